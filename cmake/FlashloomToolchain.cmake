@@ -1,0 +1,47 @@
+# Compilers, warnings, caches and sanitizers: everything that concerns all targets.
+
+find_program(CCACHE ccache)
+if(CCACHE)
+  # Precompiled headers are rebuilt with other timestamps in each build folder; without this ccache
+  # never hits on a file that uses one.
+  set(ENV{CCACHE_SLOPPINESS} "pch_defines,time_macros")
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${CMAKE_COMMAND} -E env
+      CCACHE_SLOPPINESS=pch_defines,time_macros ${CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${CCACHE})
+endif()
+
+add_library(flashloom_warnings INTERFACE)
+target_compile_options(flashloom_warnings INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Werror>)
+
+# Portable code for every x86-64 (and others); the fast paths are chosen at run time by Highway.
+# -ffp-contract=off keeps a*b+c two roundings everywhere that does not ask for a fused one, so that
+# the float32 loops outside the kernels give the same bits on every machine.
+add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fno-semantic-interposition>)
+endif()
+
+if(FLASHLOOM_SANITIZE)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined>
+                      $<$<COMPILE_LANGUAGE:CXX>:-fno-sanitize-recover=all>
+                      $<$<COMPILE_LANGUAGE:CXX>:-fno-omit-frame-pointer>)
+  add_link_options(-fsanitize=address,undefined)
+endif()
+
+if(FLASHLOOM_LINT)
+  find_program(CLANG_TIDY clang-tidy-19 REQUIRED)
+  set(CMAKE_CXX_CLANG_TIDY ${CLANG_TIDY} --quiet)
+  set(CMAKE_VERIFY_INTERFACE_HEADER_SETS ON)
+endif()
+
+if(FLASHLOOM_CUDA)
+  if(NOT CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 90a-real)
+  endif()
+  enable_language(CUDA)
+  find_package(CUDAToolkit REQUIRED)
+  # CMake 3.25 does not know that nvcc speaks C++20.
+  string(APPEND CMAKE_CUDA_FLAGS " -std=c++20 -Werror=all-warnings -Xptxas=-v --expt-relaxed-constexpr")
+  set_property(GLOBAL PROPERTY JOB_POOLS nvcc=1)
+endif()
