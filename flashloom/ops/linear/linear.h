@@ -1,0 +1,25 @@
+#pragma once
+
+#include "flashloom/core/device.h"
+#include "flashloom/core/tensor_view.h"
+
+namespace flashloom {
+
+/// y = x W^T + bias.
+///
+/// Shapes:  y (T, N), x (T, K), weight (N, K) as PyTorch stores it, bias optional (N).
+/// Dtypes:  f32. Rows at any stride.
+void linear_forward(TensorView y, ConstTensorView x, ConstTensorView weight,
+                    ConstTensorView bias = {}, Stream stream = {});
+
+struct LinearBackwardOptions {
+  bool accumulate_input = false;  // add to dx instead of overwriting it
+};
+
+/// dx = dy W; dW += dy^T x; dbias += column sums of dy, rows in a fixed order. Absent outputs are
+/// not computed. dweight and dbias are always added to (gradient accumulation).
+void linear_backward(TensorView dx, TensorView dweight, TensorView dbias, ConstTensorView dy,
+                     ConstTensorView x, ConstTensorView weight,
+                     const LinearBackwardOptions& options = {}, Stream stream = {});
+
+}  // namespace flashloom

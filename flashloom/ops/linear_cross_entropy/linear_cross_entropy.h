@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+
+#include "flashloom/core/device.h"
+#include "flashloom/core/tensor_view.h"
+
+namespace flashloom {
+
+/// A label that bears no loss, as in PyTorch.
+inline constexpr int32_t kIgnoredLabel = -100;
+
+struct LinearCrossEntropyOptions {
+  /// The gradients' factor: 1 / (loss-bearing tokens of the whole optimizer step).
+  float gradient_scale = 1;
+  float label_smoothing = 0;  // e: (1 - e)(lse - z_y) + e (lse - mean z)
+  float z_loss = 0;           // lambda: adds lambda lse^2
+  float softcap = 0;          // c: z becomes c tanh(z / c)
+};
+
+/// Losses of logits = hidden weight^T without ever storing them: tiles of logits live in the
+/// workspace only. Rows whose label is kIgnoredLabel cost nothing.
+///
+/// Shapes:  loss (T) f32, in nats, 0 on ignored rows; hidden (T, C), weight (V, C), labels (T) i32,
+///          already shifted: labels[t] is the target of hidden[t]. f32.
+///          dhidden optional (T, C): overwritten, 0 on ignored rows. dweight optional (V, C) f32:
+///          added to. Gradients are formed in the same pass, times options.gradient_scale.
+/// Memory:  workspace of linear_cross_entropy_workspace_bytes(): a tile of logits and the gathered
+///          rows, not tokens x vocabulary.
+/// Order:   the same bits for any number of threads.
+/// Throws:  InvalidArgument, also for a label outside [0, V) that is not kIgnoredLabel.
+/// Source:  Wijmans et al. 2024 (cut cross-entropy); Hsu et al. 2024 (chunks of rows).
+void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweight,
+                          ConstTensorView hidden, ConstTensorView weight, ConstTensorView labels,
+                          std::span<std::byte> workspace,
+                          const LinearCrossEntropyOptions& options = {}, Stream stream = {});
+
+/// `tokens` bounds the rows that bear loss.
+int64_t linear_cross_entropy_workspace_bytes(int64_t tokens, int64_t channels, int64_t vocabulary,
+                                             bool with_gradients);
+
+}  // namespace flashloom
