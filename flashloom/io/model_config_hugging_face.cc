@@ -1,0 +1,299 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "flashloom/core/error.h"
+#include "flashloom/io/model_config.h"
+#include "flashloom/io/strict_json.h"
+
+namespace flashloom {
+namespace {
+
+using nlohmann::json;
+using RopeScaling = ModelConfig::RopeScaling;
+
+// Typed access to one JSON object; null counts as absent, as in transformers.
+class Fields {
+ public:
+  Fields(const json& object, std::string_view file) : object_(object), file_(file) {
+    if (!object.is_object()) {
+      throw IoError(file, "", fmt::format("expected a JSON object, got {}", object.type_name()));
+    }
+  }
+
+  const json* find(const char* name) const {
+    const auto it = object_.find(name);
+    return it == object_.end() || it->is_null() ? nullptr : &*it;
+  }
+
+  int64_t integer(const char* name, std::optional<int64_t> otherwise = {}) const {
+    const json* value = find_or(name, otherwise.has_value());
+    if (value == nullptr) {
+      return *otherwise;
+    }
+    if (!value->is_number_integer() ||
+        (value->is_number_unsigned() && value->get<uint64_t>() > uint64_t{1} << 62)) {
+      wrong(name, "an integer", *value);
+    }
+    return value->get<int64_t>();
+  }
+
+  double number(const char* name, std::optional<double> otherwise = {}) const {
+    const json* value = find_or(name, otherwise.has_value());
+    if (value == nullptr) {
+      return *otherwise;
+    }
+    if (!value->is_number()) {
+      wrong(name, "a number", *value);
+    }
+    return value->get<double>();
+  }
+
+  bool boolean(const char* name, bool otherwise) const {
+    const json* value = find(name);
+    if (value == nullptr) {
+      return otherwise;
+    }
+    if (!value->is_boolean()) {
+      wrong(name, "true or false", *value);
+    }
+    return value->get<bool>();
+  }
+
+  std::string text(const char* name, std::optional<std::string> otherwise = {}) const {
+    const json* value = find_or(name, otherwise.has_value());
+    if (value == nullptr) {
+      return *otherwise;
+    }
+    if (!value->is_string()) {
+      wrong(name, "a string", *value);
+    }
+    return value->get<std::string>();
+  }
+
+  // A token id, a list of them, or nothing.
+  std::vector<int32_t> token_ids(const char* name) const {
+    const json* value = find(name);
+    if (value == nullptr) {
+      return {};
+    }
+    const json list = value->is_array() ? *value : json::array({*value});
+    std::vector<int32_t> ids;
+    for (const json& id : list) {
+      if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX) {
+        wrong(name, "a token id", id);
+      }
+      ids.push_back(id.get<int32_t>());
+    }
+    return ids;
+  }
+
+  std::optional<int32_t> token_id(const char* name) const {
+    const std::vector<int32_t> ids = token_ids(name);
+    return ids.empty() ? std::nullopt : std::optional(ids.front());
+  }
+
+  [[noreturn]] void unsupported(const char* name, std::string_view supported) const {
+    throw IoError(file_, name,
+                  fmt::format("expected {}, got {}", supported, shortened(object_.at(name))));
+  }
+
+ private:
+  const json* find_or(const char* name, bool optional) const {
+    const json* value = find(name);
+    if (value == nullptr && !optional) {
+      throw IoError(file_, name, "missing");
+    }
+    return value;
+  }
+
+  [[noreturn]] void wrong(const char* name, std::string_view expected, const json& value) const {
+    throw IoError(file_, name, fmt::format("expected {}, got {}", expected, shortened(value)));
+  }
+
+  static std::string shortened(const json& value) {
+    std::string text = value.dump(-1, ' ', true);
+    if (text.size() > 60) {
+      text.resize(57);
+      text += "...";
+    }
+    return text;
+  }
+
+  const json& object_;
+  std::string_view file_;
+};
+
+struct Family {
+  std::string_view class_name;
+  std::string_view model_type;
+  std::string_view architecture;
+  int64_t default_positions;  // of the configuration class in transformers, for an absent field
+};
+
+constexpr Family kFamilies[] = {
+    {"LlamaForCausalLM", "llama", "llama", 2048},
+    {"MistralForCausalLM", "mistral", "llama", 131072},
+    {"Qwen2ForCausalLM", "qwen2", "qwen2", 32768},
+    {"Qwen3ForCausalLM", "qwen3", "qwen3", 32768},
+};
+
+const Family& find_family(const Fields& fields, std::string_view file) {
+  std::string name;
+  const json* classes = fields.find("architectures");
+  if (classes != nullptr && classes->is_array() && !classes->empty() &&
+      classes->front().is_string()) {
+    name = classes->front().get<std::string>();
+  } else {
+    name = fields.text("model_type");
+  }
+  for (const Family& family : kFamilies) {
+    if (name == family.class_name || name == family.model_type) {
+      return family;
+    }
+  }
+  throw IoError(file, "architectures",
+                fmt::format("expected LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM or "
+                            "Qwen3ForCausalLM, got {}",
+                            name));
+}
+
+// transformers 5 puts rope_theta inside rope_parameters; 4 has rope_theta and rope_scaling.
+void parse_rope(ModelConfig& config, const Fields& fields, std::string_view file) {
+  config.rope_theta = fields.number("rope_theta", 10000.0);
+  const json* object = fields.find("rope_parameters");
+  if (object == nullptr) {
+    object = fields.find("rope_scaling");
+  }
+  if (object == nullptr) {
+    return;
+  }
+  const Fields rope(*object, file);
+  config.rope_theta = rope.number("rope_theta", config.rope_theta);
+  if (rope.number("partial_rotary_factor", 1.0) != 1.0) {
+    rope.unsupported("partial_rotary_factor", "1 (all of each head rotated)");
+  }
+  const char* key = rope.find("rope_type") != nullptr ? "rope_type" : "type";
+  const std::string type = rope.text(key, "default");
+  if (type == "linear") {
+    config.rope_scaling = RopeScaling::linear;
+    config.rope_factor = rope.number("factor");
+  } else if (type == "llama3") {
+    config.rope_scaling = RopeScaling::llama3;
+    config.rope_factor = rope.number("factor");
+    config.rope_low_frequency_factor = rope.number("low_freq_factor");
+    config.rope_high_frequency_factor = rope.number("high_freq_factor");
+    config.rope_original_positions = rope.integer("original_max_position_embeddings");
+  } else if (type != "default") {
+    rope.unsupported(key, "\"default\", \"linear\" or \"llama3\"");
+  }
+}
+
+void refuse_windows(const Fields& fields, const Family& family, std::string_view file) {
+  if (family.model_type == "mistral") {
+    // Absent means 4096 to transformers; only an explicit null turns the window off.
+    const json* window = fields.find("sliding_window");
+    if (window != nullptr) {
+      fields.unsupported("sliding_window", "null (no sliding window)");
+    }
+  } else if (fields.boolean("use_sliding_window", false)) {
+    fields.unsupported("use_sliding_window", "false (no sliding window)");
+  }
+  const json* types = fields.find("layer_types");
+  if (types != nullptr && types->is_array()) {
+    for (const json& type : *types) {
+      if (type != "full_attention") {
+        throw IoError(file, "layer_types",
+                      fmt::format("expected \"full_attention\", got {}", type.dump(-1, ' ', true)));
+      }
+    }
+  }
+}
+
+DType parse_stored_dtype(const Fields& fields) {
+  const char* key = fields.find("dtype") != nullptr ? "dtype" : "torch_dtype";
+  const std::string name = fields.text(key, "float32");
+  if (name == "float32") {
+    return DType::f32;
+  }
+  if (name == "bfloat16") {
+    return DType::bf16;
+  }
+  if (name == "float16") {
+    return DType::f16;
+  }
+  fields.unsupported(key, "\"float32\", \"bfloat16\" or \"float16\"");
+}
+
+}  // namespace
+
+ModelConfig parse_hugging_face_config(std::string_view text, std::string_view file) {
+  const json root = parse_strict_json(text, file);
+  const Fields fields(root, file);
+  const Family& family = find_family(fields, file);
+  if (family.model_type == "mistral" && !root.contains("sliding_window")) {
+    throw IoError(file, "sliding_window", "missing, which means 4096; only null is supported");
+  }
+  if (fields.find("quantization_config") != nullptr) {
+    throw IoError(file, "quantization_config",
+                  "quantised Hugging Face checkpoints are not supported; use a GGUF file");
+  }
+  if (fields.text("hidden_act", "silu") != "silu") {
+    fields.unsupported("hidden_act", "\"silu\"");
+  }
+  refuse_windows(fields, family, file);
+
+  ModelConfig config;
+  config.architecture = family.architecture;
+  config.vocabulary_size = fields.integer("vocab_size");
+  config.hidden_size = fields.integer("hidden_size");
+  config.intermediate_size = fields.integer("intermediate_size");
+  config.layers = fields.integer("num_hidden_layers");
+  config.heads = fields.integer("num_attention_heads");
+  config.kv_heads = fields.integer("num_key_value_heads", config.heads);
+  if (family.architecture == "qwen3") {
+    config.head_dim = fields.integer("head_dim", 128);
+  } else {
+    config.head_dim =
+        fields.integer("head_dim", config.heads > 0 ? config.hidden_size / config.heads : 0);
+  }
+  config.max_positions = fields.integer("max_position_embeddings", family.default_positions);
+  config.rms_norm_epsilon = fields.number("rms_norm_eps", 1e-6);
+  parse_rope(config, fields, file);
+
+  const bool qwen2 = family.architecture == "qwen2";
+  const bool bias = family.model_type != "mistral" && fields.boolean("attention_bias", false);
+  config.attention_bias = qwen2 || bias;
+  config.attention_output_bias = !qwen2 && bias;
+  config.mlp_bias = family.model_type == "llama" && fields.boolean("mlp_bias", false);
+  config.qk_norm = family.architecture == "qwen3";
+  config.tied_embeddings = fields.boolean("tie_word_embeddings", false);
+  config.eos_token_ids = fields.token_ids("eos_token_id");
+  config.bos_token_id = fields.token_id("bos_token_id");
+  config.pad_token_id = fields.token_id("pad_token_id");
+  config.stored_dtype = parse_stored_dtype(fields);
+  validate(config, file);
+  return config;
+}
+
+void apply_generation_config(ModelConfig& config, std::string_view text, std::string_view file) {
+  const json root = parse_strict_json(text, file);
+  const Fields fields(root, file);
+  std::vector<int32_t> ids = fields.token_ids("eos_token_id");
+  for (const int32_t id : config.eos_token_ids) {
+    if (std::find(ids.begin(), ids.end(), id) == ids.end()) {
+      ids.push_back(id);
+    }
+  }
+  config.eos_token_ids = ids;
+  if (const auto bos = fields.token_id("bos_token_id")) {
+    config.bos_token_id = bos;
+  }
+  if (const auto pad = fields.token_id("pad_token_id")) {
+    config.pad_token_id = pad;
+  }
+  validate(config, file);
+}
+
+}  // namespace flashloom
