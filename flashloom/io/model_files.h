@@ -22,7 +22,7 @@ struct ModelTensor {
 };
 
 /// The vocabulary inside a GGUF file, as it stands there.
-struct GgufVocabulary {
+struct StoredVocabulary {
   std::string model;                 // "gpt2" is byte-level BPE
   std::string pre;                   // name of the pre-tokenizer: "smollm", "qwen2", "llama-bpe"
   std::vector<std::string> tokens;   // by id
@@ -70,7 +70,7 @@ class ModelFiles {
   void read_into(std::string_view name, TensorView out, bool require_finite = false) const;
 
   /// Null for a Hugging Face directory, whose tokenizer is in files of its own.
-  const GgufVocabulary* vocabulary() const;
+  const StoredVocabulary* vocabulary() const;
 
   /// What else the file says about itself, for `inspect`: GGUF metadata (arrays as their sizes) or
   /// the safetensors metadata.

@@ -4,13 +4,11 @@
 #include <span>
 #include <vector>
 
+#include "flashloom/core/labels.h"
 #include "flashloom/text/packing.h"
 #include "flashloom/text/token_documents.h"
 
 namespace flashloom {
-
-/// A label that bears no loss.
-inline constexpr int32_t kIgnoredLabel = -100;
 
 /// One bin as a model takes it: documents end to end, no padding. T is its number of tokens.
 struct PackedBatch {

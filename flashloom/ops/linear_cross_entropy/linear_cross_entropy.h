@@ -5,12 +5,10 @@
 #include <span>
 
 #include "flashloom/core/device.h"
+#include "flashloom/core/labels.h"
 #include "flashloom/core/tensor_view.h"
 
 namespace flashloom {
-
-/// A label that bears no loss, as in PyTorch.
-inline constexpr int32_t kIgnoredLabel = -100;
 
 struct LinearCrossEntropyOptions {
   /// The gradients' factor: 1 / (loss-bearing tokens of the whole optimizer step).
