@@ -1,0 +1,210 @@
+#include "flashloom/ops/linear/gemm.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "flashloom/core/error.h"
+#include "flashloom/core/parallel.h"
+#include "flashloom/core/philox.h"
+
+namespace flashloom {
+namespace {
+
+// A matrix whose rows stand `gap` elements further apart than they are wide.
+struct Matrix {
+  Matrix(int64_t rows, int64_t columns, int64_t gap, uint64_t seed)
+      : memory(static_cast<size_t>(rows * (columns + gap) + 1)),
+        view(memory.data(), {rows, columns}) {
+    view.strides[0] = columns + gap;
+    RandomSequence random(seed, RandomStream::test);
+    for (float& x : memory) {
+      x = random.uniform(-1, 1);
+    }
+  }
+
+  Matrix(const Matrix& other) : memory(other.memory), view(other.view) {
+    view.data = memory.data();
+  }
+
+  Matrix& operator=(const Matrix&) = delete;
+
+  std::vector<float> memory;
+  TensorView view;
+};
+
+struct Product {
+  Product(int64_t m, int64_t n, int64_t k, const GemmOptions& gemm_options, int64_t gap = 0)
+      : options(gemm_options),
+        a(options.transpose_a ? k : m, options.transpose_a ? m : k, gap, 1),
+        b(options.transpose_b ? n : k, options.transpose_b ? k : n, gap * 2, 2),
+        c(m, n, gap * 3, 3),
+        depth(k) {}
+
+  std::vector<float> result(int threads = 2) const {
+    Matrix out(c);
+    set_thread_count(threads);
+    gemm(out.view, a.view, b.view, options);
+    set_thread_count(0);
+    return out.memory;
+  }
+
+  // |entries| <= 1: a float sum of `depth` products is off by at most depth u per term (Higham,
+  // section 3.1), the final scaling by a few roundings more. Gaps between rows must not change.
+  void expect_matches() const {
+    const std::vector<float> actual = result();
+    Matrix expected(c);
+    gemm_reference(expected.view, a.view, b.view, options);
+    const double k = static_cast<double>(depth);
+    const double bound = 0x1p-24 * (std::fabs(options.alpha) * k * (k + 2) +
+                                    2 * (std::fabs(options.alpha) * k + std::fabs(options.beta)));
+    for (size_t i = 0; i < actual.size(); ++i) {
+      ASSERT_NEAR(actual[i], expected.memory[i], bound) << "element " << i;
+    }
+    for (int64_t i = 0; i < c.view.dim(0); ++i) {
+      for (int64_t j = c.view.dim(1); j < c.view.stride(0); ++j) {
+        const auto gap = static_cast<size_t>(i * c.view.stride(0) + j);
+        ASSERT_EQ(actual[gap], c.memory[gap]);
+      }
+    }
+  }
+
+  GemmOptions options;
+  Matrix a;
+  Matrix b;
+  Matrix c;
+  int64_t depth;
+};
+
+TEST(Gemm, EqualsTheReferenceForOddSizesAndStridedRows) {
+  for (const bool ta : {false, true}) {
+    for (const bool tb : {false, true}) {
+      const GemmOptions options = {.transpose_a = ta, .transpose_b = tb};
+      for (const int64_t gap : {0, 5}) {
+        for (const auto [m, n, k] : {std::array<int64_t, 3>{1, 1, 1},
+                                     {1, 7, 3},
+                                     {5, 1, 9},
+                                     {7, 16, 33},
+                                     {6, 17, 64},
+                                     {13, 31, 1},
+                                     {129, 193, 37},
+                                     {64, 16, 130},
+                                     {16, 300, 20},
+                                     {257, 65, 300}}) {
+          SCOPED_TRACE(testing::Message() << m << " " << n << " " << k << " " << ta << tb << gap);
+          Product(m, n, k, options, gap).expect_matches();
+        }
+      }
+    }
+  }
+}
+
+TEST(Gemm, ScalesAndAdds) {
+  for (const float alpha : {1.0f, -0.5f, 0.0f}) {
+    for (const float beta : {0.0f, 1.0f, 0.25f}) {
+      SCOPED_TRACE(testing::Message() << alpha << " " << beta);
+      Product(70, 210, 50, {.alpha = alpha, .beta = beta}, 3).expect_matches();
+      Product(70, 210, 50, {.transpose_b = true, .alpha = alpha, .beta = beta}).expect_matches();
+      Product(70, 9, 500, {.transpose_a = true, .alpha = alpha, .beta = beta}).expect_matches();
+    }
+  }
+}
+
+TEST(Gemm, DoesNotReadCWhenBetaIsZero) {
+  for (const int64_t k : {0, 1, 40}) {
+    Product product(35, 50, k, {});
+    product.c.memory.assign(product.c.memory.size(), std::numeric_limits<float>::quiet_NaN());
+    const std::vector<float> actual = product.result();
+    for (size_t i = 0; i < 35 * 50; ++i) {
+      ASSERT_TRUE(std::isfinite(actual[i])) << k;
+    }
+  }
+}
+
+TEST(Gemm, AnEmptyDepthLeavesBetaTimesC) {
+  Product product(3, 5, 0, {.beta = 0.5f});
+  const std::vector<float> actual = product.result();
+  for (size_t i = 0; i < 15; ++i) {
+    EXPECT_EQ(actual[i], 0.5f * product.c.memory[i]);
+  }
+}
+
+TEST(Gemm, EmptyMatricesAreLegal) {
+  Product(0, 5, 4, {}).expect_matches();
+  Product(5, 0, 4, {}).expect_matches();
+  Product(0, 0, 0, {.transpose_a = true, .transpose_b = true}).expect_matches();
+}
+
+TEST(Gemm, GivesTheSameBitsForAnyNumberOfThreads) {
+  for (const auto [m, n, k] : {std::array<int64_t, 3>{100, 100, 2000},  // oneDNN would split this K
+                               {128, 576, 576},
+                               {300, 16, 576},
+                               {16, 576, 300},
+                               {515, 389, 65}}) {
+    for (const bool ta : {false, true}) {
+      for (const bool tb : {false, true}) {
+        const Product product(m, n, k, {.transpose_a = ta, .transpose_b = tb});
+        const std::vector<float> one = product.result(1);
+        for (const int threads : {2, 3, 5}) {
+          ASSERT_EQ(one, product.result(threads)) << m << " " << n << " " << k << " " << threads;
+        }
+      }
+    }
+  }
+}
+
+TEST(Gemm, GivesTheSameBitsInsideAParallelLoop) {
+  const Product product(150, 210, 700, {.transpose_b = true});
+  const std::vector<float> outside = product.result(1);
+  set_thread_count(2);
+  std::vector<Matrix> inside(4, product.c);
+  parallel_for(4, [&](int64_t i) {
+    gemm(inside[static_cast<size_t>(i)].view, product.a.view, product.b.view, product.options);
+  });
+  EXPECT_EQ(thread_count(), 2);
+  set_thread_count(0);
+  for (const Matrix& matrix : inside) {
+    EXPECT_EQ(matrix.memory, outside);
+  }
+}
+
+TEST(Gemm, LeavesTheNumberOfThreadsAlone) {
+  const Product product(10, 10, 10, {});
+  set_thread_count(3);
+  Matrix out(product.c);
+  gemm(out.view, product.a.view, product.b.view);
+  EXPECT_EQ(thread_count(), 3);
+  set_thread_count(0);
+}
+
+TEST(Gemm, RejectsBadArguments) {
+  const Product product(4, 6, 5, {});
+  Matrix c(product.c);
+  EXPECT_THROW(gemm(c.view, product.b.view, product.a.view), InvalidArgument);
+  EXPECT_THROW(gemm(c.view, product.a.view, product.b.view, {.transpose_a = true}),
+               InvalidArgument);
+  EXPECT_THROW(gemm(c.view, product.a.view, product.b.view, {.transpose_b = true}),
+               InvalidArgument);
+  EXPECT_THROW(gemm(c.view, product.a.view.select(0, 1), product.b.view), InvalidArgument);
+  EXPECT_THROW(gemm(c.view, {}, product.b.view), InvalidArgument);
+  EXPECT_THROW(gemm(c.view.transpose(0, 1), product.b.view, product.a.view,
+                    {.transpose_a = true, .transpose_b = true}),
+               InvalidArgument);
+  TensorView overlapping = product.a.view;
+  overlapping.strides[0] = 2;
+  EXPECT_THROW(gemm(c.view, overlapping, product.b.view), InvalidArgument);
+  TensorView halves = product.a.view;
+  halves.dtype = DType::bf16;
+  EXPECT_THROW(gemm(c.view, halves, product.b.view), InvalidArgument);
+  try {
+    gemm(c.view, product.a.view, product.b.view.slice(0, 0, 3));
+    FAIL() << "accepted a wrong shape";
+  } catch (const InvalidArgument& error) {
+    EXPECT_STREQ(error.what(), "gemm: b: expected shape (5, 6), got (3, 6) f32");
+  }
+}
+
+}  // namespace
+}  // namespace flashloom
