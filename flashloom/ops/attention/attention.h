@@ -57,12 +57,16 @@ struct AttentionPositions {
   std::optional<int64_t> query_start;  // position of row 0 of q, for a part of a longer sequence
   std::optional<int64_t> key_start;    // likewise for k; both or neither
   /// Explicit positions, for rows that were dropped, gathered or sorted. Ascending within a bucket
-  /// (within a row of heads without buckets), so that kernels can search them.
-  ConstTensorView query;         // (B, H, S_q) i32
-  ConstTensorView key;           // (B, G, S_k) i32
-  ConstTensorView query_count;   // (B, H) i32: rows of q that exist; the rest is padding
-  ConstTensorView key_count;     // (B, G) i32
-  ConstTensorView output_index;  // (B, H, S_q) i32: row of out (and lse) that takes this query
+  /// (within a row of heads without buckets), so that kernels can search them. 2^31 - 1 marks a
+  /// padding row, which sees nothing and is seen by none, so that buckets can be padded to tiles.
+  /// With packed tensors (H, T) instead of (B, H, S), here and in output_index.
+  ConstTensorView query;        // (B, H, S_q) i32
+  ConstTensorView key;          // (B, G, S_k) i32
+  ConstTensorView query_count;  // (B, H) i32: rows of q that exist; the rest is padding
+  ConstTensorView key_count;    // (B, G) i32
+  /// Row of out, lse and entropy (counted within the sequence; dout, dlse, dentropy likewise) that
+  /// takes this query; -1 for padding. Rows of out that no query names become 0, lse -inf.
+  ConstTensorView output_index;  // (B, H, S_q) i32
   /// Buckets (hash attention): a pair is visible only within a bucket. Rows are sorted by bucket;
   /// bucket n owns rows [offsets[n], offsets[n + 1]).
   ConstTensorView query_bucket_offsets;  // (B, H, buckets + 1) i32
@@ -72,7 +76,7 @@ struct AttentionPositions {
 };
 
 /// A block mask in compressed rows, shared by heads or sequences through sizes of 1. It restricts
-/// what visibility leaves.
+/// what visibility leaves. Not with buckets.
 struct AttentionBlocks {
   int64_t block_rows = 0;       // queries a block
   int64_t block_keys = 0;       // keys a block
@@ -88,7 +92,8 @@ struct AttentionBlocks {
   ConstTensorView transposed_partial;  // (B or 1, H or 1, entries) i32, into the same bits
 };
 
-/// Skips the softmax and value product of a tile of fully visible pairs whose scores are all small.
+/// Skips the softmax and value product of a tile whose scores are all small. Tiles are those of the
+/// grid of `rows` x `keys`; only whole tiles of which every pair is visible can be skipped.
 /// A skipped tile adds nothing to the denominator either: the result is exact attention over the
 /// tiles that were kept. Forward only.
 struct AttentionGate {

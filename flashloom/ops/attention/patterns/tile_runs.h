@@ -14,7 +14,8 @@
 
 namespace flashloom {
 
-/// Rows (queries) and keys of a kernel's tile. `keys` divides the blocks of a block mask.
+/// Rows (queries) and keys of a kernel's tile. `rows` divides the block rows and `keys` the block
+/// keys of a block mask.
 struct TileShape {
   int32_t rows;
   int32_t keys;
@@ -23,11 +24,12 @@ struct TileShape {
 /// What a kernel must still check for the pairs of a tile. kRunFull alone: nothing.
 enum RunFlags : uint32_t {
   kRunFull = 0,
-  kRunBounds = 1,     // rows or keys behind the end of the sequence lie in the tile
-  kRunPositions = 2,  // visibility decides pair by pair, from affine positions
-  kRunIndex = 4,      // explicit positions, buckets, exclude_self decide pair by pair
-  kRunBlockBits = 8,  // the bits of a partial block decide
-  kRunGated = 16,     // the threshold may skip this tile
+  kRunBounds = 1,      // keys behind the end of the sequence lie in the tile
+  kRunPositions = 2,   // visibility decides pair by pair, from affine positions
+  kRunIndex = 4,       // explicit positions, buckets, exclude_self decide pair by pair
+  kRunBlockBits = 8,   // the bits of a partial block decide
+  kRunGated = 16,      // all pairs exist and are visible, and the threshold may skip this tile
+  kRunRowBounds = 32,  // queries behind the end of the sequence lie in the tile
 };
 
 /// `count` neighbouring tiles from `first` on, with the same flags.
