@@ -1,0 +1,113 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "flashloom/core/memory_plan.h"
+#include "flashloom/core/tensor_view.h"
+#include "flashloom/io/model_config.h"
+#include "flashloom/models/llama/llama_activations.h"
+#include "flashloom/models/llama/llama_adapters.h"
+#include "flashloom/models/llama/llama_rope.h"
+#include "flashloom/models/llama/llama_weights.h"
+#include "flashloom/models/parameter.h"
+
+namespace flashloom {
+
+class ModelFiles;
+
+/// A packed micro-batch: documents one after another; none sees another.
+struct LlamaBatch {
+  ConstTensorView tokens;      // (T) i32
+  ConstTensorView positions;   // (T) i32, from 0 in each document
+  ConstTensorView labels;      // (T) i32, already shifted; kIgnoredLabel bears no loss
+  ConstTensorView cu_seqlens;  // (documents + 1) i32: 0, ends of the documents; the last is T
+  int64_t max_length = 0;      // longest document, or a bound of it
+};
+
+/// A decoder of the Llama family (Llama 2 and 3, SmolLM2, Mistral, Qwen2, Qwen3): explicit forward
+/// and backward passes over planned buffers. Life: construct (adds every buffer to the plan), make
+/// an Arena, bind(), load(), then steps, which allocate nothing.
+///
+/// Trained are the adapters if there are any (LoRA), else all weights.
+class LlamaModel {
+ public:
+  struct Options {
+    bool training = false;            // plans gradients and the activations that backward needs
+    std::optional<LoraOptions> lora;  // adapters
+    int64_t max_tokens = 0;           // of a micro-batch, all documents together
+    int64_t max_sequence_length = 0;  // of a document; 0: max_tokens
+    int64_t max_sequences = 0;        // documents of a micro-batch; 0: max_tokens
+  };
+
+  LlamaModel(const ModelConfig& config, const Options& options, MemoryPlan& plan);
+
+  /// The arena of that plan. It must outlive the model and stay where it is.
+  void bind(const Arena& arena);
+
+  /// Reads all weights. Throws IoError naming the tensor.
+  void load(const ModelFiles& files) { weights_.load(files); }
+
+  /// Fresh adapters: A random, B zero, so that the model is unchanged. Nothing without adapters.
+  void initialize_adapters(uint64_t seed) { adapters_.initialize(seed); }
+
+  /// Adds the adapters to the weights and sets their B to zero.
+  void merge_adapters();
+
+  /// Forward and backward. Gradients, each loss's times `gradient_scale` (1 / loss-bearing tokens
+  /// of the whole optimizer step), are added to what zero_gradients() and earlier micro-batches
+  /// left. Returns the sum of the losses, in nats. Throws InvalidArgument for a batch that is
+  /// malformed or larger than planned, or a token or label outside the vocabulary.
+  double loss_and_gradients(const LlamaBatch& batch, float gradient_scale);
+
+  /// The same sum of losses without gradients, in one layer's buffers.
+  double evaluate(const LlamaBatch& batch);
+
+  /// Loss of each token of the last batch, (T) f32; 0 where none is borne.
+  ConstTensorView token_losses() const { return token_losses_; }
+
+  /// Logits (T, V) f32 of every token; labels are not needed. Large: for tests and inspection.
+  void logits(TensorView out, const LlamaBatch& batch);
+
+  void zero_gradients();
+
+  /// All weights, then all adapters. Views are set after bind().
+  std::span<const Parameter> parameters() const { return parameters_; }
+
+  const ModelConfig& config() const { return config_; }
+
+  const LlamaWeights& weights() const { return weights_; }
+
+  const LlamaAdapters& adapters() const { return adapters_; }
+
+  const LlamaRope& rope() const { return rope_; }
+
+ private:
+  ConstTensorView forward(const LlamaBatch& batch, bool save);
+  double sum_of_losses() const;
+  void check_batch(const LlamaBatch& batch, bool labels) const;
+
+  ModelConfig config_;
+  Options options_;
+  LlamaWeights weights_;
+  LlamaAdapters adapters_;
+  LlamaRope rope_;
+  LlamaActivations activations_;
+  std::vector<Parameter> parameters_;
+  TensorView token_losses_;
+};
+
+/// Memory of a plan as a line: bytes = fixed + per_token x max_tokens, exact for multiples of 16
+/// tokens but for workspaces that grow in steps.
+struct LlamaMemory {
+  int64_t fixed_bytes = 0;
+  int64_t bytes_per_token = 0;
+};
+
+/// What a model with these options takes (options.max_tokens is ignored), without allocating it.
+/// The optimizer's state is not included.
+LlamaMemory llama_memory(const ModelConfig& config, const LlamaModel::Options& options);
+
+}  // namespace flashloom

@@ -1,0 +1,93 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "flashloom/core/memory_plan.h"
+#include "flashloom/core/tensor_view.h"
+#include "flashloom/io/model_config.h"
+#include "flashloom/models/llama/llama_weights.h"
+#include "flashloom/models/parameter.h"
+#include "flashloom/ops/lora_linear/lora_linear.h"
+
+namespace flashloom {
+
+/// Which linears of every layer get an adapter, and of what size.
+struct LoraOptions {
+  int64_t rank = 16;
+  double alpha = 32;
+  /// True for each LlamaLinear that is adapted.
+  std::array<bool, kLlamaLinears> targets = {true, true, true, true, true, true, true};
+
+  /// The factor of B A.
+  float scale() const { return static_cast<float>(alpha / static_cast<double>(rank)); }
+
+  bool adapts(LlamaLinear linear) const { return targets[static_cast<size_t>(linear)]; }
+};
+
+/// Targets by name, "q_proj" or "q". Throws InvalidArgument for a name that is no linear of a
+/// layer, or for none at all.
+std::array<bool, kLlamaLinears> parse_lora_targets(std::span<const std::string> names);
+
+/// A and B of one linear; both absent where it is not adapted.
+struct LlamaAdapter {
+  TensorView a;  // (R, K)
+  TensorView b;  // (N, R)
+};
+
+struct LlamaLayerAdapters {
+  std::array<LlamaAdapter, kLlamaLinears> value;
+  std::array<LlamaAdapter, kLlamaLinears> gradient;  // absent unless trained
+};
+
+/// The low-rank adapters of all layers: y = x W^T + alpha / R (x A^T) B^T. A of q, k and v (and of
+/// gate and up) stand in one tensor, so that one product serves the group.
+class LlamaAdapters {
+ public:
+  LlamaAdapters() = default;
+  LlamaAdapters(const ModelConfig& config, const LoraOptions& options, bool trainable,
+                MemoryPlan& plan);
+
+  void bind(const Arena& arena);
+
+  /// A from U(-1/sqrt(K), 1/sqrt(K)) (Kaiming uniform with a = sqrt(5), as peft), B zero.
+  void initialize(uint64_t seed);
+
+  /// W += scale B A for every adapted linear. The adapters keep their values: set B to zero, or
+  /// drop them, before the next forward pass.
+  void merge_into(LlamaWeights& weights) const;
+
+  bool empty() const { return ids_.empty(); }
+
+  const LoraOptions& options() const { return options_; }
+
+  /// All adapters absent if there are none.
+  const LlamaLayerAdapters& layer(int64_t index) const {
+    return empty() ? none_ : layers_[static_cast<size_t>(index)];
+  }
+
+  /// Appends A and B of each linear under peft's names.
+  void append_parameters(std::vector<Parameter>& parameters) const;
+
+ private:
+  struct GroupIds {
+    MemoryPlan::Id a, da;
+  };
+
+  struct LayerIds {
+    std::array<GroupIds, kLlamaGroups> groups;
+    std::array<MemoryPlan::Id, kLlamaLinears> b, db;
+  };
+
+  LoraOptions options_;
+  bool trainable_ = false;
+  std::vector<LayerIds> ids_;
+  std::vector<LlamaLayerAdapters> layers_;
+  LlamaLayerAdapters none_;
+};
+
+}  // namespace flashloom

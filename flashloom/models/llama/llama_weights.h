@@ -1,0 +1,111 @@
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "flashloom/core/memory_plan.h"
+#include "flashloom/core/tensor_view.h"
+#include "flashloom/io/model_config.h"
+#include "flashloom/models/parameter.h"
+
+namespace flashloom {
+
+class ModelFiles;
+
+/// The seven linears of a layer.
+enum class LlamaLinear : uint8_t { q, k, v, o, gate, up, down };
+
+inline constexpr size_t kLlamaLinears = 7;
+
+/// Linears that read the same input.
+enum class LlamaGroup : uint8_t { qkv, o, gate_up, down };
+
+inline constexpr size_t kLlamaGroups = 4;
+
+/// First linear of each group and the number behind the last one.
+struct LlamaGroupRange {
+  size_t first, end;
+};
+
+constexpr LlamaGroupRange llama_group_range(LlamaGroup group) {
+  constexpr std::array<LlamaGroupRange, kLlamaGroups> kRanges = {{{0, 3}, {3, 4}, {4, 6}, {6, 7}}};
+  return kRanges[static_cast<size_t>(group)];
+}
+
+/// "self_attn.q_proj", …: what stands between "model.layers.N." and ".weight".
+std::string_view llama_linear_name(LlamaLinear linear);
+
+/// (out, in) of a linear's weight.
+struct LlamaLinearShape {
+  int64_t outputs, inputs;
+};
+
+LlamaLinearShape llama_linear_shape(const ModelConfig& config, LlamaLinear linear);
+
+/// Whether the linear has a bias in this model.
+bool llama_linear_has_bias(const ModelConfig& config, LlamaLinear linear);
+
+struct LlamaLayerWeights {
+  TensorView attention_norm;                     // (C)
+  std::array<TensorView, kLlamaLinears> linear;  // (N, K); q, k, v neighbours, gate, up too
+  std::array<TensorView, kLlamaLinears> bias;    // (N), absent where the model has none
+  TensorView q_norm, k_norm;                     // (D), absent without QK norm
+  TensorView ffn_norm;                           // (C)
+};
+
+/// Weights, or their gradients: the same tensors.
+struct LlamaTensors {
+  TensorView embedding;  // (V, C)
+  std::vector<LlamaLayerWeights> layers;
+  TensorView final_norm;  // (C)
+  TensorView head;        // (V, C): the embedding itself if they are tied
+};
+
+/// All weights of a model in f32 and, for full fine-tuning, their gradients.
+class LlamaWeights {
+ public:
+  LlamaWeights() = default;
+  LlamaWeights(const ModelConfig& config, bool trainable, MemoryPlan& plan);
+
+  void bind(const Arena& arena);
+
+  /// Reads every tensor by its Hugging Face name. Throws IoError naming the tensor if one is
+  /// missing, has another shape (expected and actual) or holds NaN or infinity.
+  void load(const ModelFiles& files);
+
+  const LlamaTensors& values() const { return values_; }
+
+  /// Views are absent unless trained.
+  const LlamaTensors& gradients() const { return gradients_; }
+
+  bool trainable() const { return trainable_; }
+
+  /// Appends every tensor once (a tied head is the embedding) under its Hugging Face name.
+  void append_parameters(std::vector<Parameter>& parameters) const;
+
+ private:
+  struct LayerIds {
+    MemoryPlan::Id attention_norm, qkv, qkv_bias, o, o_bias, q_norm, k_norm;
+    MemoryPlan::Id ffn_norm, gate_up, gate_up_bias, down, down_bias;
+  };
+
+  struct Ids {
+    MemoryPlan::Id embedding, final_norm, head;
+    std::vector<LayerIds> layers;
+  };
+
+  Ids plan(MemoryPlan& plan, MemoryKind kind, std::string_view suffix) const;
+  LlamaTensors views(const Arena& arena, const Ids& ids) const;
+
+  ModelConfig config_;
+  bool trainable_ = false;
+  Ids value_ids_;
+  Ids gradient_ids_;
+  LlamaTensors values_;
+  LlamaTensors gradients_;
+};
+
+}  // namespace flashloom
