@@ -24,7 +24,7 @@ struct GemmOptions {
 void gemm(TensorView c, ConstTensorView a, ConstTensorView b, const GemmOptions& options = {},
           Stream stream = {});
 
-/// The oracle: float64 plain loops.
+/// The oracle: float64 plain loops. f32 or f64 tensors.
 void gemm_reference(TensorView c, ConstTensorView a, ConstTensorView b,
                     const GemmOptions& options = {});
 

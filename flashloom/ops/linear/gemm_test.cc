@@ -8,43 +8,21 @@
 
 #include "flashloom/core/error.h"
 #include "flashloom/core/parallel.h"
-#include "flashloom/core/philox.h"
+#include "flashloom/ops/linear/test_matrix.h"
 
 namespace flashloom {
 namespace {
 
-// A matrix whose rows stand `gap` elements further apart than they are wide.
-struct Matrix {
-  Matrix(int64_t rows, int64_t columns, int64_t gap, uint64_t seed)
-      : memory(static_cast<size_t>(rows * (columns + gap) + 1)),
-        view(memory.data(), {rows, columns}) {
-    view.strides[0] = columns + gap;
-    RandomSequence random(seed, RandomStream::test);
-    for (float& x : memory) {
-      x = random.uniform(-1, 1);
-    }
-  }
-
-  Matrix(const Matrix& other) : memory(other.memory), view(other.view) {
-    view.data = memory.data();
-  }
-
-  Matrix& operator=(const Matrix&) = delete;
-
-  std::vector<float> memory;
-  TensorView view;
-};
-
 struct Product {
   Product(int64_t m, int64_t n, int64_t k, const GemmOptions& gemm_options, int64_t gap = 0)
       : options(gemm_options),
-        a(options.transpose_a ? k : m, options.transpose_a ? m : k, gap, 1),
-        b(options.transpose_b ? n : k, options.transpose_b ? k : n, gap * 2, 2),
-        c(m, n, gap * 3, 3),
+        a(options.transpose_a ? k : m, options.transpose_a ? m : k, 1, gap),
+        b(options.transpose_b ? n : k, options.transpose_b ? k : n, 2, gap * 2),
+        c(m, n, 3, gap * 3),
         depth(k) {}
 
   std::vector<float> result(int threads = 2) const {
-    Matrix out(c);
+    TestMatrix<> out(c);
     set_thread_count(threads);
     gemm(out.view, a.view, b.view, options);
     set_thread_count(0);
@@ -55,7 +33,7 @@ struct Product {
   // section 3.1), the final scaling by a few roundings more. Gaps between rows must not change.
   void expect_matches() const {
     const std::vector<float> actual = result();
-    Matrix expected(c);
+    TestMatrix<> expected(c);
     gemm_reference(expected.view, a.view, b.view, options);
     const double k = static_cast<double>(depth);
     const double bound = 0x1p-24 * (std::fabs(options.alpha) * k * (k + 2) +
@@ -72,9 +50,9 @@ struct Product {
   }
 
   GemmOptions options;
-  Matrix a;
-  Matrix b;
-  Matrix c;
+  TestMatrix<> a;
+  TestMatrix<> b;
+  TestMatrix<> c;
   int64_t depth;
 };
 
@@ -159,13 +137,13 @@ TEST(Gemm, GivesTheSameBitsInsideAParallelLoop) {
   const Product product(150, 210, 700, {.transpose_b = true});
   const std::vector<float> outside = product.result(1);
   set_thread_count(2);
-  std::vector<Matrix> inside(4, product.c);
+  std::vector<TestMatrix<>> inside(4, product.c);
   parallel_for(4, [&](int64_t i) {
     gemm(inside[static_cast<size_t>(i)].view, product.a.view, product.b.view, product.options);
   });
   EXPECT_EQ(thread_count(), 2);
   set_thread_count(0);
-  for (const Matrix& matrix : inside) {
+  for (const TestMatrix<>& matrix : inside) {
     EXPECT_EQ(matrix.memory, outside);
   }
 }
@@ -173,7 +151,7 @@ TEST(Gemm, GivesTheSameBitsInsideAParallelLoop) {
 TEST(Gemm, LeavesTheNumberOfThreadsAlone) {
   const Product product(10, 10, 10, {});
   set_thread_count(3);
-  Matrix out(product.c);
+  TestMatrix<> out(product.c);
   gemm(out.view, product.a.view, product.b.view);
   EXPECT_EQ(thread_count(), 3);
   set_thread_count(0);
@@ -181,7 +159,7 @@ TEST(Gemm, LeavesTheNumberOfThreadsAlone) {
 
 TEST(Gemm, RejectsBadArguments) {
   const Product product(4, 6, 5, {});
-  Matrix c(product.c);
+  TestMatrix<> c(product.c);
   EXPECT_THROW(gemm(c.view, product.b.view, product.a.view), InvalidArgument);
   EXPECT_THROW(gemm(c.view, product.a.view, product.b.view, {.transpose_a = true}),
                InvalidArgument);

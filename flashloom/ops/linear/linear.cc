@@ -1,0 +1,66 @@
+#include "flashloom/ops/linear/linear.h"
+
+#include "flashloom/core/check.h"
+#include "flashloom/ops/linear/bias.h"
+#include "flashloom/ops/linear/gemm.h"
+
+namespace flashloom {
+namespace {
+
+void check_matrix(std::string_view op, std::string_view argument, const ConstTensorView& view,
+                  int64_t rows, int64_t columns) {
+  check_shape(op, argument, view, {rows, columns});
+  check_dtype(op, argument, view, {DType::f32});
+  check_last_contiguous(op, argument, view);
+  check_cpu(op, argument, view);
+}
+
+void check_vector(std::string_view op, std::string_view argument, const ConstTensorView& view,
+                  int64_t size) {
+  check_shape(op, argument, view, {size});
+  check_dtype(op, argument, view, {DType::f32});
+  check_last_contiguous(op, argument, view);
+  check_cpu(op, argument, view);
+}
+
+}  // namespace
+
+void linear_forward(TensorView y, ConstTensorView x, ConstTensorView weight, ConstTensorView bias,
+                    Stream stream) {
+  constexpr std::string_view kOp = "linear_forward";
+  check_matrix(kOp, "weight", weight, kAnySize, kAnySize);
+  check_matrix(kOp, "x", x, kAnySize, weight.dim(1));
+  check_matrix(kOp, "y", y, x.dim(0), weight.dim(0));
+  if (bias) {
+    check_vector(kOp, "bias", bias, weight.dim(0));
+    fill_rows_cpu(y, bias);
+  }
+  gemm(y, x, weight, {.transpose_b = true, .beta = bias ? 1.0f : 0.0f}, stream);
+}
+
+void linear_backward(TensorView dx, TensorView dweight, TensorView dbias, ConstTensorView dy,
+                     ConstTensorView x, ConstTensorView weight,
+                     const LinearBackwardOptions& options, Stream stream) {
+  constexpr std::string_view kOp = "linear_backward";
+  check_matrix(kOp, "dy", dy, kAnySize, kAnySize);
+  if (dx) {
+    check_matrix(kOp, "weight", weight, dy.dim(1), kAnySize);
+    check_matrix(kOp, "dx", dx, dy.dim(0), weight.dim(1));
+  }
+  if (dweight) {
+    check_matrix(kOp, "x", x, dy.dim(0), kAnySize);
+    check_matrix(kOp, "dweight", dweight, dy.dim(1), x.dim(1));
+  }
+  if (dbias) {
+    check_vector(kOp, "dbias", dbias, dy.dim(1));
+    add_column_sums_cpu(dbias, dy);
+  }
+  if (dx) {
+    gemm(dx, dy, weight, {.beta = options.accumulate_input ? 1.0f : 0.0f}, stream);
+  }
+  if (dweight) {
+    gemm(dweight, dy, x, {.transpose_a = true, .beta = 1}, stream);
+  }
+}
+
+}  // namespace flashloom

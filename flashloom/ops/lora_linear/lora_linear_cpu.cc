@@ -1,0 +1,97 @@
+#include "flashloom/ops/lora_linear/lora_linear_cpu.h"
+
+#include "flashloom/core/function_ref.h"
+#include "flashloom/ops/linear/gemm.h"
+#include "flashloom/ops/linear/linear.h"
+
+namespace flashloom {
+namespace {
+
+// True if the rows of `next` follow those of `rows` in one tensor.
+bool continues(const ConstTensorView& rows, const ConstTensorView& next) {
+  return next.stride(0) == rows.stride(0) &&
+         next.as<float>() == rows.as<float>() + rows.dim(0) * rows.stride(0);
+}
+
+// Calls body(first rank, rows) for each run of matrices of `part` that are rows of one tensor;
+// `part(i)` is absent where projection i has no adapter.
+template <class View>
+void for_each_run(size_t count, FunctionRef<View(size_t)> part,
+                  FunctionRef<void(int64_t, View)> body) {
+  int64_t first = 0;
+  View run;
+  for (size_t i = 0; i < count; ++i) {
+    const View rows = part(i);
+    if (!rows || rows.dim(0) == 0) {
+      continue;
+    }
+    if (run && continues(run, rows)) {
+      run.shape[0] += rows.dim(0);
+      continue;
+    }
+    if (run) {
+      body(first, run);
+      first += run.dim(0);
+    }
+    run = rows;
+  }
+  if (run) {
+    body(first, run);
+  }
+}
+
+}  // namespace
+
+void lora_linear_forward_cpu(std::span<const TensorView> y, TensorView hidden, ConstTensorView x,
+                             std::span<const LoraProjection> projections) {
+  for_each_run<ConstTensorView>(
+      projections.size(), [&](size_t i) { return projections[i].a; },
+      [&](int64_t first, ConstTensorView a) {
+        gemm(hidden.slice(1, first, a.dim(0)), x, a, {.transpose_b = true});
+      });
+  int64_t first = 0;
+  for (size_t i = 0; i < projections.size(); ++i) {
+    const LoraProjection& p = projections[i];
+    linear_forward(y[i], x, p.weight, p.bias);
+    if (p.a) {
+      gemm(y[i], hidden.slice(1, first, p.a.dim(0)), p.b,
+           {.transpose_b = true, .alpha = p.scale, .beta = 1});
+      first += p.a.dim(0);
+    }
+  }
+}
+
+void lora_linear_backward_cpu(TensorView dx, std::span<const LoraGradients> gradients,
+                              TensorView dhidden, std::span<const ConstTensorView> dy,
+                              ConstTensorView x, ConstTensorView hidden,
+                              std::span<const LoraProjection> projections, bool accumulate_input) {
+  int64_t first = 0;
+  for (size_t i = 0; i < projections.size(); ++i) {
+    const LoraProjection& p = projections[i];
+    if (dx) {
+      gemm(dx, dy[i], p.weight, {.beta = accumulate_input || i > 0 ? 1.0f : 0.0f});
+    }
+    if (p.a) {
+      const int64_t rank = p.a.dim(0);
+      gemm(gradients[i].db, dy[i], hidden.slice(1, first, rank),
+           {.transpose_a = true, .alpha = p.scale, .beta = 1});
+      gemm(dhidden.slice(1, first, rank), dy[i], p.b, {.alpha = p.scale});
+      first += rank;
+    }
+  }
+  for_each_run<TensorView>(
+      projections.size(),
+      [&](size_t i) { return projections[i].a ? gradients[i].da : TensorView(); },
+      [&](int64_t run_first, TensorView da) {
+        gemm(da, dhidden.slice(1, run_first, da.dim(0)), x, {.transpose_a = true, .beta = 1});
+      });
+  if (dx) {
+    for_each_run<ConstTensorView>(
+        projections.size(), [&](size_t i) { return projections[i].a; },
+        [&](int64_t run_first, ConstTensorView a) {
+          gemm(dx, dhidden.slice(1, run_first, a.dim(0)), a, {.beta = 1});
+        });
+  }
+}
+
+}  // namespace flashloom
