@@ -13,12 +13,16 @@ struct RmsNormOptions {
   double epsilon = 1e-6;
 };
 
-/// y = x r w with r = 1 / sqrt(mean(x^2) + epsilon); with a residual, x = residual + input first.
+/// y = x r w with r = 1 / sqrt(mean(x^2) + epsilon); with a residual, x = residual + input first,
+/// rounded to its storage, so that the backward pass sees the same x.
 ///
-/// Shapes:  out, input, residual (rows, N); weight (N); inverse_rms (rows) f32, saved for the
-///          backward pass; sum (rows, N) receives residual + input, and is required with a
-///          residual. input may alias sum. Rows at any stride, the last dimension contiguous.
-/// Dtypes:  f32 or bf16 storage (all row tensors alike), f32 arithmetic, rounded once at the end.
+/// Shapes:  out, input, residual (rows, N) or, to normalise heads, (T, H, N); weight (N);
+///          inverse_rms optional (rows) or (T, H) f32, contiguous, saved for the backward pass; sum
+///          as out, receives residual + input: required with a residual, absent without. Any
+///          strides, the last dimension contiguous.
+/// Alias:   sum may be input or residual; out may be input or residual, but not sum.
+/// Dtypes:  f32 or bf16 storage (all row tensors alike, weight its own), f32 arithmetic, y rounded
+///          once at the end.
 /// Throws:  InvalidArgument.
 /// Source:  Zhang & Sennrich 2019.
 void rms_norm_forward(TensorView out, TensorView inverse_rms, TensorView sum, ConstTensorView input,
@@ -27,15 +31,18 @@ void rms_norm_forward(TensorView out, TensorView inverse_rms, TensorView sum, Co
 
 /// m = dy o w; dx = r (m - x r^2 mean(m o x)) + dresidual; dw = sum over rows of dy o x r.
 ///
-/// Shapes:  dinput, dout, input (rows, N), dresidual optional (rows, N): the gradient that reaches
-///          the sum on its other way; dinput may alias dresidual. dweight optional (N) f32, added
-///          to what is there, in a fixed order of rows. `input` is what was normalised (the sum).
+/// Shapes:  dinput, dout, input (rows, N) or (T, H, N), dresidual alike, optional: the gradient
+/// that
+///          reaches the sum on its other way. dweight optional (N) f32, contiguous, added to what
+///          is there, in a fixed order of rows. `input` is what was normalised (the sum).
+/// Alias:   dinput may be dresidual or dout.
+/// Throws:  InvalidArgument, also for a workspace that is too small (none without dweight).
 void rms_norm_backward(TensorView dinput, TensorView dweight, ConstTensorView dout,
                        ConstTensorView dresidual, ConstTensorView input,
                        ConstTensorView inverse_rms, ConstTensorView weight,
                        std::span<std::byte> workspace, Stream stream = {});
 
-/// Bytes of workspace for the backward pass with a dweight.
+/// Bytes of workspace for the backward pass with a dweight; `rows` counts all heads.
 int64_t rms_norm_backward_workspace_bytes(int64_t rows, int64_t columns);
 
 }  // namespace flashloom
