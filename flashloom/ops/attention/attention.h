@@ -31,14 +31,16 @@ namespace flashloom {
 /// Lengths and places of sequences. Index tensors lie on the device of q, the bounds on the host,
 /// so that nothing has to be read back before a launch.
 struct AttentionSequences {
-  ConstTensorView cu_query;    // (B + 1) i32: first row of each packed sequence, then T_q
-  ConstTensorView cu_key;      // (B + 1) i32
-  ConstTensorView used_query;  // (B) i32: rows behind it are padding, never read; out 0, lse -inf
-  ConstTensorView used_key;    // (B) i32: keys behind it are padding, never read
-  ConstTensorView page_table;  // (B, pages a sequence) i32: page of k and v for each block of keys
-  int64_t max_query = 0;       // upper bound of a packed sequence's queries; required with cu_query
-  int64_t max_key = 0;         // likewise for keys, and for paged sequences
-  int64_t page_size = 0;       // keys a page
+  ConstTensorView cu_query = {};  // (B + 1) i32: first row of each packed sequence, then T_q
+  ConstTensorView cu_key = {};    // (B + 1) i32
+  ConstTensorView used_query =
+      {};  // (B) i32: rows behind it are padding, never read; out 0, lse -inf
+  ConstTensorView used_key = {};  // (B) i32: keys behind it are padding, never read
+  ConstTensorView page_table =
+      {};                 // (B, pages a sequence) i32: page of k and v for each block of keys
+  int64_t max_query = 0;  // upper bound of a packed sequence's queries; required with cu_query
+  int64_t max_key = 0;    // likewise for keys, and for paged sequences
+  int64_t page_size = 0;  // keys a page
 };
 
 /// Query i sees key j iff -left <= r_j - p_i <= right, where p_i and r_j are their positions
@@ -53,24 +55,25 @@ struct AttentionVisibility {
 struct AttentionPositions {
   /// Default: S_k - S_q of each sequence (used lengths where given), so that the last query stands
   /// beside the last key ("bottom right"); PyTorch's is_causal is offset 0. Not with starts.
-  std::optional<int64_t> offset;
-  std::optional<int64_t> query_start;  // position of row 0 of q, for a part of a longer sequence
-  std::optional<int64_t> key_start;    // likewise for k; both or neither
+  std::optional<int64_t> offset = {};
+  std::optional<int64_t> query_start =
+      {};                                 // position of row 0 of q, for a part of a longer sequence
+  std::optional<int64_t> key_start = {};  // likewise for k; both or neither
   /// Explicit positions, for rows that were dropped, gathered or sorted. Ascending within a bucket
   /// (within a row of heads without buckets), so that kernels can search them. 2^31 - 1 marks a
   /// padding row, which sees nothing and is seen by none, so that buckets can be padded to tiles.
   /// With packed tensors (H, T) instead of (B, H, S), here and in output_index.
-  ConstTensorView query;        // (B, H, S_q) i32
-  ConstTensorView key;          // (B, G, S_k) i32
-  ConstTensorView query_count;  // (B, H) i32: rows of q that exist; the rest is padding
-  ConstTensorView key_count;    // (B, G) i32
+  ConstTensorView query = {};        // (B, H, S_q) i32
+  ConstTensorView key = {};          // (B, G, S_k) i32
+  ConstTensorView query_count = {};  // (B, H) i32: rows of q that exist; the rest is padding
+  ConstTensorView key_count = {};    // (B, G) i32
   /// Row of out, lse and entropy (counted within the sequence; dout, dlse, dentropy likewise) that
   /// takes this query; -1 for padding. Rows of out that no query names become 0, lse -inf.
-  ConstTensorView output_index;  // (B, H, S_q) i32
+  ConstTensorView output_index = {};  // (B, H, S_q) i32
   /// Buckets (hash attention): a pair is visible only within a bucket. Rows are sorted by bucket;
   /// bucket n owns rows [offsets[n], offsets[n + 1]).
-  ConstTensorView query_bucket_offsets;  // (B, H, buckets + 1) i32
-  ConstTensorView key_bucket_offsets;    // (B, G, buckets + 1) i32
+  ConstTensorView query_bucket_offsets = {};  // (B, H, buckets + 1) i32
+  ConstTensorView key_bucket_offsets = {};    // (B, G, buckets + 1) i32
   /// A query does not see the key at its own position (Reformer's rule for shared q and k).
   bool exclude_self = false;
 };
@@ -78,18 +81,18 @@ struct AttentionPositions {
 /// A block mask in compressed rows, shared by heads or sequences through sizes of 1. It restricts
 /// what visibility leaves. Not with buckets.
 struct AttentionBlocks {
-  int64_t block_rows = 0;       // queries a block
-  int64_t block_keys = 0;       // keys a block
-  ConstTensorView row_offsets;  // (B or 1, H or 1, block rows of S_q + 1) i32
-  ConstTensorView columns;      // (B or 1, H or 1, entries) i32, ascending within a row
+  int64_t block_rows = 0;            // queries a block
+  int64_t block_keys = 0;            // keys a block
+  ConstTensorView row_offsets = {};  // (B or 1, H or 1, block rows of S_q + 1) i32
+  ConstTensorView columns = {};      // (B or 1, H or 1, entries) i32, ascending within a row
   /// Absent: every block is full. Else -1 is a full block, n a partial one: of its pairs only those
   /// whose bit is set in bits[n] are kept.
-  ConstTensorView partial;  // (B or 1, H or 1, entries) i32
-  ConstTensorView bits;     // (partial blocks, block_rows, block_keys / 8) u8, lowest bit first
+  ConstTensorView partial = {};  // (B or 1, H or 1, entries) i32
+  ConstTensorView bits = {};  // (partial blocks, block_rows, block_keys / 8) u8, lowest bit first
   /// The transposed lists, for the backward pass: blocks of queries for each block of keys.
-  ConstTensorView column_offsets;      // (B or 1, H or 1, block columns of S_k + 1) i32
-  ConstTensorView rows;                // (B or 1, H or 1, entries) i32
-  ConstTensorView transposed_partial;  // (B or 1, H or 1, entries) i32, into the same bits
+  ConstTensorView column_offsets = {};      // (B or 1, H or 1, block columns of S_k + 1) i32
+  ConstTensorView rows = {};                // (B or 1, H or 1, entries) i32
+  ConstTensorView transposed_partial = {};  // (B or 1, H or 1, entries) i32, into the same bits
 };
 
 /// Skips the softmax and value product of a tile whose scores are all small. Tiles are those of the
@@ -103,21 +106,21 @@ struct AttentionGate {
   enum class Kind : uint8_t { none, absolute, relative };
 
   Kind kind = Kind::none;
-  ConstTensorView threshold;  // (H, n) f32, by block of `rows` queries; the last one repeats
-  int64_t rows = 128;         // scope of a decision
+  ConstTensorView threshold = {};  // (H, n) f32, by block of `rows` queries; the last one repeats
+  int64_t rows = 128;              // scope of a decision
   int64_t keys = 64;
-  TensorView kept;  // out, optional: (B, H, row blocks, key blocks / 32 rounded up) i32 bitmap
-  TensorView
-      dropped_mass;  // out, optional: (B, H, S_q) f32, upper bound of the lost share of a row
+  TensorView kept = {};  // out, optional: (B, H, row blocks, key blocks / 32 rounded up) i32 bitmap
+  TensorView dropped_mass =
+      {};  // out, optional: (B, H, S_q) f32, upper bound of the lost share of a row
 };
 
 /// scale -> softcap -> ALiBi or bias -> mask -> softmax with sink.
 struct AttentionScore {
-  float scale = 0;               // 0 means 1 / sqrt(D)
-  float softcap = 0;             // c: s becomes c tanh(s / c); 0 is off
-  ConstTensorView alibi_slopes;  // (H) or (B, H) f32: adds -slope |r_j - p_i|
-  ConstTensorView bias;          // (B or 1, H or 1, S_q or 1, S_k) any float type, added
-  ConstTensorView sinks;         // (H) f32: logit of an extra key of value 0
+  float scale = 0;                    // 0 means 1 / sqrt(D)
+  float softcap = 0;                  // c: s becomes c tanh(s / c); 0 is off
+  ConstTensorView alibi_slopes = {};  // (H) or (B, H) f32: adds -slope |r_j - p_i|
+  ConstTensorView bias = {};          // (B or 1, H or 1, S_q or 1, S_k) any float type, added
+  ConstTensorView sinks = {};         // (H) f32: logit of an extra key of value 0
 };
 
 /// A pair (i, j) is dropped by bits drawn from (seed, offset; sequence, head, p_i, r_j), so that
@@ -125,14 +128,15 @@ struct AttentionScore {
 /// counter.
 struct AttentionDropout {
   float probability = 0;
-  ConstTensorView seed;    // (1) u64
-  ConstTensorView offset;  // (1) u64, optional
+  ConstTensorView seed = {};    // (1) u64
+  ConstTensorView offset = {};  // (1) u64, optional
 };
 
 /// Scales of 8-bit storage: stored value x scale = value. Scalars or one a (sequence, head).
 struct AttentionFp8 {
-  ConstTensorView q_scale, k_scale, v_scale, out_scale;  // (B or 1, heads or 1) f32
-  TensorView amax_out;                                   // (1) f32: largest |out| before scaling
+  ConstTensorView q_scale = {}, k_scale = {}, v_scale = {},
+                  out_scale = {};  // (B or 1, heads or 1) f32
+  TensorView amax_out = {};        // (1) f32: largest |out| before scaling
 };
 
 enum class AttentionBackend : uint8_t { automatic, reference, cpu, portable, sm90 };
@@ -144,52 +148,53 @@ struct AttentionExecution {
   int splits = 0;             // parts of the keys worked on side by side; 0: the backend's choice
   float multiprocessor_share = 1;                          // of the GPU
   AttentionBackend backend = AttentionBackend::automatic;  // anything else is required
-  TensorView
-      status;  // (1) i32 on the device: set non-zero by bad index data, see attention_check()
+  TensorView status =
+      {};  // (1) i32 on the device: set non-zero by bad index data, see attention_check()
 };
 
 struct AttentionOptions {
-  AttentionSequences sequences;
-  AttentionVisibility visibility;
-  AttentionPositions positions;
-  AttentionBlocks blocks;
-  AttentionGate gate;
-  AttentionScore score;
-  AttentionDropout dropout;
-  AttentionFp8 fp8;
-  AttentionExecution execution;
+  AttentionSequences sequences = {};
+  AttentionVisibility visibility = {};
+  AttentionPositions positions = {};
+  AttentionBlocks blocks = {};
+  AttentionGate gate = {};
+  AttentionScore score = {};
+  AttentionDropout dropout = {};
+  AttentionFp8 fp8 = {};
+  AttentionExecution execution = {};
 };
 
 struct AttentionInputs {
-  ConstTensorView q;  // (B, H, S_q, D)
-  ConstTensorView k;  // (B, G, S_k, D)
-  ConstTensorView v;  // (B, G, S_k, E)
+  ConstTensorView q = {};  // (B, H, S_q, D)
+  ConstTensorView k = {};  // (B, G, S_k, D)
+  ConstTensorView v = {};  // (B, G, S_k, E)
 };
 
 struct AttentionOutputs {
-  TensorView out;      // (B, H, S_q, E); f32 for parts that attention_merge() will join
-  TensorView lse;      // optional (B, H, S_q) f32: natural log of the sum of exp(scores) and sink
-  TensorView entropy;  // optional (B, H, S_q) f32, in nats, over keys and sink
+  TensorView out = {};  // (B, H, S_q, E); f32 for parts that attention_merge() will join
+  TensorView lse = {};  // optional (B, H, S_q) f32: natural log of the sum of exp(scores) and sink
+  TensorView entropy = {};  // optional (B, H, S_q) f32, in nats, over keys and sink
   float entropy_order = 1;  // 1: Shannon; otherwise Renyi of that order
 };
 
 /// What the backward pass needs beside the inputs.
 struct AttentionSaved {
-  ConstTensorView out;       // as the forward pass wrote it
-  ConstTensorView lse;       // (B, H, S_q) f32
-  ConstTensorView entropy;   // (B, H, S_q) f32, with dentropy
-  ConstTensorView dout;      // (B, H, S_q, E)
-  ConstTensorView dlse;      // optional (B, H, S_q) f32
-  ConstTensorView dentropy;  // optional (B, H, S_q) f32
+  ConstTensorView out = {};       // as the forward pass wrote it
+  ConstTensorView lse = {};       // (B, H, S_q) f32
+  ConstTensorView entropy = {};   // (B, H, S_q) f32, with dentropy
+  ConstTensorView dout = {};      // (B, H, S_q, E)
+  ConstTensorView dlse = {};      // optional (B, H, S_q) f32
+  ConstTensorView dentropy = {};  // optional (B, H, S_q) f32
   float entropy_order = 1;
 };
 
 struct AttentionGradients {
-  TensorView dq;      // like q, any float type
-  TensorView dk;      // like k
-  TensorView dv;      // like v
-  TensorView dsinks;  // optional (H) f32
-  TensorView dbias;   // optional, like bias, f32: summed over the dimensions that bias broadcasts
+  TensorView dq = {};      // like q, any float type
+  TensorView dk = {};      // like k
+  TensorView dv = {};      // like v
+  TensorView dsinks = {};  // optional (H) f32
+  TensorView dbias =
+      {};  // optional, like bias, f32: summed over the dimensions that bias broadcasts
   bool accumulate = false;  // add to what is there (f32 gradients only)
 };
 

@@ -1,0 +1,142 @@
+#include "flashloom/ops/attention/attention.h"
+
+#include <fmt/format.h>
+
+#include "flashloom/core/check.h"
+#include "flashloom/ops/attention/attention_reference.h"
+#include "flashloom/ops/attention/attention_validation.h"
+#include "flashloom/ops/attention/cpu/attention_cpu.h"
+
+namespace flashloom {
+namespace {
+
+constexpr std::string_view kForward = "attention_forward";
+constexpr std::string_view kBackward = "attention_backward";
+
+// `refusal` says what the CPU kernel does not cover, "" if it covers the call.
+AttentionChoice choose(std::string_view op, const AttentionInputs& inputs,
+                       const AttentionOptions& options, const std::string& refusal) {
+  const AttentionBackend required = options.execution.backend;
+  if (!inputs.q.device.is_cpu()) {
+    throw Unsupported(op, "tensors of a GPU in a build without CUDA");
+  }
+  if (required == AttentionBackend::reference) {
+    return {AttentionBackend::reference, "required"};
+  }
+  if (required == AttentionBackend::sm90 || required == AttentionBackend::portable) {
+    throw Unsupported(
+        op, fmt::format("the {} backend on tensors of the CPU", attention_backend_name(required)));
+  }
+  if (refusal.empty()) {
+    return {AttentionBackend::cpu, ""};
+  }
+  if (required == AttentionBackend::cpu) {
+    throw Unsupported(op, fmt::format("{} in the cpu backend", refusal));
+  }
+  return {AttentionBackend::reference, fmt::format("the cpu backend does not cover {}", refusal)};
+}
+
+void check_workspace(std::string_view op, std::span<std::byte> workspace, int64_t bytes) {
+  check(static_cast<int64_t>(workspace.size()) >= bytes, op, "workspace",
+        fmt::format("{} bytes", bytes), fmt::format("{}", workspace.size()));
+  check(bytes == 0 || reinterpret_cast<uintptr_t>(workspace.data()) % 64 == 0, op, "workspace",
+        "alignment to 64 bytes", "less");
+}
+
+AttentionChoice forward_choice(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                               const AttentionOptions& options) {
+  return choose(kForward, inputs, options, attention_forward_cpu_refusal(outputs, inputs, options));
+}
+
+AttentionChoice backward_choice(const AttentionGradients& gradients, const AttentionInputs& inputs,
+                                const AttentionSaved& saved, const AttentionOptions& options) {
+  return choose(kBackward, inputs, options,
+                attention_backward_cpu_refusal(gradients, inputs, saved, options));
+}
+
+}  // namespace
+
+std::string_view attention_backend_name(AttentionBackend backend) {
+  constexpr std::string_view kNames[] = {"automatic", "reference", "cpu", "portable", "sm90"};
+  return kNames[static_cast<size_t>(backend)];
+}
+
+void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                       std::span<std::byte> workspace, const AttentionOptions& options,
+                       Stream /*stream*/) {
+  validate_attention_forward(outputs, inputs, options);
+  const AttentionChoice choice = forward_choice(outputs, inputs, options);
+  validate_attention_index_data(kForward, inputs, options);
+  if (choice.backend == AttentionBackend::reference) {
+    attention_forward_reference(outputs, inputs, options);
+    return;
+  }
+  check_workspace(kForward, workspace, attention_forward_cpu_bytes(outputs, inputs, options));
+  attention_forward_cpu(outputs, inputs, workspace, options);
+}
+
+void attention_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
+                        const AttentionSaved& saved, std::span<std::byte> workspace,
+                        const AttentionOptions& options, Stream /*stream*/) {
+  validate_attention_backward(gradients, inputs, saved, options);
+  const AttentionChoice choice = backward_choice(gradients, inputs, saved, options);
+  validate_attention_index_data(kBackward, inputs, options);
+  if (choice.backend == AttentionBackend::reference) {
+    attention_backward_reference(gradients, inputs, saved, options);
+    return;
+  }
+  check_workspace(kBackward, workspace,
+                  attention_backward_cpu_bytes(gradients, inputs, saved, options));
+  attention_backward_cpu(gradients, inputs, saved, workspace, options);
+}
+
+int64_t attention_forward_workspace_bytes(const AttentionOutputs& outputs,
+                                          const AttentionInputs& inputs,
+                                          const AttentionOptions& options) {
+  validate_attention_forward(outputs, inputs, options);
+  return forward_choice(outputs, inputs, options).backend == AttentionBackend::cpu
+             ? attention_forward_cpu_bytes(outputs, inputs, options)
+             : 0;
+}
+
+int64_t attention_backward_workspace_bytes(const AttentionGradients& gradients,
+                                           const AttentionInputs& inputs,
+                                           const AttentionSaved& saved,
+                                           const AttentionOptions& options) {
+  validate_attention_backward(gradients, inputs, saved, options);
+  return backward_choice(gradients, inputs, saved, options).backend == AttentionBackend::cpu
+             ? attention_backward_cpu_bytes(gradients, inputs, saved, options)
+             : 0;
+}
+
+void attention_merge(TensorView out, TensorView lse, ConstTensorView parts,
+                     ConstTensorView part_lse, ConstTensorView sinks, Stream /*stream*/) {
+  validate_attention_merge(out, lse, parts, part_lse, sinks);
+  check_cpu("attention_merge", "out", out);
+  attention_merge_reference(out, lse, parts, part_lse, sinks);
+}
+
+AttentionChoice attention_forward_backend(const AttentionOutputs& outputs,
+                                          const AttentionInputs& inputs,
+                                          const AttentionOptions& options) {
+  validate_attention_forward(outputs, inputs, options);
+  return forward_choice(outputs, inputs, options);
+}
+
+AttentionChoice attention_backward_backend(const AttentionGradients& gradients,
+                                           const AttentionInputs& inputs,
+                                           const AttentionSaved& saved,
+                                           const AttentionOptions& options) {
+  validate_attention_backward(gradients, inputs, saved, options);
+  return backward_choice(gradients, inputs, saved, options);
+}
+
+void attention_check(const AttentionOptions& options, Stream /*stream*/) {
+  if (options.execution.status && options.execution.status.device.is_cpu() &&
+      *static_cast<const int32_t*>(options.execution.status.data) != 0) {
+    throw InvalidArgument("attention_check", "index data", "lengths, pages and blocks in range",
+                          "a status word that is set");
+  }
+}
+
+}  // namespace flashloom
