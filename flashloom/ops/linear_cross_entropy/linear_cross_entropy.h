@@ -18,16 +18,20 @@ struct LinearCrossEntropyOptions {
   float softcap = 0;          // c: z becomes c tanh(z / c)
 };
 
-/// Losses of logits = hidden weight^T without ever storing them: tiles of logits live in the
-/// workspace only. Rows whose label is kIgnoredLabel cost nothing.
+/// Losses of logits = hidden weight^T without ever storing them: the logits of a few rows, or of a
+/// tile, live in the workspace only. Rows whose label is kIgnoredLabel cost nothing.
 ///
 /// Shapes:  loss (T) f32, in nats, 0 on ignored rows; hidden (T, C), weight (V, C), labels (T) i32,
-///          already shifted: labels[t] is the target of hidden[t]. f32.
+///          already shifted: labels[t] is the target of hidden[t]. f32, rows at any stride.
 ///          dhidden optional (T, C): overwritten, 0 on ignored rows. dweight optional (V, C) f32:
 ///          added to. Gradients are formed in the same pass, times options.gradient_scale.
-/// Memory:  workspace of linear_cross_entropy_workspace_bytes(): a tile of logits and the gathered
-///          rows, not tokens x vocabulary.
+///          With neither (evaluation) a tile of logits is all that lives.
+/// Cost:    2 N C V operations for the loss of N loss-bearing rows, 2 N C V more for each gradient:
+///          nothing is computed twice.
+/// Memory:  workspace of linear_cross_entropy_workspace_bytes(), at most about 100 MB for any
+///          number of tokens (unless the logits of 16 rows need more).
 /// Order:   the same bits for any number of threads.
+/// Faults:  a logit that is NaN or +infinity makes the loss (and the gradients) of its row NaN.
 /// Throws:  InvalidArgument, also for a label outside [0, V) that is not kIgnoredLabel.
 /// Source:  Wijmans et al. 2024 (cut cross-entropy); Hsu et al. 2024 (chunks of rows).
 void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweight,
@@ -38,5 +42,11 @@ void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweigh
 /// `tokens` bounds the rows that bear loss.
 int64_t linear_cross_entropy_workspace_bytes(int64_t tokens, int64_t channels, int64_t vocabulary,
                                              bool with_gradients);
+
+/// The oracle: float64 plain loops. f32 or f64 tensors (labels i32).
+void linear_cross_entropy_reference(TensorView loss, TensorView dhidden, TensorView dweight,
+                                    ConstTensorView hidden, ConstTensorView weight,
+                                    ConstTensorView labels,
+                                    const LinearCrossEntropyOptions& options = {});
 
 }  // namespace flashloom

@@ -1,0 +1,83 @@
+#include "flashloom/ops/linear_cross_entropy/linear_cross_entropy.h"
+
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "flashloom/core/check.h"
+#include "flashloom/ops/linear_cross_entropy/linear_cross_entropy_cpu.h"
+
+namespace flashloom {
+namespace {
+
+constexpr std::string_view kOp = "linear_cross_entropy";
+
+void check_tensor(std::string_view argument, const ConstTensorView& view, DType dtype,
+                  std::initializer_list<int64_t> shape) {
+  check_shape(kOp, argument, view, shape);
+  check_dtype(kOp, argument, view, {dtype});
+  check_last_contiguous(kOp, argument, view);
+  check_cpu(kOp, argument, view);
+}
+
+void check_number(bool ok, std::string_view argument, std::string_view expected, float actual) {
+  check(ok && std::isfinite(actual), kOp, argument, expected, fmt::format("{}", actual));
+}
+
+void check_labels(const ConstTensorView& labels, int64_t vocabulary) {
+  const int32_t* label = labels.as<int32_t>();
+  for (int64_t t = 0; t < labels.dim(0); ++t) {
+    if (label[t] != kIgnoredLabel && (label[t] < 0 || label[t] >= vocabulary)) {
+      throw InvalidArgument(kOp, fmt::format("labels[{}]", t),
+                            fmt::format("{} or a token in [0, {})", kIgnoredLabel, vocabulary),
+                            fmt::format("{}", label[t]));
+    }
+  }
+}
+
+}  // namespace
+
+void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweight,
+                          ConstTensorView hidden, ConstTensorView weight, ConstTensorView labels,
+                          std::span<std::byte> workspace, const LinearCrossEntropyOptions& options,
+                          Stream) {
+  check_tensor("hidden", hidden, DType::f32, {kAnySize, kAnySize});
+  const int64_t tokens = hidden.dim(0);
+  const int64_t channels = hidden.dim(1);
+  check_tensor("weight", weight, DType::f32, {kAnySize, channels});
+  const int64_t vocabulary = weight.dim(0);
+  check_tensor("labels", labels, DType::i32, {tokens});
+  check_tensor("loss", loss, DType::f32, {tokens});
+  if (dhidden) {
+    check_tensor("dhidden", dhidden, DType::f32, {tokens, channels});
+  }
+  if (dweight) {
+    check_tensor("dweight", dweight, DType::f32, {vocabulary, channels});
+  }
+  check_number(true, "gradient_scale", "a finite number", options.gradient_scale);
+  check_number(options.label_smoothing >= 0 && options.label_smoothing <= 1, "label_smoothing",
+               "a number in [0, 1]", options.label_smoothing);
+  check_number(options.z_loss >= 0, "z_loss", "a number >= 0", options.z_loss);
+  check_number(options.softcap >= 0, "softcap", "a number > 0, or 0 for none", options.softcap);
+  check_labels(labels, vocabulary);
+  const int64_t needed =
+      linear_cross_entropy_workspace_bytes(tokens, channels, vocabulary, dhidden || dweight);
+  check(static_cast<int64_t>(workspace.size()) >= needed, kOp, "workspace",
+        fmt::format("at least {} bytes", needed), fmt::format("{}", workspace.size()));
+  linear_cross_entropy_cpu(loss, dhidden, dweight, hidden, weight, labels, workspace, options);
+}
+
+int64_t linear_cross_entropy_workspace_bytes(int64_t tokens, int64_t channels, int64_t vocabulary,
+                                             bool with_gradients) {
+  // Sizes of tensors that fit an address space; their products with four bytes fit int64 too.
+  constexpr int64_t kLimit = int64_t{1} << 28;
+  check(tokens >= 0 && tokens <= kLimit, kOp, "tokens", "a size in [0, 2^28]",
+        fmt::format("{}", tokens));
+  check(channels >= 0 && channels <= kLimit, kOp, "channels", "a size in [0, 2^28]",
+        fmt::format("{}", channels));
+  check(vocabulary >= 0 && vocabulary <= kLimit, kOp, "vocabulary", "a size in [0, 2^28]",
+        fmt::format("{}", vocabulary));
+  return linear_cross_entropy_workspace_bytes_cpu(tokens, channels, vocabulary, with_gradients);
+}
+
+}  // namespace flashloom

@@ -1,0 +1,344 @@
+#include "flashloom/ops/linear_cross_entropy/linear_cross_entropy.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "flashloom/core/error.h"
+#include "flashloom/core/parallel.h"
+#include "flashloom/ops/linear/test_matrix.h"
+
+namespace flashloom {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInfinity = std::numeric_limits<float>::infinity();
+
+template <class T>
+struct Head {
+  // A third of the rows is ignored.
+  Head(int64_t row_count, int64_t channel_count, int64_t vocabulary_size, int64_t gap = 0)
+      : tokens(row_count),
+        channels(channel_count),
+        vocabulary(vocabulary_size),
+        hidden(tokens, channels, 1, gap),
+        weight(vocabulary, channels, 2, gap),
+        loss(1, tokens, 3),
+        dhidden(tokens, channels, 4, gap),
+        dweight(vocabulary, channels, 5, gap) {
+    RandomSequence random(6, RandomStream::test);
+    for (int64_t t = 0; t < tokens; ++t) {
+      const auto label = static_cast<int32_t>(random.below(static_cast<uint32_t>(vocabulary)));
+      labels.push_back(t % 3 == 1 ? kIgnoredLabel : label);
+    }
+  }
+
+  TensorView loss_view() const { return loss.view.select(0, 0); }
+
+  ConstTensorView labels_view() const { return {labels.data(), {tokens}}; }
+
+  void run(const LinearCrossEntropyOptions& options = {}, bool with_dhidden = true,
+           bool with_dweight = true) {
+    std::vector<std::byte> workspace(
+        static_cast<size_t>(linear_cross_entropy_workspace_bytes(tokens, channels, vocabulary,
+                                                                 with_dhidden || with_dweight)),
+        std::byte{0xff});  // NaN: garbage must not matter
+    linear_cross_entropy(loss_view(), with_dhidden ? dhidden.view : TensorView(),
+                         with_dweight ? dweight.view : TensorView(), hidden.view, weight.view,
+                         labels_view(), workspace, options);
+  }
+
+  void run_reference(const LinearCrossEntropyOptions& options = {}) {
+    linear_cross_entropy_reference(loss_view(), dhidden.view, dweight.view, hidden.view,
+                                   weight.view, labels_view(), options);
+  }
+
+  int64_t tokens, channels, vocabulary;
+  TestMatrix<T> hidden, weight, loss, dhidden, dweight;
+  std::vector<int32_t> labels;
+};
+
+void expect_near(const TestMatrix<>& actual, const TestMatrix<>& expected, double bound) {
+  for (size_t i = 0; i < actual.memory.size(); ++i) {
+    ASSERT_NEAR(actual.memory[i], expected.memory[i], bound) << "element " << i;
+  }
+}
+
+// Entries of hidden and weight are below 1, so logits are below C and within C (C + 2) u of the
+// truth; a loss is a difference of two such numbers. dz is within 2 C (C + 2) u + 16 u of itself
+// (the softcap's slope doubles it), its absolute sum over a row is at most 2 (1 + 2 z_loss C), and
+// sums over V or T add a rounding a term.
+void expect_equals_reference(Head<float> actual, const LinearCrossEntropyOptions& options) {
+  Head<float> expected(actual);
+  actual.run(options);
+  expected.run_reference(options);
+  const double u = 0x1p-24;
+  const auto c = static_cast<double>(actual.channels);
+  const double logit = c * (c + 2) * u;
+  const double loss_slope = 2 + 2 * options.z_loss * (c + 10);
+  expect_near(actual.loss, expected.loss, loss_slope * (logit + 16 * u * (c + 10)));
+  const double terms = static_cast<double>(std::max(actual.vocabulary, actual.tokens));
+  const double gradient = std::fabs(options.gradient_scale) * 2 *
+                          (1 + 2 * options.z_loss * (c + 10)) * (4 * logit + 32 * u + terms * u);
+  expect_near(actual.dhidden, expected.dhidden, gradient);
+  expect_near(actual.dweight, expected.dweight,
+              gradient * static_cast<double>(actual.tokens) / 3 + u * terms);
+}
+
+TEST(LinearCrossEntropy, EqualsTheReference) {
+  for (const auto [tokens, channels, vocabulary] :
+       {std::array<int64_t, 3>{1, 1, 1}, {2, 3, 2}, {17, 24, 255}, {40, 16, 257}, {9, 33, 1000}}) {
+    SCOPED_TRACE(testing::Message() << tokens << " " << channels << " " << vocabulary);
+    expect_equals_reference(Head<float>(tokens, channels, vocabulary), {});
+    expect_equals_reference(Head<float>(tokens, channels, vocabulary, 5), {.gradient_scale = 0.1f});
+  }
+}
+
+TEST(LinearCrossEntropy, EqualsTheReferenceOverSeveralChunksAndSlices) {
+  // 800 loss-bearing rows exceed the largest chunk; 9,000 columns make slices of two tiles.
+  Head<float> head(1200, 8, 9000);
+  for (size_t t = 0; t < 100; ++t) {
+    head.labels[t] = static_cast<int32_t>(8999 - t);
+  }
+  expect_equals_reference(head, {.gradient_scale = 0.01f});
+}
+
+TEST(LinearCrossEntropy, OptionsEqualTheReference) {
+  for (const LinearCrossEntropyOptions& options :
+       {LinearCrossEntropyOptions{.label_smoothing = 0.1f},
+        LinearCrossEntropyOptions{.label_smoothing = 1.0f},
+        LinearCrossEntropyOptions{.z_loss = 0.01f}, LinearCrossEntropyOptions{.softcap = 1.5f},
+        LinearCrossEntropyOptions{
+            .gradient_scale = 0.25f, .label_smoothing = 0.2f, .z_loss = 0.1f, .softcap = 3.0f}}) {
+    SCOPED_TRACE(testing::Message()
+                 << options.label_smoothing << " " << options.z_loss << " " << options.softcap);
+    expect_equals_reference(Head<float>(33, 20, 601), options);
+  }
+}
+
+TEST(LinearCrossEntropy, GradientsOfTheReferenceAreFiniteDifferences) {
+  for (const LinearCrossEntropyOptions& options :
+       {LinearCrossEntropyOptions{.gradient_scale = 0.5f},
+        LinearCrossEntropyOptions{.label_smoothing = 0.3f},
+        LinearCrossEntropyOptions{.z_loss = 0.2f},
+        LinearCrossEntropyOptions{
+            .gradient_scale = 2, .label_smoothing = 0.1f, .z_loss = 0.1f, .softcap = 0.8f}}) {
+    Head<double> head(5, 4, 7);
+    head.dweight.memory.assign(head.dweight.memory.size(), 0.0);
+    head.run_reference(options);
+    const auto objective = [&] {
+      Head<double> run(head);
+      run.run_reference(options);
+      double sum = 0;
+      for (int64_t t = 0; t < run.tokens; ++t) {
+        sum += run.loss.memory[static_cast<size_t>(t)];
+      }
+      return sum * static_cast<double>(options.gradient_scale);
+    };
+    const auto expect_gradient = [&](TestMatrix<double>& values,
+                                     const TestMatrix<double>& gradient) {
+      for (int64_t i = 0; i < values.view.size(); ++i) {
+        double& value = values.memory[static_cast<size_t>(i)];
+        const double saved = value;
+        constexpr double kStep = 1e-5;  // error of the step^2 of third derivatives: 1e-9
+        value = saved + kStep;
+        const double up = objective();
+        value = saved - kStep;
+        const double down = objective();
+        value = saved;
+        EXPECT_NEAR((up - down) / (2 * kStep), gradient.memory[static_cast<size_t>(i)], 1e-8);
+      }
+    };
+    expect_gradient(head.hidden, head.dhidden);
+    expect_gradient(head.weight, head.dweight);
+  }
+}
+
+TEST(LinearCrossEntropy, GivesTheSameBitsForAnyNumberOfThreads) {
+  const auto run = [](int threads) {
+    Head<float> head(700, 24, 9000);
+    set_thread_count(threads);
+    head.run({.gradient_scale = 0.01f, .label_smoothing = 0.1f});
+    set_thread_count(0);
+    return std::vector{head.loss.memory, head.dhidden.memory, head.dweight.memory};
+  };
+  const auto one = run(1);
+  for (const int threads : {2, 3, 5}) {
+    EXPECT_EQ(run(threads), one) << threads;
+  }
+}
+
+TEST(LinearCrossEntropy, AbsentGradientsChangeNothingElse) {
+  const Head<float> head(50, 20, 700, 1);
+  Head<float> both(head);
+  both.run();
+  Head<float> only_dhidden(head);
+  only_dhidden.run({}, true, false);
+  EXPECT_EQ(only_dhidden.loss.memory, both.loss.memory);
+  EXPECT_EQ(only_dhidden.dhidden.memory, both.dhidden.memory);
+  EXPECT_EQ(only_dhidden.dweight.memory, head.dweight.memory);
+  Head<float> only_dweight(head);
+  only_dweight.run({}, false, true);
+  EXPECT_EQ(only_dweight.dweight.memory, both.dweight.memory);
+  EXPECT_EQ(only_dweight.dhidden.memory, head.dhidden.memory);
+  Head<float> evaluation(head);
+  evaluation.run({}, false, false);
+  EXPECT_EQ(evaluation.loss.memory, both.loss.memory);
+}
+
+TEST(LinearCrossEntropy, IgnoredRowsBearNothingAndAreNotRead) {
+  Head<float> head(30, 10, 40);
+  Head<float> with_nan(head);
+  for (int64_t c = 0; c < head.channels; ++c) {
+    with_nan.hidden.memory[static_cast<size_t>(head.channels + c)] = kNan;  // row 1 is ignored
+  }
+  head.run();
+  with_nan.run();
+  EXPECT_EQ(head.loss.memory[1], 0.0f);
+  EXPECT_EQ(head.dhidden.memory[static_cast<size_t>(head.channels)], 0.0f);
+  EXPECT_EQ(head.dhidden.memory, with_nan.dhidden.memory);
+  EXPECT_EQ(head.dweight.memory, with_nan.dweight.memory);
+}
+
+TEST(LinearCrossEntropy, AllRowsIgnoredGivesZeros) {
+  Head<float> head(5, 10, 40);
+  head.labels.assign(5, kIgnoredLabel);
+  const TestMatrix<> before(head.dweight);
+  head.run();
+  for (size_t t = 0; t < 5; ++t) {
+    EXPECT_EQ(head.loss.memory[t], 0.0f);
+  }
+  for (size_t i = 0; i < 50; ++i) {
+    EXPECT_EQ(head.dhidden.memory[i], 0.0f);
+  }
+  EXPECT_EQ(head.dweight.memory, before.memory);
+}
+
+TEST(LinearCrossEntropy, NoTokensAreLegal) {
+  Head<float> head(0, 10, 40);
+  EXPECT_NO_THROW(head.run());
+}
+
+TEST(LinearCrossEntropy, EqualLogitsCostTheLogOfTheVocabulary) {
+  Head<float> head(9, 4, 777);
+  head.weight.memory.assign(head.weight.memory.size(), 0.0f);
+  head.run();
+  for (size_t t = 0; t < 9; ++t) {
+    EXPECT_NEAR(head.loss.memory[t], t % 3 == 1 ? 0 : std::log(777.0), 1e-6);
+  }
+}
+
+TEST(LinearCrossEntropy, AConstantAddedToEveryLogitChangesNoLoss) {
+  Head<float> head(9, 4, 300);
+  for (int64_t t = 0; t < 9; ++t) {
+    head.hidden.memory[static_cast<size_t>(t * 4)] = 1;
+  }
+  Head<float> shifted(head);
+  for (int64_t v = 0; v < 300; ++v) {
+    shifted.weight.memory[static_cast<size_t>(v * 4)] += 1000;  // exp(1000) overflows
+  }
+  head.run();
+  shifted.run();
+  for (size_t t = 0; t < 9; ++t) {
+    EXPECT_NEAR(head.loss.memory[t], shifted.loss.memory[t], 1e-3);  // ulp of 1000 is 6e-5
+  }
+}
+
+TEST(LinearCrossEntropy, TheGradientOverTheVocabularySumsToZero) {
+  // A channel whose weight is 1 for every token: its gradient is the sum of dz over the vocabulary.
+  Head<float> head(12, 6, 1300);
+  for (int64_t v = 0; v < head.vocabulary; ++v) {
+    head.weight.memory[static_cast<size_t>(v * 6)] = 1;
+  }
+  for (const float smoothing : {0.0f, 0.3f}) {
+    head.run({.label_smoothing = smoothing});
+    for (int64_t t = 0; t < head.tokens; ++t) {
+      EXPECT_NEAR(head.dhidden.memory[static_cast<size_t>(t * 6)], 0, 1e-5);
+    }
+  }
+}
+
+TEST(LinearCrossEntropy, NumbersThatAreNotFiniteMakeTheirRowNan) {
+  for (const float bad : {kNan, kInfinity}) {
+    for (const int64_t vocabulary : {5, 40, 600}) {
+      Head<float> head(6, 4, vocabulary);
+      head.hidden.memory[0] = bad;
+      head.run();
+      EXPECT_TRUE(std::isnan(head.loss.memory[0])) << bad;
+      EXPECT_TRUE(std::isnan(head.dhidden.memory[0])) << bad;
+      EXPECT_TRUE(std::isfinite(head.loss.memory[2]));
+    }
+  }
+  for (size_t place = 0; place < 599; ++place) {  // in any lane of any vector
+    Head<float> head(1, 1, 600);
+    head.weight.memory[place] = kNan;
+    head.run();
+    ASSERT_TRUE(std::isnan(head.loss.memory[0])) << place;
+  }
+}
+
+TEST(LinearCrossEntropy, ALogitOfMinusInfinityHasNoProbability) {
+  Head<float> head(1, 1, 600);
+  head.hidden.memory[0] = 1;
+  head.labels[0] = 599;
+  std::fill_n(head.weight.memory.begin(), 590, -kInfinity);  // a whole tile, and part of one
+  std::fill_n(head.weight.memory.begin() + 590, 10, 0.5f);
+  head.run({}, false, true);
+  EXPECT_NEAR(head.loss.memory[0], std::log(10.0), 1e-6);
+}
+
+TEST(LinearCrossEntropy, TheWorkspaceIsBounded) {
+  // 8 x 1024 tokens of Qwen2.5-0.5B: workspace and dhidden, beyond the gradient of the weight.
+  const int64_t tokens = 8 * 1024;
+  const int64_t peak =
+      linear_cross_entropy_workspace_bytes(tokens, 896, 151936, true) + tokens * 896 * 4;
+  EXPECT_LE(peak, 135'000'000);
+  EXPECT_LE(linear_cross_entropy_workspace_bytes(tokens, 896, 151936, false), 40'000'000);
+  EXPECT_LE(linear_cross_entropy_workspace_bytes(64, 576, 49152, true), 20'000'000);
+  for (const int64_t more : {100'000, 10'000'000}) {
+    // Tokens cost their place in the list alone.
+    EXPECT_LE(linear_cross_entropy_workspace_bytes(more, 896, 151936, true),
+              linear_cross_entropy_workspace_bytes(tokens, 896, 151936, true) + 4 * more);
+  }
+}
+
+TEST(LinearCrossEntropy, RejectsBadArguments) {
+  Head<float> head(6, 8, 30);
+  head.labels[3] = 30;
+  try {
+    head.run();
+    FAIL() << "accepted a label outside the vocabulary";
+  } catch (const InvalidArgument& error) {
+    EXPECT_STREQ(error.what(),
+                 "linear_cross_entropy: labels[3]: expected -100 or a token in [0, 30), got 30");
+  }
+  head.labels[3] = -1;
+  EXPECT_THROW(head.run(), InvalidArgument);
+  head.labels[3] = 0;
+  EXPECT_NO_THROW(head.run());
+  EXPECT_THROW(head.run({.gradient_scale = kNan}), InvalidArgument);
+  EXPECT_THROW(head.run({.label_smoothing = 1.5f}), InvalidArgument);
+  EXPECT_THROW(head.run({.z_loss = -1}), InvalidArgument);
+  EXPECT_THROW(head.run({.softcap = -30}), InvalidArgument);
+  std::vector<std::byte> small(100);
+  const auto call = [&](TensorView loss, TensorView dhidden, ConstTensorView weight,
+                        ConstTensorView labels) {
+    linear_cross_entropy(loss, dhidden, {}, head.hidden.view, weight, labels, small);
+  };
+  const TensorView loss = head.loss_view();
+  EXPECT_THROW(call(loss, {}, head.weight.view, head.labels_view()), InvalidArgument);
+  EXPECT_THROW(call(loss.slice(0, 0, 5), {}, head.weight.view, head.labels_view()),
+               InvalidArgument);
+  EXPECT_THROW(call(loss, {}, head.weight.view.slice(1, 0, 7), head.labels_view()),
+               InvalidArgument);
+  EXPECT_THROW(call(loss, {}, head.weight.view, head.loss_view()), InvalidArgument);
+  EXPECT_THROW(call(loss, head.weight.view, head.weight.view, head.labels_view()), InvalidArgument);
+  EXPECT_THROW((void)linear_cross_entropy_workspace_bytes(-1, 8, 30, true), InvalidArgument);
+  EXPECT_THROW((void)linear_cross_entropy_workspace_bytes(1, 8, int64_t{1} << 60, true),
+               InvalidArgument);
+}
+
+}  // namespace
+}  // namespace flashloom
