@@ -19,31 +19,36 @@ struct RopeFrequencies {
   double original_positions = 8192;  // llama3
 };
 
-/// Angles a position step, in radians: frequencies (D / 2) f32 = base^(-2 i / D), scaled.
+/// Angles a position step, in radians: frequencies (D / 2) f32 = base^(-2 i / D), scaled. Each step
+/// is rounded to f32 as transformers does, so that long positions turn by the same angle.
+/// Throws: InvalidArgument.
 void rope_frequencies(TensorView frequencies, const RopeFrequencies& options);
+
+struct RopeBias {
+  ConstTensorView q, k, v;
+};
 
 /// Rotates the query and key heads of each token in place, after adding the bias of the projection:
 /// (x1, x2) -> (x1 cos - x2 sin, x2 cos + x1 sin), x1 and x2 the halves of a head ("rotate half"),
 /// angle = position x frequency, in f32.
 ///
-/// Shapes:  q (T, H, D), k (T, G, D), v optional (T, G, D), gets its bias only; any strides, the
-/// last
-///          1; positions (T) i32; frequencies (D / 2) f32; biases optional (H D), (G D), (G D),
-///          added before the rotation. f32 or bf16 storage.
+/// Shapes:  q (T, H, D), k optional (T, G, D), v optional (T, G, D), gets its bias only; any
+/// strides,
+///          the last dimension contiguous, memory of each its own; D even; positions (T) i32;
+///          frequencies (D / 2) f32; biases optional (H D), (G D), (G D), added before the
+///          rotation.
+/// Dtypes:  q, k, v alike f32 or bf16, biases f32 or bf16; f32 arithmetic, rounded once.
+/// Throws:  InvalidArgument.
 /// Source:  Su et al. 2021; the layout of Hugging Face's Llama.
-struct RopeBias {
-  ConstTensorView q, k, v;
-};
-
 void rope_forward(TensorView q, TensorView k, TensorView v, ConstTensorView positions,
                   ConstTensorView frequencies, const RopeBias& bias = {}, Stream stream = {});
 
-/// In place: rotates dq, dk back. Adds the column sums of dq, dk, dv to the gradients of the biases
-/// (f32, optional), rows in a fixed order.
 struct RopeBiasGradients {
   TensorView q, k, v;
 };
 
+/// In place: rotates dq and dk back. Adds the column sums of what dq, dk and dv then hold to the
+/// gradients of the biases (f32, optional), in a fixed order of rows. Shapes as above.
 void rope_backward(TensorView dq, TensorView dk, ConstTensorView dv, ConstTensorView positions,
                    ConstTensorView frequencies, const RopeBiasGradients& dbias = {},
                    Stream stream = {});
