@@ -56,6 +56,9 @@ ordered_json rope_json(const ModelConfig& config) {
 }
 
 void add_biases(ordered_json& root, const ModelConfig& config) {
+  if (config.qk_norm != (config.architecture == "qwen3")) {
+    throw Unsupported("to_hugging_face_json", "QK norm belongs to Qwen3, and only there");
+  }
   const bool both = config.attention_bias == config.attention_output_bias;
   if (config.architecture == "qwen2") {
     if (!config.attention_bias || config.attention_output_bias || config.mlp_bias) {

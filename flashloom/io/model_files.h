@@ -2,13 +2,13 @@
 
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "flashloom/core/tensor_view.h"
+#include "flashloom/io/gguf_model.h"
 #include "flashloom/io/model_config.h"
 
 namespace flashloom {
@@ -19,24 +19,6 @@ struct ModelTensor {
   std::vector<int64_t> shape;  // as Hugging Face has it: a linear's weight is (out, in)
   std::string stored_type;     // "BF16", "Q4_1", …
   int64_t stored_bytes = 0;
-};
-
-/// The vocabulary inside a GGUF file, as it stands there.
-struct StoredVocabulary {
-  std::string model;                 // "gpt2" is byte-level BPE
-  std::string pre;                   // name of the pre-tokenizer: "smollm", "qwen2", "llama-bpe"
-  std::vector<std::string> tokens;   // by id
-  std::vector<int32_t> token_types;  // 1 normal, 2 unknown, 3 control, 4 user-defined, 6 byte
-  std::vector<std::string> merges;   // "left right", best first
-  std::optional<int32_t> bos_id;
-  std::optional<int32_t> eos_id;
-  std::optional<int32_t> eot_id;  // end of a turn, where it differs
-  std::optional<int32_t> unknown_id;
-  std::optional<int32_t> padding_id;
-  std::optional<bool> add_bos;
-  std::optional<bool> add_eos;
-  std::optional<bool> add_space_prefix;
-  std::string chat_template;  // Jinja; empty if there is none
 };
 
 /// MODEL, whichever form it has: a Hugging Face directory (config.json and safetensors, one file or

@@ -1,0 +1,153 @@
+#include "flashloom/io/tensor_decoder.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <bit>
+#include <cstring>
+
+#include "flashloom/core/check.h"
+#include "flashloom/core/parallel.h"
+#include "flashloom/io/element_conversion.h"
+#include "flashloom/io/gguf_dequantize.h"
+
+namespace flashloom {
+namespace {
+
+constexpr std::string_view kOp = "decode_tensor";
+constexpr int64_t kTileElements = 1 << 16;   // a task: some tens of microseconds
+constexpr int64_t kChunkElements = 1 << 12;  // f32 scratch of 16 KB, a multiple of every block
+
+// `out` and the stored bytes as a matrix.
+struct Matrix {
+  int64_t rows;
+  int64_t columns;
+  int64_t row_bytes;   // stored
+  int64_t out_stride;  // elements
+  int64_t block;       // elements a stored block
+  int64_t block_bytes;
+};
+
+Matrix as_matrix(const EncodedTensor& tensor, const TensorView& out) {
+  check_cpu(kOp, "out", out);
+  check_dtype(kOp, "out", out, {DType::f32, DType::bf16, DType::f16});
+  if (out.rank == 2) {
+    check_last_contiguous(kOp, "out", out);
+  } else {
+    check_contiguous(kOp, "out", out);
+  }
+  Matrix matrix = {};
+  // The rows of a vector that is stored interleaved are its elements.
+  const bool split = out.rank == 1 && tensor.interleaved_heads > 0;
+  matrix.columns = split || out.rank == 0 ? 1 : out.dim(-1);
+  matrix.rows = matrix.columns == 0 ? 0 : out.size() / matrix.columns;
+  matrix.out_stride = out.rank == 2 ? out.stride(0) : matrix.columns;
+  matrix.block = tensor.ggml != nullptr ? tensor.ggml->block_elements : 1;
+  matrix.block_bytes = tensor.ggml != nullptr ? tensor.ggml->block_bytes
+                                              : static_cast<int64_t>(dtype_bytes(*tensor.dtype));
+  check(matrix.columns % matrix.block == 0, kOp, "tensor", "rows of whole blocks",
+        fmt::format("rows of {}", matrix.columns));
+  matrix.row_bytes = matrix.columns / matrix.block * matrix.block_bytes;
+  check(static_cast<int64_t>(tensor.bytes.size()) == matrix.rows * matrix.row_bytes, kOp, "tensor",
+        fmt::format("{} bytes", matrix.rows * matrix.row_bytes),
+        fmt::format("{}", tensor.bytes.size()));
+  const int64_t heads = tensor.interleaved_heads;
+  check(heads == 0 || matrix.rows % (2 * heads) == 0, kOp, "tensor", "rows of heads of even size",
+        fmt::format("{} rows", matrix.rows));
+  return matrix;
+}
+
+// Where row `row` of a head-wise half-split tensor lies among interleaved rows.
+int64_t stored_row(int64_t row, int64_t rows, int64_t heads) {
+  if (heads == 0) {
+    return row;
+  }
+  const int64_t head_dim = rows / heads;
+  const int64_t within = row % head_dim;
+  const int64_t half = within / (head_dim / 2);
+  const int64_t pair = within % (head_dim / 2);
+  return row - within + 2 * pair + half;
+}
+
+void decode(const EncodedTensor& tensor, const std::byte* source, int64_t bytes, float* out,
+            int64_t count) {
+  if (tensor.ggml != nullptr) {
+    gguf_dequantize(static_cast<GgmlType>(tensor.ggml->number),
+                    {source, static_cast<size_t>(bytes)}, {out, static_cast<size_t>(count)});
+  } else {
+    decode_to_f32(*tensor.dtype, source, count, out);
+  }
+}
+
+// NaN and infinities have all exponent bits set. Written without a branch, for SIMD.
+bool all_finite(const float* values, int64_t count) {
+  uint32_t bad = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const auto bits = std::bit_cast<uint32_t>(values[i]);
+    bad |= static_cast<uint32_t>((bits & 0x7f800000u) == 0x7f800000u);
+  }
+  return bad == 0;
+}
+
+// One row; true if all its values are finite or nobody asks.
+bool decode_row(const EncodedTensor& tensor, const Matrix& matrix, const std::byte* source,
+                DType to, std::byte* out, bool find_bad) {
+  const bool same = tensor.dtype == to ||
+                    (tensor.ggml != nullptr && tensor.ggml->name == "BF16" && to == DType::bf16) ||
+                    (tensor.ggml != nullptr && tensor.ggml->name == "F16" && to == DType::f16);
+  if (same && !find_bad) {
+    std::memcpy(out, source, static_cast<size_t>(matrix.row_bytes));
+    return true;
+  }
+  bool finite = true;
+  std::array<float, kChunkElements> scratch;
+  for (int64_t first = 0; first < matrix.columns; first += kChunkElements) {
+    const int64_t count = std::min(kChunkElements, matrix.columns - first);
+    const std::byte* blocks = source + first / matrix.block * matrix.block_bytes;
+    std::byte* target = out + first * static_cast<int64_t>(dtype_bytes(to));
+    float* wide = to == DType::f32 ? reinterpret_cast<float*>(target) : scratch.data();
+    decode(tensor, blocks, count / matrix.block * matrix.block_bytes, wide, count);
+    finite = finite && (!find_bad || all_finite(wide, count));
+    if (to != DType::f32) {
+      encode_from_f32(to, wide, count, target);
+    }
+  }
+  return finite;
+}
+
+}  // namespace
+
+bool can_decode(const EncodedTensor& tensor) {
+  return tensor.ggml != nullptr ? tensor.ggml->decodable
+                                : tensor.dtype && is_convertible(*tensor.dtype);
+}
+
+std::optional<int64_t> decode_tensor(const EncodedTensor& tensor, TensorView out, bool find_bad) {
+  check(can_decode(tensor), kOp, "tensor", "a type that can be decoded", "another");
+  const Matrix matrix = as_matrix(tensor, out);
+  if (matrix.rows == 0 || matrix.columns == 0) {
+    return std::nullopt;
+  }
+  const int64_t tile = std::max<int64_t>(1, kTileElements / matrix.columns);
+  std::atomic<int64_t> first_bad = matrix.rows;
+  auto* target = static_cast<std::byte*>(out.data);
+  const auto width = static_cast<int64_t>(dtype_bytes(out.dtype));
+  parallel_for(tile_count(matrix.rows, tile), [&](int64_t index) {
+    const int64_t end = std::min(matrix.rows, (index + 1) * tile);
+    for (int64_t row = index * tile; row < end; ++row) {
+      const int64_t stored = stored_row(row, matrix.rows, tensor.interleaved_heads);
+      if (!decode_row(tensor, matrix, tensor.bytes.data() + stored * matrix.row_bytes, out.dtype,
+                      target + row * matrix.out_stride * width, find_bad)) {
+        int64_t known = first_bad;
+        while (row < known && !first_bad.compare_exchange_weak(known, row)) {
+        }
+      }
+    }
+  });
+  const int64_t bad = first_bad;
+  return bad < matrix.rows ? std::optional(bad) : std::nullopt;
+}
+
+}  // namespace flashloom
