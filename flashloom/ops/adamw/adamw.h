@@ -7,21 +7,23 @@
 
 namespace flashloom {
 
+/// float64, as PyTorch keeps them: 1 - beta is formed before it is rounded to f32.
 struct AdamwOptions {
-  float learning_rate = 1e-3f;
-  float beta1 = 0.9f;
-  float beta2 = 0.999f;
-  float epsilon = 1e-8f;
-  float weight_decay = 0;    // decoupled
-  float gradient_scale = 1;  // multiplies the gradient: clipping and loss normalisation
-  int64_t step = 1;          // from 1: bias correction
+  double learning_rate = 1e-3;
+  double beta1 = 0.9;
+  double beta2 = 0.999;
+  double epsilon = 1e-8;
+  double weight_decay = 0;    // decoupled
+  double gradient_scale = 1;  // multiplies the gradient: clipping and loss normalisation
+  int64_t step = 1;           // from 1: bias correction
 };
 
 /// m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2; p -= lr (m^ / (sqrt(v^) + eps) + wd p), with
 /// g = gradient_scale x gradient and m^, v^ bias-corrected. The order and rounding of operations
-/// are PyTorch's (torch.optim.AdamW, foreach = false), in f32.
+/// are PyTorch's (torch.optim.AdamW, foreach = false, CPU with fused multiply-add), in f32.
 ///
-/// Shapes:  all alike, contiguous, f32.
+/// Shapes:  all alike, contiguous, f32, memory of each its own.
+/// Throws:  InvalidArgument, also for a gradient_scale that is not finite.
 /// Source:  Loshchilov & Hutter 2019.
 void adamw(TensorView parameter, TensorView m, TensorView v, ConstTensorView gradient,
            const AdamwOptions& options, Stream stream = {});
