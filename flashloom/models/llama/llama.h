@@ -10,6 +10,7 @@
 #include "flashloom/io/model_config.h"
 #include "flashloom/models/llama/llama_activations.h"
 #include "flashloom/models/llama/llama_adapters.h"
+#include "flashloom/models/llama/llama_layer.h"
 #include "flashloom/models/llama/llama_rope.h"
 #include "flashloom/models/llama/llama_weights.h"
 #include "flashloom/models/parameter.h"
@@ -53,8 +54,8 @@ class LlamaModel {
   /// Fresh adapters: A random, B zero, so that the model is unchanged. Nothing without adapters.
   void initialize_adapters(uint64_t seed) { adapters_.initialize(seed); }
 
-  /// Adds the adapters to the weights and sets their B to zero.
-  void merge_adapters();
+  /// Adds the adapters to the weights and sets their B to zero: the model stays what it is.
+  void merge_adapters() { adapters_.merge_into(weights_); }
 
   /// Forward and backward. Gradients, each loss's times `gradient_scale` (1 / loss-bearing tokens
   /// of the whole optimizer step), are added to what zero_gradients() and earlier micro-batches
@@ -82,11 +83,12 @@ class LlamaModel {
 
   const LlamaAdapters& adapters() const { return adapters_; }
 
-  const LlamaRope& rope() const { return rope_; }
+  /// Parameters of one layer, for passes of one's own (the generator's).
+  LlamaLayer layer(int64_t index) const;
 
  private:
   ConstTensorView forward(const LlamaBatch& batch, bool save);
-  double sum_of_losses() const;
+  double sum_of_losses(int64_t tokens);
   void check_batch(const LlamaBatch& batch, bool labels) const;
 
   ModelConfig config_;
@@ -96,11 +98,13 @@ class LlamaModel {
   LlamaRope rope_;
   LlamaActivations activations_;
   std::vector<Parameter> parameters_;
+  MemoryPlan::Id token_losses_id_ = -1;
   TensorView token_losses_;
+  const Arena* arena_ = nullptr;
 };
 
-/// Memory of a plan as a line: bytes = fixed + per_token x max_tokens, exact for multiples of 16
-/// tokens but for workspaces that grow in steps.
+/// Memory of a plan as a line: bytes = fixed + per_token x max_tokens. An estimate, as workspaces
+/// grow in steps; a plan gives the exact number.
 struct LlamaMemory {
   int64_t fixed_bytes = 0;
   int64_t bytes_per_token = 0;

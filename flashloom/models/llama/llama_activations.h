@@ -36,11 +36,12 @@ struct LlamaWorkspace {
   TensorView ffn_hidden;  // (T, I) output of SwiGLU
   std::span<std::byte> attention_forward;
 
-  TensorView dstream;       // (T, C) gradient of the residual stream
-  TensorView dffn_hidden;   // (T, I)
-  TensorView dattended;     // (T, H D)
-  TensorView dq, dk, dv;    // like q, k, v
-  TensorView dlora_hidden;  // (T, largest sum of ranks)
+  TensorView dstream;              // (T, C) gradient of the residual stream
+  TensorView backward_ffn_hidden;  // (T, I) ffn_hidden once more
+  TensorView dffn_hidden;          // (T, I)
+  TensorView dattended;            // (T, H D)
+  TensorView dq, dk, dv;           // like q, k, v
+  TensorView dlora_hidden;         // (T, largest sum of ranks)
   std::span<std::byte> attention_backward;
   std::span<std::byte> norm_backward;
 

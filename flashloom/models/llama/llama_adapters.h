@@ -57,9 +57,8 @@ class LlamaAdapters {
   /// A from U(-1/sqrt(K), 1/sqrt(K)) (Kaiming uniform with a = sqrt(5), as peft), B zero.
   void initialize(uint64_t seed);
 
-  /// W += scale B A for every adapted linear. The adapters keep their values: set B to zero, or
-  /// drop them, before the next forward pass.
-  void merge_into(LlamaWeights& weights) const;
+  /// W += scale B A for every adapted linear, then B = 0: the model stays what it is.
+  void merge_into(const LlamaWeights& weights);
 
   bool empty() const { return ids_.empty(); }
 
@@ -74,6 +73,8 @@ class LlamaAdapters {
   void append_parameters(std::vector<Parameter>& parameters) const;
 
  private:
+  void clear_b();
+
   struct GroupIds {
     MemoryPlan::Id a, da;
   };

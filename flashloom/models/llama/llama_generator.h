@@ -37,7 +37,8 @@ class LlamaGenerator {
   int64_t capacity() const { return options_.capacity; }
 
  private:
-  void append_chunk(std::span<const int32_t> tokens);
+  /// Returns the last row (1, C) after the final norm.
+  TensorView append_chunk(std::span<const int32_t> tokens);
 
   const LlamaModel* model_;
   Options options_;

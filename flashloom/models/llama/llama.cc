@@ -1,0 +1,208 @@
+#include "flashloom/models/llama/llama.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "flashloom/core/check.h"
+#include "flashloom/models/llama/llama_layer.h"
+#include "flashloom/ops/embedding/embedding.h"
+#include "flashloom/ops/linear/linear.h"
+#include "flashloom/ops/linear_cross_entropy/linear_cross_entropy.h"
+#include "flashloom/ops/rms_norm/rms_norm.h"
+
+namespace flashloom {
+namespace {
+
+LlamaSequences sequences_of(const LlamaBatch& batch) {
+  LlamaSequences sequences;
+  sequences.positions = batch.positions;
+  sequences.cu_seqlens = batch.cu_seqlens;
+  sequences.max_length = batch.max_length;
+  return sequences;
+}
+
+}  // namespace
+
+LlamaModel::LlamaModel(const ModelConfig& config, const Options& options, MemoryPlan& plan)
+    : config_(config), options_(options) {
+  check(options.max_tokens >= 0, "LlamaModel", "max_tokens", "0 or more",
+        fmt::format("{}", options.max_tokens));
+  if (options_.max_sequence_length <= 0) {
+    options_.max_sequence_length = options_.max_tokens;
+  }
+  options_.max_sequence_length = std::min(options_.max_sequence_length, options_.max_tokens);
+  if (options_.max_sequences <= 0) {
+    options_.max_sequences = options_.max_tokens;
+  }
+  weights_ = LlamaWeights(config, options.training && !options.lora, plan);
+  if (options.lora) {
+    adapters_ = LlamaAdapters(config, *options.lora, options.training, plan);
+  }
+  rope_ = LlamaRope(config, plan);
+  if (options_.max_tokens > 0) {
+    activations_ = LlamaActivations(config, adapters_,
+                                    {.training = options.training,
+                                     .max_tokens = options_.max_tokens,
+                                     .max_length = options_.max_sequence_length,
+                                     .max_sequences = options_.max_sequences},
+                                    plan);
+    token_losses_id_ =
+        plan.add("token_losses", MemoryKind::data, DType::f32, {options_.max_tokens});
+  }
+}
+
+void LlamaModel::bind(const Arena& arena) {
+  weights_.bind(arena);
+  adapters_.bind(arena);
+  rope_.bind(arena, config_);
+  activations_.bind(arena);
+  arena_ = &arena;
+  parameters_.clear();
+  weights_.append_parameters(parameters_);
+  adapters_.append_parameters(parameters_);
+}
+
+void LlamaModel::zero_gradients() {
+  for (const Parameter& parameter : parameters_) {
+    if (parameter.trainable()) {
+      std::memset(parameter.gradient.data, 0, static_cast<size_t>(parameter.gradient.bytes()));
+    }
+  }
+}
+
+LlamaLayer LlamaModel::layer(int64_t index) const {
+  return {.config = config_,
+          .weights = weights_.values().layers[static_cast<size_t>(index)],
+          .adapters = adapters_.layer(index),
+          .adapter_scale = adapters_.options().scale(),
+          .rope_frequencies = rope_.frequencies()};
+}
+
+void LlamaModel::check_batch(const LlamaBatch& batch, bool labels) const {
+  constexpr std::string_view kOp = "LlamaModel";
+  const int64_t tokens = batch.tokens.rank == 1 ? batch.tokens.dim(0) : 0;
+  check(tokens >= 1 && tokens <= options_.max_tokens, kOp, "tokens",
+        fmt::format("(T) with T in 1 to the planned {}", options_.max_tokens),
+        describe(batch.tokens));
+  check_dtype(kOp, "tokens", batch.tokens, {DType::i32});
+  check_shape(kOp, "positions", batch.positions, {tokens});
+  check_dtype(kOp, "positions", batch.positions, {DType::i32});
+  if (labels) {
+    check_shape(kOp, "labels", batch.labels, {tokens});
+    check_dtype(kOp, "labels", batch.labels, {DType::i32});
+  }
+  check(batch.max_length >= 1 && batch.max_length <= options_.max_sequence_length, kOp,
+        "max_length", fmt::format("1 to the planned {}", options_.max_sequence_length),
+        fmt::format("{}", batch.max_length));
+  check_shape(kOp, "cu_seqlens", batch.cu_seqlens, {kAnySize});
+  check_dtype(kOp, "cu_seqlens", batch.cu_seqlens, {DType::i32});
+  check_contiguous(kOp, "cu_seqlens", batch.cu_seqlens);
+  const int64_t documents = batch.cu_seqlens.dim(0) - 1;
+  check(documents >= 1 && documents <= options_.max_sequences, kOp, "cu_seqlens",
+        fmt::format("2 to {} entries", options_.max_sequences + 1), describe(batch.cu_seqlens));
+  const int32_t* bounds = batch.cu_seqlens.as<int32_t>();
+  check(bounds[0] == 0 && bounds[documents] == tokens, kOp, "cu_seqlens",
+        fmt::format("0 first and {} last", tokens),
+        fmt::format("{} first and {} last", bounds[0], bounds[documents]));
+  for (int64_t d = 0; d < documents; ++d) {
+    const int64_t length = int64_t{bounds[d + 1]} - bounds[d];
+    check(length >= 0 && length <= batch.max_length, kOp, "cu_seqlens",
+          fmt::format("documents of 0 to max_length = {} tokens", batch.max_length),
+          fmt::format("{} in document {}", length, d));
+  }
+}
+
+ConstTensorView LlamaModel::forward(const LlamaBatch& batch, bool save) {
+  const int64_t tokens = batch.tokens.dim(0);
+  const LlamaWorkspace workspace = activations_.workspace(tokens);
+  const LlamaSequences sequences = sequences_of(batch);
+  ConstTensorView residual;
+  for (int64_t n = 0; n < config_.layers; ++n) {
+    const LlamaLayerActivations activations = activations_.layer(n, tokens, save);
+    if (n == 0) {
+      embedding_forward(activations.input, weights_.values().embedding, batch.tokens);
+    }
+    llama_layer_forward(activations, workspace, layer(n), sequences, residual);
+    residual = activations.middle;
+  }
+  rms_norm_forward(workspace.normed, workspace.final_rms, workspace.final_input, workspace.branch,
+                   residual, weights_.values().final_norm, {.epsilon = config_.rms_norm_epsilon});
+  return workspace.normed;
+}
+
+double LlamaModel::sum_of_losses(int64_t tokens) {
+  token_losses_ = (*arena_)[token_losses_id_].slice(0, 0, tokens);
+  const float* losses = token_losses_.as<float>();
+  double sum = 0;
+  for (int64_t t = 0; t < tokens; ++t) {
+    sum += losses[t];
+  }
+  return sum;
+}
+
+double LlamaModel::evaluate(const LlamaBatch& batch) {
+  check_batch(batch, /*labels=*/true);
+  const int64_t tokens = batch.tokens.dim(0);
+  const ConstTensorView hidden = forward(batch, /*save=*/false);
+  linear_cross_entropy((*arena_)[token_losses_id_].slice(0, 0, tokens), {}, {}, hidden,
+                       weights_.values().head, batch.labels, activations_.workspace(tokens).loss);
+  return sum_of_losses(tokens);
+}
+
+void LlamaModel::logits(TensorView out, const LlamaBatch& batch) {
+  check_batch(batch, /*labels=*/false);
+  check_shape("LlamaModel::logits", "out", out, {batch.tokens.dim(0), config_.vocabulary_size});
+  linear_forward(out, forward(batch, /*save=*/false), weights_.values().head);
+}
+
+double LlamaModel::loss_and_gradients(const LlamaBatch& batch, float gradient_scale) {
+  check(options_.training, "LlamaModel::loss_and_gradients", "options.training", "true", "false");
+  check_batch(batch, /*labels=*/true);
+  const int64_t tokens = batch.tokens.dim(0);
+  const LlamaWorkspace workspace = activations_.workspace(tokens);
+  const LlamaTensors& dweights = weights_.gradients();
+  const bool full = weights_.trainable();
+
+  const ConstTensorView hidden = forward(batch, /*save=*/true);
+  const TensorView dhidden = workspace.branch;
+  linear_cross_entropy((*arena_)[token_losses_id_].slice(0, 0, tokens), dhidden, dweights.head,
+                       hidden, weights_.values().head, batch.labels, workspace.loss,
+                       {.gradient_scale = gradient_scale});
+  rms_norm_backward(workspace.dstream, dweights.final_norm, dhidden, {}, workspace.final_input,
+                    workspace.final_rms, weights_.values().final_norm, workspace.norm_backward);
+
+  for (int64_t n = config_.layers - 1; n >= 0; --n) {
+    const LlamaLayerGradients gradients = {
+        .weights = full ? &dweights.layers[static_cast<size_t>(n)] : nullptr,
+        .adapters = full ? nullptr : &adapters_.layer(n),
+        .input = full || n > 0};
+    llama_layer_backward(activations_.layer(n, tokens, /*save=*/true), workspace, layer(n),
+                         gradients, sequences_of(batch));
+  }
+  if (full) {
+    embedding_backward(dweights.embedding, workspace.dstream, batch.tokens);
+  }
+  return sum_of_losses(tokens);
+}
+
+LlamaMemory llama_memory(const ModelConfig& config, const LlamaModel::Options& options) {
+  // Two sizes far enough apart that alignment and workspaces of fixed size do not show.
+  constexpr int64_t kSmall = 1024;
+  constexpr int64_t kLarge = 8192;
+  const auto total = [&](int64_t tokens) {
+    LlamaModel::Options sized = options;
+    sized.max_tokens = tokens;
+    MemoryPlan plan;
+    LlamaModel(config, sized, plan);
+    return plan.total_bytes();
+  };
+  const int64_t small = total(kSmall);
+  LlamaMemory memory;
+  memory.bytes_per_token = (total(kLarge) - small) / (kLarge - kSmall);
+  memory.fixed_bytes = std::max<int64_t>(small - memory.bytes_per_token * kSmall, 0);
+  return memory;
+}
+
+}  // namespace flashloom

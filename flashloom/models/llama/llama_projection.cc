@@ -1,0 +1,98 @@
+#include "flashloom/models/llama/llama_projection.h"
+
+#include "flashloom/ops/linear/linear.h"
+#include "flashloom/ops/lora_linear/lora_linear.h"
+
+namespace flashloom {
+namespace {
+
+constexpr size_t kLargestGroup = 3;
+
+struct Projections {
+  std::array<LoraProjection, kLargestGroup> items;
+  size_t count = 0;
+  int64_t ranks = 0;
+
+  std::span<const LoraProjection> span() const { return {items.data(), count}; }
+};
+
+/// RoPE adds the biases of q, k and v where it follows the projection directly.
+bool adds_bias(const LlamaLayer& layer, LlamaGroup group) {
+  return group != LlamaGroup::qkv || layer.config.qk_norm;
+}
+
+Projections projections_of(const LlamaLayer& layer, LlamaGroup group) {
+  Projections result;
+  const auto [first, end] = llama_group_range(group);
+  for (size_t i = first; i < end; ++i) {
+    LoraProjection& projection = result.items[result.count++];
+    projection.weight = layer.weights.linear[i];
+    if (adds_bias(layer, group)) {
+      projection.bias = layer.weights.bias[i];
+    }
+    const LlamaAdapter& adapter = layer.adapters.value[i];
+    if (adapter.a) {
+      projection.a = adapter.a;
+      projection.b = adapter.b;
+      projection.scale = layer.adapter_scale;
+      result.ranks += adapter.a.dim(0);
+    }
+  }
+  return result;
+}
+
+}  // namespace
+
+bool LlamaLayer::group_has_adapter(LlamaGroup group) const {
+  const auto [first, end] = llama_group_range(group);
+  for (size_t i = first; i < end; ++i) {
+    if (adapters.value[i].a) {
+      return true;
+    }
+  }
+  return false;
+}
+
+void llama_projection_forward(std::span<const TensorView> y, TensorView lora_hidden,
+                              ConstTensorView x, const LlamaLayer& layer, LlamaGroup group) {
+  lora_linear_forward(y, lora_hidden, x, projections_of(layer, group).span());
+}
+
+bool llama_projection_reads_input(const LlamaLayer& layer, const LlamaLayerGradients& gradients,
+                                  LlamaGroup group) {
+  return gradients.weights != nullptr ||
+         (gradients.adapters != nullptr && layer.group_has_adapter(group));
+}
+
+void llama_projection_backward(TensorView dx, std::span<const ConstTensorView> dy,
+                               ConstTensorView x, ConstTensorView lora_hidden,
+                               TensorView dlora_hidden, const LlamaLayer& layer,
+                               const LlamaLayerGradients& gradients, LlamaGroup group) {
+  const size_t first = llama_group_range(group).first;
+  if (gradients.weights != nullptr) {
+    for (size_t i = 0; i < dy.size(); ++i) {
+      const TensorView dbias =
+          adds_bias(layer, group) ? gradients.weights->bias[first + i] : TensorView();
+      linear_backward(dx, gradients.weights->linear[first + i], dbias, dy[i], x,
+                      layer.weights.linear[first + i], {.accumulate_input = i > 0});
+    }
+    return;
+  }
+  const Projections projections = projections_of(layer, group);
+  std::array<LoraGradients, kLargestGroup> adapter_gradients;
+  TensorView hidden_gradient;
+  if (projections.ranks > 0) {
+    const int64_t size = dy[0].dim(0) * projections.ranks;
+    hidden_gradient = dlora_hidden.reshape({dlora_hidden.size()})
+                          .slice(0, 0, size)
+                          .reshape({dy[0].dim(0), projections.ranks});
+    for (size_t i = 0; i < projections.count; ++i) {
+      const LlamaAdapter& gradient = gradients.adapters->gradient[first + i];
+      adapter_gradients[i] = {gradient.a, gradient.b};
+    }
+  }
+  lora_linear_backward(dx, {adapter_gradients.data(), projections.count}, hidden_gradient, dy, x,
+                       lora_hidden, projections.span());
+}
+
+}  // namespace flashloom
