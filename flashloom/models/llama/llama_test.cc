@@ -1,0 +1,276 @@
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+
+#include "flashloom/core/error.h"
+#include "flashloom/core/parallel.h"
+#include "flashloom/models/llama/llama_for_test.h"
+
+namespace flashloom {
+namespace {
+
+using testing::AllOf;
+using testing::HasSubstr;
+using testing::Throws;
+using testing::ThrowsMessage;
+
+/// Rounding of float32 through two layers, when the order of sums differs.
+constexpr double kRounding = 5e-6;
+
+TestBatch batch_of(const std::string& kind) {
+  return golden_batch(open_golden(kind));
+}
+
+class LlamaKinds : public testing::TestWithParam<std::string> {
+ protected:
+  TestModel open(const LlamaModel::Options& options) const {
+    return TestModel(golden_folder(GetParam()), options);
+  }
+
+  const TestBatch batch_ = batch_of(GetParam());
+};
+
+INSTANTIATE_TEST_SUITE_P(Kinds, LlamaKinds, testing::ValuesIn(golden_kinds()),
+                         [](const auto& test) { return test.param; });
+
+TEST_P(LlamaKinds, PackedDocumentsEqualEachAlone) {
+  const TestModel packed = open({.training = true});
+  const TestModel alone = open({.training = true});
+  const double loss = packed->loss_and_gradients(batch_.view(), batch_.gradient_scale());
+  const std::vector<float> losses = to_vector(packed->token_losses());
+  double sum = 0;
+  std::vector<float> alone_losses;
+  for (int64_t d = 0; d < batch_.documents(); ++d) {
+    sum += alone->loss_and_gradients(batch_.part(d, d + 1).view(), batch_.gradient_scale());
+    const std::vector<float> part = to_vector(alone->token_losses());
+    alone_losses.insert(alone_losses.end(), part.begin(), part.end());
+  }
+  EXPECT_NEAR(loss, sum, kRounding * sum);
+  EXPECT_LT(relative_error(losses, alone_losses), kRounding);
+  EXPECT_LT(relative_error(packed.gradients(), alone.gradients()), kRounding);
+}
+
+TEST_P(LlamaKinds, ADocumentDoesNotSeeItsNeighbour) {
+  const TestModel model = open({});
+  TestBatch changed = batch_;
+  const auto border = static_cast<size_t>(batch_.cu_seqlens[1]);
+  for (size_t t = 0; t < border; ++t) {
+    changed.tokens[t] = (changed.tokens[t] + 41) % 97;
+  }
+  model->evaluate(batch_.view());
+  const std::vector<float> before = to_vector(model->token_losses());
+  model->evaluate(changed.view());
+  const std::vector<float> after = to_vector(model->token_losses());
+  EXPECT_NE(std::vector(before.begin(), before.begin() + static_cast<int64_t>(border)),
+            std::vector(after.begin(), after.begin() + static_cast<int64_t>(border)));
+  EXPECT_EQ(std::vector(before.begin() + static_cast<int64_t>(border), before.end()),
+            std::vector(after.begin() + static_cast<int64_t>(border), after.end()));
+}
+
+TEST_P(LlamaKinds, GradientsHaveTheSameBitsForAnyNumberOfThreads) {
+  for (const bool lora : {false, true}) {
+    std::vector<float> first;
+    for (const int threads : {1, 2, 5}) {
+      set_thread_count(threads);
+      const TestModel model =
+          open({.training = true,
+                .lora = lora ? std::optional<LoraOptions>(LoraOptions{.rank = 4}) : std::nullopt});
+      model.randomize_adapters(3);
+      model->loss_and_gradients(batch_.view(), batch_.gradient_scale());
+      if (first.empty()) {
+        first = model.gradients();
+      }
+      EXPECT_EQ(model.gradients(), first) << threads << " threads";
+    }
+  }
+  set_thread_count(0);
+}
+
+TEST_P(LlamaKinds, GradientsOfMicroBatchesAddUp) {
+  const TestModel whole = open({.training = true});
+  const TestModel split = open({.training = true});
+  const double loss = whole->loss_and_gradients(batch_.view(), batch_.gradient_scale());
+  double sum = split->loss_and_gradients(batch_.part(0, 1).view(), batch_.gradient_scale());
+  sum += split->loss_and_gradients(batch_.part(1, 3).view(), batch_.gradient_scale());
+  EXPECT_NEAR(loss, sum, kRounding * loss);
+  EXPECT_LT(relative_error(split.gradients(), whole.gradients()), kRounding);
+
+  split->zero_gradients();
+  for (const float value : split.gradients()) {
+    ASSERT_EQ(value, 0);
+  }
+}
+
+TEST_P(LlamaKinds, EvaluationIsTheForwardPassOfTraining) {
+  const TestModel training = open({.training = true, .lora = LoraOptions{.rank = 4}});
+  const TestModel inference = open({.lora = LoraOptions{.rank = 4}});
+  training.randomize_adapters(7);
+  inference.randomize_adapters(7);
+  const double loss = training->loss_and_gradients(batch_.view(), batch_.gradient_scale());
+  const std::vector<float> losses = to_vector(training->token_losses());
+  EXPECT_EQ(training->evaluate(batch_.view()), loss);
+  EXPECT_EQ(inference->evaluate(batch_.view()), loss);
+  EXPECT_EQ(to_vector(inference->token_losses()), losses);
+}
+
+TEST_P(LlamaKinds, FreshAdaptersChangeNothing) {
+  const TestModel plain = open({});
+  const TestModel adapted = open({.lora = LoraOptions{.rank = 8}});
+  adapted->initialize_adapters(1);
+  EXPECT_EQ(logits_of(*adapted.model, batch_), logits_of(*plain.model, batch_));
+}
+
+TEST_P(LlamaKinds, MergedAdaptersAnswerAsBefore) {
+  const TestModel plain = open({});
+  const TestModel model = open({.lora = LoraOptions{.rank = 4, .alpha = 12}});
+  model.randomize_adapters(5);
+  const std::vector<float> adapted = logits_of(*model.model, batch_);
+  EXPECT_GT(relative_error(adapted, logits_of(*plain.model, batch_)), 0.05);
+  model->merge_adapters();
+  EXPECT_LT(relative_error(logits_of(*model.model, batch_), adapted), kRounding);
+}
+
+TEST_P(LlamaKinds, AdaptersOfAnySubsetHaveTheGradientsOfAll) {
+  // With B zero elsewhere, an adapter's gradient does not depend on which others exist.
+  const TestModel all = open({.training = true, .lora = LoraOptions{.rank = 4}});
+  all->initialize_adapters(2);
+  all->loss_and_gradients(batch_.view(), batch_.gradient_scale());
+  for (size_t i = 0; i < kLlamaLinears; ++i) {
+    LoraOptions options = {.rank = 4};
+    options.targets.fill(false);
+    options.targets[i] = true;
+    const TestModel one = open({.training = true, .lora = options});
+    size_t trained = 0;
+    for (const Parameter& parameter : one->parameters()) {
+      if (parameter.trainable()) {
+        const Parameter* same = all.find(parameter.name);
+        ASSERT_NE(same, nullptr);
+        std::memcpy(parameter.value.data, same->value.data,
+                    static_cast<size_t>(parameter.value.bytes()));
+        ++trained;
+      }
+    }
+    EXPECT_EQ(trained, 4u);  // A and B in two layers
+    one->loss_and_gradients(batch_.view(), batch_.gradient_scale());
+    for (const Parameter& parameter : one->parameters()) {
+      if (parameter.role == ParameterRole::adapter_b) {
+        EXPECT_LT(relative_error(to_vector(parameter.gradient),
+                                 to_vector(all.find(parameter.name)->gradient)),
+                  kRounding)
+            << parameter.name;
+      }
+    }
+  }
+}
+
+TEST(LlamaAdapters, AreDrawnFromTheSeedWithinTheirBound) {
+  const TestModel model(golden_folder("smollm2"), {.lora = LoraOptions{.rank = 4}});
+  const TestModel again(golden_folder("smollm2"), {.lora = LoraOptions{.rank = 4}});
+  const TestModel other(golden_folder("smollm2"), {.lora = LoraOptions{.rank = 4}});
+  model->initialize_adapters(9);
+  again->initialize_adapters(9);
+  other->initialize_adapters(10);
+  const std::string name = "base_model.model.model.layers.1.mlp.down_proj.lora_A.weight";
+  const std::vector<float> a = to_vector(model.find(name)->value);
+  EXPECT_EQ(a, to_vector(again.find(name)->value));
+  EXPECT_NE(a, to_vector(other.find(name)->value));
+  const float bound = 1 / std::sqrt(56.0f);
+  EXPECT_LE(*std::max_element(a.begin(), a.end()), bound);
+  EXPECT_GE(*std::min_element(a.begin(), a.end()), -bound);
+  EXPECT_GT(*std::max_element(a.begin(), a.end()), 0.9f * bound);
+}
+
+TEST(LlamaAdapters, NameTheirTargets) {
+  const std::vector<std::string> names = {"q_proj", "down"};
+  const auto targets = parse_lora_targets(names);
+  EXPECT_EQ(targets,
+            (std::array<bool, kLlamaLinears>{true, false, false, false, false, false, true}));
+  const std::vector<std::string> wrong = {"lm_head"};
+  EXPECT_THAT([&] { parse_lora_targets(wrong); },
+              ThrowsMessage<InvalidArgument>(AllOf(HasSubstr("q_proj"), HasSubstr("lm_head"))));
+  EXPECT_THROW(parse_lora_targets({}), InvalidArgument);
+}
+
+TEST(LlamaAdapters, RejectASenselessSize) {
+  MemoryPlan plan;
+  const ModelConfig config = ModelFiles::open(golden_folder("llama2")).config();
+  EXPECT_THROW(LlamaModel(config, {.lora = LoraOptions{.rank = 0}}, plan), InvalidArgument);
+  EXPECT_THROW(LlamaModel(config, {.lora = LoraOptions{.alpha = -1}}, plan), InvalidArgument);
+}
+
+TEST(LlamaModel, TiedEmbeddingsAreOneTensor) {
+  const TestModel tied(golden_folder("smollm2"), {.training = true});
+  EXPECT_EQ(tied.find("lm_head.weight"), nullptr);
+  EXPECT_EQ(tied->weights().values().head.data, tied->weights().values().embedding.data);
+  const TestModel untied(golden_folder("llama2"), {.training = true});
+  EXPECT_NE(untied.find("lm_head.weight"), nullptr);
+}
+
+TEST(LlamaModel, ParametersAreTheConfigsCount) {
+  for (const std::string& kind : golden_kinds()) {
+    const TestModel model(golden_folder(kind), {});
+    int64_t count = 0;
+    for (const Parameter& parameter : model->parameters()) {
+      count += parameter.value.size();
+    }
+    EXPECT_EQ(count, parameter_count(model->config())) << kind;
+  }
+}
+
+TEST(LlamaModel, RejectsATokenOutsideTheVocabulary) {
+  const TestModel model(golden_folder("llama2"), {});
+  TestBatch batch = batch_of("llama2");
+  batch.tokens[3] = 97;
+  EXPECT_THAT([&] { model->evaluate(batch.view()); },
+              ThrowsMessage<InvalidArgument>(AllOf(HasSubstr("97"), HasSubstr("3"))));
+  batch = batch_of("llama2");
+  batch.labels[2] = 97;
+  EXPECT_THAT([&] { model->evaluate(batch.view()); },
+              ThrowsMessage<InvalidArgument>(HasSubstr("97")));
+}
+
+TEST(LlamaModel, RejectsAMalformedBatch) {
+  const TestModel model(golden_folder("llama2"), {.max_tokens = 26, .max_sequence_length = 14});
+  const TestBatch good = batch_of("llama2");
+  EXPECT_GT(model->evaluate(good.view()), 0);
+  const auto rejects = [&](auto change, const std::string& argument) {
+    TestBatch batch = good;
+    change(batch);
+    EXPECT_THAT([&] { model->evaluate(batch.view()); },
+                ThrowsMessage<InvalidArgument>(HasSubstr(argument)));
+  };
+  rejects([](TestBatch& b) { b.add({1}, {2}); }, "tokens");
+  rejects([](TestBatch& b) { b.positions.pop_back(); }, "positions");
+  rejects([](TestBatch& b) { b.labels.pop_back(); }, "labels");
+  rejects([](TestBatch& b) { b.cu_seqlens.back() = 25; }, "cu_seqlens");
+  rejects([](TestBatch& b) { b.cu_seqlens[1] = 30; }, "cu_seqlens");
+  rejects([](TestBatch& b) { b.max_length = 12; }, "cu_seqlens");
+  rejects([](TestBatch& b) { b.max_length = 15; }, "max_length");
+}
+
+TEST(LlamaModel, TrainsOnlyIfPlannedForIt) {
+  const TestModel model(golden_folder("llama2"), {});
+  EXPECT_THAT([&] { model->loss_and_gradients(batch_of("llama2").view(), 1); },
+              Throws<InvalidArgument>());
+}
+
+TEST(LlamaModel, EstimatesItsMemory) {
+  const ModelConfig config = ModelFiles::open(golden_folder("qwen3")).config();
+  const LlamaModel::Options options = {
+      .training = true, .lora = LoraOptions{}, .max_sequence_length = 512};
+  const LlamaMemory memory = llama_memory(config, options);
+  for (const int64_t tokens : {2048, 5000, 16384}) {
+    LlamaModel::Options sized = options;
+    sized.max_tokens = tokens;
+    MemoryPlan plan;
+    const LlamaModel model(config, sized, plan);
+    const auto actual = static_cast<double>(plan.total_bytes());
+    EXPECT_NEAR(static_cast<double>(memory.fixed_bytes + tokens * memory.bytes_per_token), actual,
+                0.05 * actual)
+        << tokens;
+  }
+}
+
+}  // namespace
+}  // namespace flashloom
