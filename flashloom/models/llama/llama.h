@@ -36,11 +36,11 @@ struct LlamaBatch {
 class LlamaModel {
  public:
   struct Options {
-    bool training = false;            // plans gradients and the activations that backward needs
-    std::optional<LoraOptions> lora;  // adapters
-    int64_t max_tokens = 0;           // of a micro-batch, all documents together
-    int64_t max_sequence_length = 0;  // of a document; 0: max_tokens
-    int64_t max_sequences = 0;        // documents of a micro-batch; 0: max_tokens
+    bool training = false;  // plans gradients and the activations that backward needs
+    std::optional<LoraOptions> lora = {};  // adapters
+    int64_t max_tokens = 0;                // of a micro-batch, all documents together
+    int64_t max_sequence_length = 0;       // of a document; 0: max_tokens
+    int64_t max_sequences = 0;             // documents of a micro-batch; 0: max_tokens
   };
 
   LlamaModel(const ModelConfig& config, const Options& options, MemoryPlan& plan);

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "flashloom/core/memory_plan.h"
+#include "flashloom/core/philox.h"
 #include "flashloom/core/tensor_view.h"
 #include "flashloom/io/model_files.h"
 #include "flashloom/io/safetensors.h"
