@@ -3,7 +3,6 @@
 #include <gmock/gmock.h>
 
 #include <bit>
-#include <fstream>
 #include <vector>
 
 #include "flashloom/core/error.h"
@@ -25,7 +24,7 @@ class GgufTest : public ::testing::Test {
  protected:
   GgufFile parse(std::string_view content) {
     const std::string path = directory_ / "x.gguf";
-    std::ofstream(path, std::ios::binary) << content;
+    overwrite_for_test(path, content);
     return GgufFile(path);
   }
 

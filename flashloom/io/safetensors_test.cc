@@ -4,7 +4,6 @@
 
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <limits>
 #include <numeric>
 
@@ -30,7 +29,7 @@ class SafetensorsTest : public ::testing::Test {
  protected:
   std::string write(std::string_view content) {
     const std::string path = directory_ / "x.safetensors";
-    std::ofstream(path, std::ios::binary) << content;  // thousands of files: no fsync
+    overwrite_for_test(path, content);
     return path;
   }
 
