@@ -1,0 +1,340 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <vector>
+
+#include "flashloom/core/parallel.h"
+#include "flashloom/ops/attention/cpu/attention_cpu.h"
+#include "flashloom/ops/attention/cpu/attention_forward_plan.h"
+#include "flashloom/ops/attention/cpu/targets.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "flashloom/ops/attention/cpu/attention_forward_cpu.cc"
+// clang-format off: the order matters
+#include "hwy/foreach_target.h"
+// clang-format on
+#include "flashloom/ops/attention/cpu/tile_mask-inl.h"
+#include "flashloom/ops/attention/cpu/tile_math-inl.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+
+namespace flashloom {
+namespace HWY_NAMESPACE {
+namespace {
+
+constexpr int kForwardVectors = 3;
+
+// Largest score of a row before it has seen a key: finite, so that differences are never NaN.
+constexpr float kNothing = -1e30f;
+
+// One task: a tile of queries of the heads that share keys.
+template <int NV>
+class ForwardTile {
+ public:
+  static constexpr int kWidth = NV * kLanes;
+
+  ForwardTile(const ForwardPlan& plan, int32_t sequence, int32_t head, int64_t query_tile,
+              float* memory)
+      : plan_(plan),
+        scratch_(plan, memory),
+        sequence_(sequence),
+        head_(head),
+        rows_(resolve_rows(plan.source, sequence)),
+        geometry_(resolve_head(plan.source, rows_, sequence, head)),
+        query_tile_(query_tile),
+        first_(query_tile * plan.tile.rows),
+        count_(std::clamp<int64_t>(geometry_.outer.count - first_, 0, plan.tile.rows)),
+        panels_((count_ + kWidth - 1) / kWidth) {}
+
+  void run() {
+    if (first_ >= rows_.query_rows) {
+      return;
+    }
+    if (count_ > 0) {
+      load_queries();
+      walk_keys();
+    }
+    write_rows();
+  }
+
+ private:
+  int64_t panel_rows(int64_t panel) const {
+    return std::min<int64_t>(kWidth, count_ - panel * kWidth);
+  }
+
+  void load_queries() {
+    const int64_t dim = plan_.head_padded;
+    for (int64_t h = 0; h < plan_.heads; ++h) {
+      const CpuRows queries = cpu_rows(plan_.inputs->q, plan_.source.cu_query != nullptr, sequence_,
+                                       head_ + h, rows_.query_first);
+      for (int64_t p = 0; p < panels_; ++p) {
+        const int64_t state = h * panels_ + p;
+        load_panel(queries, first_ + p * kWidth, panel_rows(p), kWidth, plan_.head_dim, dim,
+                   plan_.score_scale, scratch_.rows, scratch_.queries + state * dim * kWidth);
+        std::fill_n(scratch_.out + state * plan_.value_padded * kWidth, plan_.value_padded * kWidth,
+                    0.0f);
+        std::fill_n(scratch_.largest + state * kWidth, kWidth, kNothing);
+        std::fill_n(scratch_.sum + state * kWidth, kWidth, 0.0f);
+      }
+    }
+  }
+
+  void walk_keys() {
+    const int64_t group = plan_.source.heads / plan_.source.key_heads;
+    const CpuRows keys = cpu_key_rows(plan_.inputs->k, plan_.options->sequences, sequence_,
+                                      head_ / group, rows_.key_first);
+    const CpuRows values = cpu_key_rows(plan_.inputs->v, plan_.options->sequences, sequence_,
+                                        head_ / group, rows_.key_first);
+    const int64_t tile_keys = padded_rows(plan_.tile.keys);
+    TileIterator runs(geometry_, query_tile_, plan_.tile);
+    for (TileRun run = {}; runs.next(run);) {
+      for (int64_t tile = run.first; tile < run.first + run.count; ++tile) {
+        const int64_t first = tile * plan_.tile.keys;
+        const int64_t count = std::min<int64_t>(plan_.tile.keys, geometry_.inner.count - first);
+        load_grouped(keys, first, count, tile_keys, plan_.head_dim, plan_.head_padded,
+                     scratch_.rows, scratch_.keys);
+        load_grouped(values, first, count, tile_keys, plan_.value_dim, plan_.value_padded,
+                     scratch_.rows, scratch_.values);
+        for (int64_t p = 0; p < panels_; ++p) {
+          const int64_t outer = first_ + p * kWidth;
+          const PanelRange range =
+              panel_range(geometry_, run.flags, outer, panel_rows(p), first, count);
+          if (range.first < range.last) {
+            for (int64_t h = 0; h < plan_.heads; ++h) {
+              attend(h * panels_ + p, run, range, outer, panel_rows(p), first, count);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // Scores, online softmax and value product of one panel and one tile of keys.
+  void attend(int64_t state, const TileRun& run, const PanelRange& range, int64_t outer,
+              int64_t outer_count, int64_t first, int64_t count) {
+    const int64_t tile_keys = padded_rows(plan_.tile.keys);
+    const int64_t head_groups = plan_.head_padded / kDepthGroup;
+    const int64_t value_groups = plan_.value_padded / kDepthGroup;
+    const float* queries = scratch_.queries + state * plan_.head_padded * kWidth;
+    for (int64_t k = range.first; k < range.last; k += kTileRows) {
+      score_block<NV>(scratch_.keys + k * kDepthGroup, tile_keys, queries, head_groups,
+                      scratch_.scores + k * kWidth, kWidth);
+    }
+    if (range.masked) {
+      mask_panel<NV>(geometry_, run.flags, run.partial, range, outer, outer_count, first, count,
+                     scratch_.scores, kWidth);
+    }
+    softmax(state, range);
+    accumulate_panel<NV>(scratch_.out + state * plan_.value_padded * kWidth, scratch_.factor,
+                         scratch_.values, tile_keys, value_groups, scratch_.scores, kWidth,
+                         range.first, range.last);
+  }
+
+  // Replaces scores by exp2(score - largest), updates largest and sum, leaves the factor by which
+  // what was summed before shrinks.
+  void softmax(int64_t state, const PanelRange& range) {
+    const Lanes d;
+    float* largest = scratch_.largest + state * kWidth;
+    float* sum = scratch_.sum + state * kWidth;
+    Vector top[NV];
+    Vector total[NV];
+    for (int c = 0; c < NV; ++c) {
+      top[c] = hn::Load(d, largest + c * kLanes);
+    }
+    for (int64_t k = range.first; k < range.last; ++k) {
+      const float* row = scratch_.scores + k * kWidth;
+      for (int c = 0; c < NV; ++c) {
+        top[c] = hn::Max(top[c], hn::Load(d, row + c * kLanes));
+      }
+    }
+    for (int c = 0; c < NV; ++c) {
+      const auto factor = exp2_f32(d, hn::Sub(hn::Load(d, largest + c * kLanes), top[c]));
+      hn::Store(factor, d, scratch_.factor + c * kLanes);
+      hn::Store(top[c], d, largest + c * kLanes);
+      total[c] = hn::Mul(factor, hn::Load(d, sum + c * kLanes));
+    }
+    for (int64_t k = range.first; k < range.last; ++k) {
+      float* row = scratch_.scores + k * kWidth;
+      for (int c = 0; c < NV; ++c) {
+        const auto p = exp2_f32(d, hn::Sub(hn::Load(d, row + c * kLanes), top[c]));
+        hn::Store(p, d, row + c * kLanes);
+        total[c] = hn::Add(total[c], p);
+      }
+    }
+    for (int c = 0; c < NV; ++c) {
+      hn::Store(total[c], d, sum + c * kLanes);
+    }
+  }
+
+  void write_rows() {
+    const bool packed = plan_.source.cu_query != nullptr;
+    const int64_t end = std::min<int64_t>(first_ + plan_.tile.rows, rows_.query_rows);
+    for (int64_t h = 0; h < plan_.heads; ++h) {
+      const TensorView out =
+          attention_head_rows(plan_.outputs->out, packed, sequence_, head_ + h, rows_.query_first);
+      const TensorView lse = plan_.outputs->lse
+                                 ? attention_head_rows(plan_.outputs->lse, packed, sequence_,
+                                                       head_ + h, rows_.query_first)
+                                 : TensorView{};
+      for (int64_t p = 0; p < panels_; ++p) {
+        write_panel(h, p, out, lse);
+      }
+      // Padding behind the queries in use.
+      std::fill_n(scratch_.rows, plan_.value_padded, 0.0f);
+      for (int64_t i = first_ + count_; i < end; ++i) {
+        store_row(mutable_row(out, i), out.dtype, plan_.value_dim, scratch_.rows, false);
+        if (lse) {
+          *reinterpret_cast<float*>(mutable_row(lse, i)) = -std::numeric_limits<float>::infinity();
+        }
+      }
+    }
+  }
+
+  void write_panel(int64_t h, int64_t panel, const TensorView& out, const TensorView& lse) {
+    const Lanes d;
+    const int64_t state = h * panels_ + panel;
+    const int64_t first = first_ + panel * kWidth;
+    float* factors = scratch_.factor;
+    for (int64_t lane = 0; lane < kWidth; ++lane) {
+      const float sum = scratch_.sum[state * kWidth + lane];
+      const float largest = scratch_.largest[state * kWidth + lane];
+      factors[lane] = sum > 0 ? 1 / sum : 0.0f;
+      if (lse && lane < panel_rows(panel)) {
+        *reinterpret_cast<float*>(mutable_row(lse, first + lane)) =
+            sum > 0 ? (largest + std::log2(sum)) * std::numbers::ln2_v<float>
+                    : -std::numeric_limits<float>::infinity();
+      }
+    }
+    float* values = scratch_.out + state * plan_.value_padded * kWidth;
+    for (int64_t e = 0; e < plan_.value_padded; ++e) {
+      for (int c = 0; c < kWidth; c += kLanes) {
+        hn::Store(hn::Mul(hn::Load(d, values + e * kWidth + c), hn::Load(d, factors + c)), d,
+                  values + e * kWidth + c);
+      }
+    }
+    transpose(values, plan_.value_padded, kWidth, scratch_.rows);
+    for (int64_t lane = 0; lane < panel_rows(panel); ++lane) {
+      store_row(mutable_row(out, first + lane), out.dtype, plan_.value_dim,
+                scratch_.rows + lane * plan_.value_padded, false);
+    }
+  }
+
+  const ForwardPlan& plan_;
+  ForwardScratch scratch_;
+  int32_t sequence_;
+  int32_t head_;
+  SequenceRows rows_;
+  HeadGeometry geometry_;
+  int64_t query_tile_;
+  int64_t first_;  // query
+  int64_t count_;  // queries that exist
+  int64_t panels_;
+};
+
+void forward_task(const ForwardPlan& plan, int32_t sequence, int32_t head, int64_t query_tile,
+                  float* memory) {
+  ForwardTile<kForwardVectors>(plan, sequence, head, query_tile, memory).run();
+}
+
+int64_t forward_panel_width() {
+  return kForwardVectors * kLanes;
+}
+
+}  // namespace
+}  // namespace HWY_NAMESPACE
+}  // namespace flashloom
+
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace flashloom {
+
+HWY_EXPORT(forward_task);
+HWY_EXPORT(forward_panel_width);
+
+namespace {
+
+// Whether all heads of a group see the same pairs, so that they can share tiles of keys.
+bool heads_share_pairs(const AttentionOptions& options) {
+  const AttentionPositions& positions = options.positions;
+  const bool own_positions = positions.query || positions.key || positions.query_count ||
+                             positions.key_count || positions.output_index ||
+                             positions.query_bucket_offsets;
+  const bool own_blocks = options.blocks.row_offsets && options.blocks.row_offsets.dim(1) > 1;
+  return !own_positions && !own_blocks;
+}
+
+}  // namespace
+
+ForwardPlan forward_plan(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                         const AttentionOptions& options, int64_t panel_width) {
+  ForwardPlan plan = {};
+  plan.outputs = &outputs;
+  plan.inputs = &inputs;
+  plan.options = &options;
+  plan.source = geometry_source(inputs, options);
+  plan.head_dim = inputs.q.dim(-1);
+  plan.value_dim = inputs.v.dim(-1);
+  plan.head_padded = padded_depth(plan.head_dim);
+  plan.value_padded = padded_depth(plan.value_dim);
+  plan.panel_width = panel_width;
+  const int64_t group = plan.source.key_heads > 0 ? plan.source.heads / plan.source.key_heads : 1;
+  plan.heads = heads_share_pairs(options) ? group : 1;
+  const int64_t panel_bytes = plan.heads * (plan.head_padded + plan.value_padded) * panel_width * 4;
+  const int64_t panels = std::clamp<int64_t>(kForwardPanelBytes / panel_bytes, 1, kForwardPanels);
+  plan.tile = {static_cast<int32_t>(panels * panel_width), static_cast<int32_t>(kForwardKeys)};
+  const float scale = options.score.scale != 0 ? options.score.scale
+                                               : 1 / std::sqrt(static_cast<float>(plan.head_dim));
+  plan.score_scale = scale * std::numbers::log2e_v<float>;
+  return plan;
+}
+
+ForwardScratch::ForwardScratch(const ForwardPlan& plan, float* memory) {
+  FloatArena arena(memory);
+  const int64_t tile_keys = padded_rows(plan.tile.keys);
+  const int64_t width = plan.panel_width;
+  const int64_t panels = plan.heads * tile_count(plan.tile.rows, width);
+  keys = arena.take(plan.head_padded * tile_keys);
+  values = arena.take(plan.value_padded * tile_keys);
+  scores = arena.take(tile_keys * width);
+  queries = arena.take(panels * plan.head_padded * width);
+  out = arena.take(panels * plan.value_padded * width);
+  largest = arena.take(panels * width);
+  sum = arena.take(panels * width);
+  factor = arena.take(width);
+  rows = arena.take(width * std::max(plan.head_padded, plan.value_padded));
+  floats = arena.used();
+}
+
+int64_t attention_forward_cpu_bytes(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                                    const AttentionOptions& options) {
+  const ForwardPlan plan =
+      forward_plan(outputs, inputs, options, HWY_DYNAMIC_DISPATCH(forward_panel_width)());
+  return thread_count() * ForwardScratch(plan, nullptr).floats * 4;
+}
+
+void attention_forward_cpu(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                           std::span<std::byte> workspace, const AttentionOptions& options) {
+  const ForwardPlan plan =
+      forward_plan(outputs, inputs, options, HWY_DYNAMIC_DISPATCH(forward_panel_width)());
+  if (plan.source.heads == 0) {
+    return;
+  }
+  const int64_t floats = ForwardScratch(plan, nullptr).floats;
+  auto* memory = reinterpret_cast<float*>(workspace.data());
+  const int64_t tiles = tile_count(plan.source.max_query, plan.tile.rows);
+  const int64_t head_tasks = plan.source.heads / plan.heads;
+  // Last tiles first: under a causal mask they are the longest.
+  parallel_for_workers(tiles * plan.source.sequences * head_tasks, [&](int64_t task, int worker) {
+    const int64_t tile = tiles - 1 - task / (plan.source.sequences * head_tasks);
+    const int64_t rest = task % (plan.source.sequences * head_tasks);
+    HWY_DYNAMIC_DISPATCH(forward_task)
+    (plan, static_cast<int32_t>(rest / head_tasks),
+     static_cast<int32_t>(rest % head_tasks * plan.heads), tile, memory + worker * floats);
+  });
+}
+
+}  // namespace flashloom
+#endif  // HWY_ONCE

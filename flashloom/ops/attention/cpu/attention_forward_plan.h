@@ -1,0 +1,48 @@
+#pragma once
+
+#include "flashloom/ops/attention/cpu/attention_cpu_problem.h"
+
+namespace flashloom {
+
+/// Keys a tile: a tile of K and V stays in the second-level cache beside the panels of queries, and
+/// the rescaling of the output is paid once for so many keys.
+inline constexpr int64_t kForwardKeys = 128;
+/// Most panels of queries of one head in a task, and most bytes of all their states.
+inline constexpr int64_t kForwardPanels = 4;
+inline constexpr int64_t kForwardPanelBytes = 256 << 10;
+
+/// One forward call, cut into tasks (sequence, group of heads, tile of queries).
+struct ForwardPlan {
+  const AttentionOutputs* outputs;
+  const AttentionInputs* inputs;
+  const AttentionOptions* options;
+  GeometrySource source;
+  int64_t head_dim, value_dim;
+  int64_t head_padded, value_padded;
+  int64_t panel_width;
+  TileShape tile;
+  int64_t heads;  // query heads a task, which share keys and what they see
+  float score_scale;
+};
+
+/// `lanes` floats a vector.
+ForwardPlan forward_plan(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                         const AttentionOptions& options, int64_t panel_width);
+
+/// A worker's scratch memory.
+struct ForwardScratch {
+  float* keys;     // (D / 16, tile keys, 16)
+  float* values;   // (E / 16, tile keys, 16)
+  float* scores;   // (tile keys, W)
+  float* queries;  // (panels, D, W)
+  float* out;      // (panels, E, W)
+  float* largest;  // (panels, W)
+  float* sum;      // (panels, W)
+  float* factor;   // (W)
+  float* rows;     // (W, D or E)
+  int64_t floats;  // of all
+
+  ForwardScratch(const ForwardPlan& plan, float* memory);
+};
+
+}  // namespace flashloom
