@@ -19,6 +19,9 @@ constexpr int64_t padded_depth(int64_t depth) {
   return (depth + kDepthGroup - 1) / kDepthGroup * kDepthGroup;
 }
 
+/// Elements of a row that are converted at a time on the stack.
+inline constexpr int64_t kRowPiece = 256;
+
 /// Rows of a tile of scratch.
 constexpr int64_t padded_rows(int64_t rows) {
   return (rows + kMaxTileRows - 1) / kMaxTileRows * kMaxTileRows;
@@ -32,6 +35,8 @@ struct CpuRows {
   const int32_t* pages = nullptr;
   int64_t page_size = 1;
   int64_t page_stride = 0;  // bytes
+
+  int64_t element_bytes() const { return static_cast<int64_t>(dtype_bytes(dtype)); }
 
   const std::byte* row(int64_t index) const {
     return pages == nullptr
