@@ -1,6 +1,7 @@
 #include "cli/arguments.h"
 
 #include <fmt/format.h>
+#include <toml++/toml.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -9,7 +10,6 @@
 #include <exception>
 #include <memory>
 #include <set>
-#include <toml++/toml.h>
 #include <utility>
 
 namespace flashloom::cli {
@@ -91,8 +91,8 @@ std::set<std::string> read_config(const std::string& path, const Command& comman
   try {
     table = toml::parse_file(path);
   } catch (const toml::parse_error& error) {
-    throw UsageError(fmt::format("{}: line {}: {}", path, error.source().begin.line,
-                                 error.description()));
+    throw UsageError(
+        fmt::format("{}: line {}: {}", path, error.source().begin.line, error.description()));
   }
   std::set<std::string> seen;
   for (const auto& [key, node] : table) {
@@ -175,7 +175,9 @@ void catch_interrupts() {
   std::signal(SIGTERM, on_interrupt);
 }
 
-bool interrupted() { return interrupt_count > 0; }
+bool interrupted() {
+  return interrupt_count > 0;
+}
 
 int run_program(int argc, char** argv, std::string_view description, std::string_view version,
                 const std::vector<Command>& commands) {

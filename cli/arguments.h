@@ -52,8 +52,8 @@ struct Command {
 int run_program(int argc, char** argv, std::string_view description, std::string_view version,
                 const std::vector<Command>& commands);
 
-/// After this, SIGINT and SIGTERM only set interrupted(), so that a command can end in good order. A
-/// second signal ends the program at once.
+/// After this, SIGINT and SIGTERM only set interrupted(), so that a command can end in good order.
+/// A second signal ends the program at once.
 void catch_interrupts();
 bool interrupted();
 

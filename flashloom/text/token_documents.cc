@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "flashloom/core/error.h"
 
 namespace flashloom {
@@ -17,6 +19,14 @@ void TokenDocuments::add(std::span<const int32_t> tokens, std::span<const uint8_
   for (size_t i = 1; i < loss.size(); ++i) {
     loss_tokens_ += loss[i] != 0 ? 1 : 0;
   }
+}
+
+int64_t TokenDocuments::longest() const {
+  int64_t length = 0;
+  for (int64_t i = 0; i < size(); ++i) {
+    length = std::max(length, this->length(i));
+  }
+  return length;
 }
 
 TokenDocument TokenDocuments::operator[](int64_t index) const {

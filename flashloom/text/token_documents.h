@@ -27,6 +27,9 @@ class TokenDocuments {
     return offsets_[i + 1] - offsets_[i];
   }
 
+  /// Tokens of the longest document; 0 without one.
+  int64_t longest() const;
+
   TokenDocument operator[](int64_t index) const;
 
   int64_t total_tokens() const { return offsets_.back(); }

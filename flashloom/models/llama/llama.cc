@@ -187,6 +187,18 @@ double LlamaModel::loss_and_gradients(const LlamaBatch& batch, float gradient_sc
   return sum_of_losses(tokens);
 }
 
+int64_t llama_trainable_size(const ModelConfig& config, const std::optional<LoraOptions>& lora) {
+  if (!lora) {
+    return parameter_count(config);
+  }
+  int64_t layer = 0;
+  for (size_t i = 0; i < kLlamaLinears; ++i) {
+    const LlamaLinearShape shape = llama_linear_shape(config, static_cast<LlamaLinear>(i));
+    layer += lora->targets[i] ? lora->rank * (shape.inputs + shape.outputs) : 0;
+  }
+  return config.layers * layer;
+}
+
 LlamaMemory llama_memory(const ModelConfig& config, const LlamaModel::Options& options) {
   // Two sizes far enough apart that alignment and workspaces of fixed size do not show.
   constexpr int64_t kSmall = 1024;

@@ -79,6 +79,9 @@ class LlamaModel {
 
   const ModelConfig& config() const { return config_; }
 
+  /// As given, with the defaults filled in.
+  const Options& options() const { return options_; }
+
   const LlamaWeights& weights() const { return weights_; }
 
   const LlamaAdapters& adapters() const { return adapters_; }
@@ -109,6 +112,9 @@ struct LlamaMemory {
   int64_t fixed_bytes = 0;
   int64_t bytes_per_token = 0;
 };
+
+/// Numbers that training changes: all weights, or the adapters if there are any.
+int64_t llama_trainable_size(const ModelConfig& config, const std::optional<LoraOptions>& lora);
 
 /// What a model with these options takes (options.max_tokens is ignored), without allocating it.
 /// The optimizer's state is not included.

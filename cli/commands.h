@@ -1,0 +1,20 @@
+#pragma once
+
+#include <string>
+
+#include "cli/arguments.h"
+
+namespace flashloom::cli {
+
+// One factory a subcommand, each in a file of its own.
+Command finetune_command();
+Command evaluate_command();
+Command generate_command();
+Command tokenize_command();
+Command merge_command();
+Command inspect_command();
+
+/// Version, build and CPU features in use, for --version.
+std::string version_text();
+
+}  // namespace flashloom::cli

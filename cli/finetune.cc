@@ -1,0 +1,271 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "cli/commands.h"
+#include "cli/terminal.h"
+#include "flashloom/core/parallel.h"
+#include "flashloom/core/progress.h"
+#include "flashloom/text/data_reader.h"
+#include "flashloom/text/preview.h"
+#include "flashloom/text/supervised.h"
+#include "flashloom/train/export.h"
+#include "flashloom/train/fine_tune.h"
+
+namespace flashloom::cli {
+namespace {
+
+struct Options {
+  std::string model;
+  std::vector<std::string> data;
+  std::vector<std::string> eval_data;
+  std::string output;
+  std::string method = "lora";
+  int64_t lora_rank = 16;
+  std::optional<double> lora_alpha;
+  std::vector<std::string> lora_targets = {"q", "k", "v", "o", "gate", "up", "down"};
+  double lora_plus = 16;
+  std::optional<double> learning_rate;
+  double weight_decay = 0;
+  double clip = 1;
+  int64_t warmup = 0;
+  int64_t steps = 0;
+  int64_t epochs = 1;
+  int64_t sequence_length = 1024;
+  int64_t batch_tokens = 1024;
+  int64_t eval_steps = 0;
+  int64_t save_steps = 0;
+  std::string save_dtype = "f32";
+  int64_t threads = 0;
+  int64_t seed = 0;
+  int64_t preview = 0;
+  bool json = false;
+};
+
+void validate(const Options& options) {
+  const auto at_least = [](const char* flag, double value, double least) {
+    if (!(value >= least)) {
+      throw UsageError(fmt::format("{}: expected at least {}, got {}", flag, least, value));
+    }
+  };
+  at_least("--lora-rank", static_cast<double>(options.lora_rank), 1);
+  at_least("--lora-alpha", options.lora_alpha.value_or(1), 0);
+  at_least("--lora-plus", options.lora_plus, 0);
+  at_least("--lr", options.learning_rate.value_or(1), 0);
+  at_least("--weight-decay", options.weight_decay, 0);
+  at_least("--clip", options.clip, 0);
+  at_least("--warmup", static_cast<double>(options.warmup), 0);
+  at_least("--steps", static_cast<double>(options.steps), 0);
+  at_least("--epochs", static_cast<double>(options.epochs), 1);
+  at_least("--seq-len", static_cast<double>(options.sequence_length), 2);
+  at_least("--batch-tokens", static_cast<double>(options.batch_tokens), 1);
+  at_least("--eval-steps", static_cast<double>(options.eval_steps), 0);
+  at_least("--save-steps", static_cast<double>(options.save_steps), 0);
+  at_least("--threads", static_cast<double>(options.threads), 0);
+  at_least("--seed", static_cast<double>(options.seed), 0);
+  at_least("--preview", static_cast<double>(options.preview), 0);
+  if (options.preview == 0 && options.output.empty()) {
+    throw UsageError("--output: a directory is needed (or --preview N to look at the data)");
+  }
+  if (options.eval_steps > 0 && options.eval_data.empty()) {
+    throw UsageError("--eval-steps needs --eval-data");
+  }
+}
+
+FineTuneOptions training_options(const Options& options) {
+  constexpr double kLoraLearningRate = 2e-4;
+  constexpr double kFullLearningRate = 2e-5;
+  FineTuneOptions training = {
+      .optimizer = {.learning_rate = options.learning_rate.value_or(
+                        options.method == "lora" ? kLoraLearningRate : kFullLearningRate),
+                    .adapter_b_ratio = options.lora_plus,
+                    .weight_decay = options.weight_decay,
+                    .clip_norm = options.clip},
+      .warmup_steps = options.warmup,
+      .steps = options.steps,
+      .epochs = options.epochs,
+      .batch_tokens = options.batch_tokens,
+      .eval_steps = options.eval_steps,
+      .save_steps = options.save_steps,
+      .save_dtype = parse_float_dtype(options.save_dtype),
+      .seed = static_cast<uint64_t>(options.seed),
+  };
+  if (options.method == "lora") {
+    training.lora = LoraOptions{
+        .rank = options.lora_rank,
+        .alpha = options.lora_alpha.value_or(2.0 * static_cast<double>(options.lora_rank)),
+        .targets = parse_lora_targets(options.lora_targets)};
+  } else {
+    training.lora.reset();
+  }
+  return training;
+}
+
+nlohmann::ordered_json result_json(const FineTuneResult& result, const std::string& output) {
+  nlohmann::ordered_json json = {{"output", output},
+                                 {"steps", result.steps},
+                                 {"stopped", result.stopped},
+                                 {"seconds", result.seconds},
+                                 {"tokens", result.tokens}};
+  const auto add = [&](const char* name, const std::optional<EvaluationResult>& evaluation) {
+    if (evaluation) {
+      json[name] = evaluation->loss;
+      json["eval_tokens"] = evaluation->tokens;
+    }
+  };
+  add("eval_loss_before", result.before);
+  add("eval_loss", result.after);
+  add("best_eval_loss", result.best);
+  return json;
+}
+
+int train(const Options& options, const ModelBundle& bundle, const SupervisedData& data,
+          const SupervisedData* held_out) {
+  catch_interrupts();
+  FineTune run(bundle, data.documents, held_out != nullptr ? &held_out->documents : nullptr,
+               training_options(options), available_memory_bytes());
+  note(fmt::format("memory plan\n{}", run.plan_table()));
+  note(
+      fmt::format("{} trainable parameters, {} steps of {} micro-batches of up to {} tokens, {} "
+                  "threads",
+                  run.trainable_parameters(), run.steps(), run.step_shape().bins_per_step,
+                  run.step_shape().bin_capacity, thread_count()));
+  StatusLine status;
+  Progress progress(run.steps());
+  FineTuneObserver observer;
+  observer.stepped = [&](const StepReport& step) {
+    progress.advance(step.step);
+    status.show(
+        fmt::format("{} · loss {:.4f} · {:.0f} tokens/s · {:.0f} % of the machine's GEMM rate",
+                    progress.line(), step.loss, static_cast<double>(step.tokens) / step.seconds,
+                    100 * step.utilisation),
+        step.step == step.steps);
+  };
+  observer.evaluated = [&](int64_t step, const EvaluationResult& result) {
+    status.end();
+    note(fmt::format("held-out loss {} step {}: {:.4f} over {} tokens",
+                     step == 0 ? "before" : "after", step, result.loss, result.tokens));
+  };
+  observer.saved = [&](const std::string& directory) {
+    status.end();
+    note("saved " + directory);
+  };
+  observer.stop = interrupted;
+  const FineTuneResult result = run.run(options.output, observer);
+  if (result.stopped) {
+    note(fmt::format("interrupted after step {}; what was trained is saved", result.steps));
+  }
+  note(fmt::format("{} steps, {} tokens in {}", result.steps, result.tokens,
+                   format_duration(result.seconds)));
+  if (options.json) {
+    fmt::print("{}\n", result_json(result, options.output).dump());
+  }
+  return result.stopped ? kInterrupted : kSuccess;
+}
+
+std::vector<std::filesystem::path> paths(const std::vector<std::string>& names) {
+  return {names.begin(), names.end()};
+}
+
+// Prints the first examples with their loss masks.
+void preview(const Options& options, const SupervisedEncoder& encoder) {
+  struct Enough {};
+
+  int64_t shown = 0;
+  try {
+    for (const std::filesystem::path& file : paths(options.data)) {
+      read_data(file, [&](const DataRow& row) {
+        if (shown == options.preview) {
+          throw Enough();
+        }
+        SupervisedExample example = encoder.encode(row);
+        const auto length =
+            std::min(example.tokens.size(), static_cast<size_t>(options.sequence_length));
+        fmt::print("example {}, {} tokens\n{}\n", ++shown, example.tokens.size(),
+                   preview_example(encoder.tokenizer(), std::span(example.tokens).first(length),
+                                   std::span(example.loss).first(length)));
+      });
+    }
+  } catch (const Enough&) {
+  }
+}
+
+int run(const Options& options) {
+  validate(options);
+  set_thread_count(static_cast<int>(options.threads));
+  const ModelBundle bundle = open_model(options.model);
+  const SupervisedEncoder encoder(bundle.tokenizer);
+  if (options.preview > 0) {
+    preview(options, encoder);
+    return kSuccess;
+  }
+  const auto load = [&](const char* name, const std::vector<std::string>& files) {
+    SupervisedData data = load_supervised(paths(files), encoder, options.sequence_length);
+    note(fmt::format("{}: {}; {} tokens, {} bear loss", name,
+                     describe(data.counts, options.sequence_length), data.documents.total_tokens(),
+                     data.documents.total_loss_tokens()));
+    return data;
+  };
+  const SupervisedData data = load("data", options.data);
+  std::optional<SupervisedData> held_out;
+  if (!options.eval_data.empty()) {
+    held_out = load("held-out data", options.eval_data);
+  }
+  return train(options, bundle, data, held_out ? &*held_out : nullptr);
+}
+
+}  // namespace
+
+Command finetune_command() {
+  auto o = std::make_shared<Options>();
+  return {
+      .name = "finetune",
+      .summary = "Train a model on your data (LoRA or all weights)",
+      .flags =
+          {{"--model", &o->model, "Hugging Face directory or GGUF file", true},
+           {"--data", &o->data,
+            "JSONL files (messages; prompt and completion; text; alpaca; sharegpt) or text", true},
+           {"--eval-data", &o->eval_data, "held-out files: their loss is measured, not trained on"},
+           {"--output", &o->output, "directory for the adapter or the weights"},
+           {"--method",
+            &o->method,
+            "train a low-rank adapter, or all weights",
+            false,
+            {"lora", "full"}},
+           {"--lora-rank", &o->lora_rank, "size of the adapter"},
+           {"--lora-alpha", &o->lora_alpha, "adapter's factor x rank; default 2 x rank"},
+           {"--lora-targets", &o->lora_targets, "linears that get an adapter"},
+           {"--lora-plus", &o->lora_plus, "learning rate of B over that of A (LoRA+); 1: LoRA"},
+           {"--lr", &o->learning_rate, "peak learning rate; default 2e-4, full 2e-5"},
+           {"--weight-decay", &o->weight_decay, "AdamW's, of matrices"},
+           {"--clip", &o->clip, "largest norm of the gradient; 0: no clipping"},
+           {"--warmup", &o->warmup, "steps of rising learning rate; then it falls as a cosine"},
+           {"--steps", &o->steps, "optimizer steps; 0: as many as the epochs take"},
+           {"--epochs", &o->epochs, "passes over the data"},
+           {"--seq-len", &o->sequence_length, "longer examples are cut"},
+           {"--batch-tokens", &o->batch_tokens, "tokens an optimizer step"},
+           {"--eval-steps", &o->eval_steps, "evaluate every so many steps; 0: before and after"},
+           {"--save-steps", &o->save_steps, "checkpoint every so many steps; 0: at the end"},
+           {"--save-dtype",
+            &o->save_dtype,
+            "type of full weights in files",
+            false,
+            {"f32", "bf16", "f16"}},
+           {"--threads", &o->threads, "0: all cores; results do not depend on it"},
+           {"--seed", &o->seed, "of data order and adapter"},
+           {"--preview", &o->preview, "print so many examples with their loss mask, and stop"},
+           {"--json", &o->json, "one JSON object on standard output at the end"}},
+      .run = [o] { return run(*o); },
+      .footer =
+          "Example: flashloom finetune --model MODEL --data train.jsonl "
+          "--eval-data held.jsonl --output adapter"};
+}
+
+}  // namespace flashloom::cli

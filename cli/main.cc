@@ -1,0 +1,13 @@
+#include "cli/commands.h"
+
+int main(int argc, char** argv) {
+  using namespace flashloom::cli;
+  return run_program(
+      argc, argv,
+      "Flashloom fine-tunes, evaluates and runs language models on CPUs, without Python.\n"
+      "MODEL is a Hugging Face directory or a GGUF file. Exit codes: 0 done, 1 failed, 2 wrong\n"
+      "usage, 130 interrupted (what was trained is saved).",
+      version_text(),
+      {finetune_command(), evaluate_command(), generate_command(), merge_command(),
+       tokenize_command(), inspect_command()});
+}

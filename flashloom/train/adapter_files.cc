@@ -1,0 +1,173 @@
+#include "flashloom/train/adapter_files.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <cmath>
+#include <nlohmann/json.hpp>
+#include <set>
+#include <vector>
+
+#include "flashloom/core/error.h"
+#include "flashloom/io/atomic_file.h"
+#include "flashloom/io/element_conversion.h"
+#include "flashloom/io/mapped_file.h"
+#include "flashloom/io/safetensors.h"
+#include "flashloom/io/safetensors_writer.h"
+#include "flashloom/io/strict_json.h"
+
+namespace flashloom {
+namespace {
+
+constexpr const char* kWeights = "/adapter_model.safetensors";
+constexpr const char* kConfig = "/adapter_config.json";
+constexpr int64_t kMaxAdapterRank = 65536;  // beyond any matrix; keeps sizes from bad files small
+
+bool is_adapter(const Parameter& parameter) {
+  return parameter.role == ParameterRole::adapter_a || parameter.role == ParameterRole::adapter_b;
+}
+
+std::vector<int64_t> shape_of(const ConstTensorView& view) {
+  return {view.shape.begin(), view.shape.begin() + view.rank};
+}
+
+// "self_attn.q_proj" -> "q_proj", the name peft matches.
+std::string short_name(LlamaLinear linear) {
+  const std::string_view name = llama_linear_name(linear);
+  return std::string(name.substr(name.rfind('.') + 1));
+}
+
+// Fields that change what an adapter computes; each must be absent, null, or as given here.
+void refuse_variants(const nlohmann::json& config, const std::string& file) {
+  const nlohmann::json plain = {
+      {"peft_type", "LORA"},
+      {"use_dora", false},
+      {"use_rslora", false},
+      {"fan_in_fan_out", false},
+      {"lora_bias", false},
+      {"bias", "none"},
+      {"rank_pattern", nlohmann::json::object()},
+      {"alpha_pattern", nlohmann::json::object()},
+      {"modules_to_save", nullptr},
+      {"layers_to_transform", nullptr},
+      {"layer_replication", nullptr},
+      {"target_parameters", nullptr},
+      {"trainable_token_indices", nullptr},
+  };
+  for (const auto& [key, value] : plain.items()) {
+    const auto found = config.find(key);
+    const bool absent =
+        found == config.end() || found->is_null() || (found->is_array() && found->empty());
+    if (!absent && *found != value) {
+      throw IoError(file, key,
+                    fmt::format("only {} is supported, found {}", value.dump(), found->dump()));
+    }
+  }
+}
+
+}  // namespace
+
+void save_adapter(const std::string& directory, const LlamaModel& model,
+                  const std::string& base_model) {
+  const LoraOptions& options = model.adapters().options();
+  std::vector<SafetensorsEntry> entries;
+  for (const Parameter& parameter : model.parameters()) {
+    if (is_adapter(parameter)) {
+      entries.push_back({parameter.name, DType::f32, shape_of(parameter.value)});
+    }
+  }
+  SafetensorsWriter writer(directory + kWeights, entries);
+  for (const Parameter& parameter : model.parameters()) {
+    if (is_adapter(parameter)) {
+      writer.write(parameter.name, parameter.value);
+    }
+  }
+  writer.finish();
+
+  nlohmann::ordered_json config = {
+      {"peft_type", "LORA"},    {"task_type", "CAUSAL_LM"}, {"base_model_name_or_path", base_model},
+      {"inference_mode", true}, {"r", options.rank},        {"lora_alpha", options.alpha},
+      {"lora_dropout", 0.0},    {"bias", "none"},           {"fan_in_fan_out", false},
+      {"use_rslora", false},    {"use_dora", false},
+  };
+  if (options.alpha == std::floor(options.alpha)) {
+    config["lora_alpha"] = static_cast<int64_t>(options.alpha);
+  }
+  config["target_modules"] = nlohmann::ordered_json::array();
+  for (size_t i = 0; i < kLlamaLinears; ++i) {
+    if (options.targets[i]) {
+      config["target_modules"].push_back(short_name(static_cast<LlamaLinear>(i)));
+    }
+  }
+  write_file_atomically(directory + kConfig, config.dump(2) + "\n");
+}
+
+LoraOptions read_adapter_options(const std::string& directory) {
+  const std::string file = directory + kConfig;
+  const nlohmann::json config = parse_strict_json(MappedFile(file).text(), file);
+  if (!config.is_object()) {
+    throw IoError(file, "", "expected an object");
+  }
+  refuse_variants(config, file);
+  LoraOptions options;
+  const auto rank = config.find("r");
+  if (rank == config.end() || !rank->is_number_integer() || rank->get<int64_t>() < 1 ||
+      rank->get<int64_t>() > kMaxAdapterRank) {
+    throw IoError(file, "r", "expected a whole number above 0");
+  }
+  options.rank = rank->get<int64_t>();
+  const auto alpha = config.find("lora_alpha");
+  if (alpha == config.end() || !alpha->is_number()) {
+    throw IoError(file, "lora_alpha", "expected a number");
+  }
+  options.alpha = alpha->get<double>();
+  const auto targets = config.find("target_modules");
+  if (targets == config.end() || !(targets->is_array() || *targets == "all-linear")) {
+    throw IoError(file, "target_modules", "expected a list of names");
+  }
+  if (targets->is_array()) {
+    std::vector<std::string> names;
+    for (const nlohmann::json& name : *targets) {
+      if (!name.is_string()) {
+        throw IoError(file, "target_modules", "expected a list of names");
+      }
+      names.push_back(name.get<std::string>());
+    }
+    try {
+      options.targets = parse_lora_targets(names);
+    } catch (const InvalidArgument& error) {
+      throw IoError(file, "target_modules", error.what());
+    }
+  }
+  return options;
+}
+
+void load_adapter(const std::string& directory, const LlamaModel& model) {
+  const SafetensorsFile file(directory + kWeights);
+  std::set<std::string, std::less<>> wanted;
+  for (const Parameter& parameter : model.parameters()) {
+    if (!is_adapter(parameter)) {
+      continue;
+    }
+    const SafetensorsTensor* tensor = file.find(parameter.name);
+    if (tensor == nullptr) {
+      throw IoError(file.path(), parameter.name, "is missing");
+    }
+    const auto dtype = safetensors_dtype(tensor->dtype);
+    if (tensor->shape != shape_of(parameter.value) || !dtype || !is_convertible(*dtype)) {
+      throw IoError(file.path(), parameter.name,
+                    fmt::format("expected {}, found ({}) {}", describe(parameter.value),
+                                fmt::join(tensor->shape, ", "), tensor->dtype));
+    }
+    decode_to_f32(*dtype, tensor->bytes.data(), parameter.value.size(),
+                  parameter.value.as<float>());
+    wanted.insert(parameter.name);
+  }
+  for (const SafetensorsTensor& tensor : file.tensors()) {
+    if (!wanted.contains(tensor.name)) {
+      throw IoError(file.path(), tensor.name, "fits no adapted linear of this model");
+    }
+  }
+}
+
+}  // namespace flashloom

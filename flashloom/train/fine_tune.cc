@@ -1,0 +1,219 @@
+#include "flashloom/train/fine_tune.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "flashloom/core/check.h"
+#include "flashloom/models/llama/llama_flops.h"
+#include "flashloom/train/adapter_files.h"
+#include "flashloom/train/export.h"
+#include "flashloom/train/machine_rate.h"
+#include "flashloom/train/schedule.h"
+
+namespace flashloom {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+LlamaWork work_of(const PackedBatch& batch) {
+  LlamaWork work = {.tokens = static_cast<int64_t>(batch.tokens.size()),
+                    .loss_tokens = batch.loss_tokens};
+  for (size_t i = 0; i + 1 < batch.cu_seqlens.size(); ++i) {
+    const int64_t length = batch.cu_seqlens[i + 1] - batch.cu_seqlens[i];
+    work.visible_pairs += length * (length + 1) / 2;
+  }
+  return work;
+}
+
+void validate(const FineTuneOptions& options, const TokenDocuments& train) {
+  const auto at_least = [](std::string_view name, int64_t value, int64_t least) {
+    check(value >= least, "finetune", name, fmt::format("at least {}", least),
+          fmt::format("{}", value));
+  };
+  at_least("steps", options.steps, 0);
+  at_least("epochs", options.epochs, 1);
+  at_least("batch_tokens", options.batch_tokens, 1);
+  at_least("warmup", options.warmup_steps, 0);
+  at_least("eval_steps", options.eval_steps, 0);
+  at_least("save_steps", options.save_steps, 0);
+  check(train.size() > 0, "finetune", "data", "at least one example", "none");
+  check(train.total_loss_tokens() > 0, "finetune", "data", "loss-bearing tokens", "none");
+}
+
+}  // namespace
+
+FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
+                   const TokenDocuments* held_out, FineTuneOptions options, int64_t memory_budget)
+    : bundle_(bundle), options_(std::move(options)), held_out_(held_out) {
+  validate(options_, train);
+  const ModelConfig& config = bundle.files.config();
+  const int64_t document = train.longest();
+  const int64_t held_out_document = held_out != nullptr ? held_out->longest() : 0;
+  LlamaModel::Options model_options = {.training = true, .lora = options_.lora};
+  const int64_t trainable = llama_trainable_size(config, options_.lora);
+
+  // As many tokens a micro-batch as memory allows, never fewer than the longest document.
+  const LlamaMemory memory = llama_memory(config, model_options);
+  const int64_t optimizer_bytes = 2 * trainable * static_cast<int64_t>(sizeof(float));
+  const int64_t affordable =
+      std::max<int64_t>(0, memory_budget - memory.fixed_bytes - optimizer_bytes) /
+      std::max<int64_t>(1, memory.bytes_per_token);
+  shape_ = plan_steps(options_.batch_tokens, document, std::max(document, affordable));
+  model_options.max_tokens = std::max(shape_.bin_capacity, held_out_document);
+  model_options.max_sequence_length = std::max(document, held_out_document);
+
+  model_ = std::make_unique<LlamaModel>(config, model_options, plan_);
+  optimizer_ = std::make_unique<Optimizer>(options_.optimizer, trainable, plan_);
+  plan_.require(memory_budget);
+  arena_ = std::make_unique<Arena>(plan_);
+  model_->bind(*arena_);
+  model_->load(bundle.files);
+  model_->initialize_adapters(options_.seed);
+  optimizer_->bind(*arena_, model_->parameters());
+  stream_ = std::make_unique<PackedStream>(train, shape_, PackingOptions{.seed = options_.seed});
+  steps_ = options_.steps > 0 ? options_.steps : options_.epochs * stream_->steps_per_epoch();
+  peak_flops_ = measure_gemm_rate();
+}
+
+FineTune::~FineTune() = default;
+
+int64_t FineTune::trainable_parameters() const {
+  int64_t count = 0;
+  for (const Parameter& parameter : model_->parameters()) {
+    count += parameter.trainable() ? parameter.value.size() : 0;
+  }
+  return count;
+}
+
+StepReport FineTune::step(int64_t index) {
+  const auto start = Clock::now();
+  StepReport report = {.step = index + 1, .steps = steps_};
+  stream_->next(batches_);
+  const LoraOptions* lora = options_.lora ? &*options_.lora : nullptr;
+  double flops = 0;
+  for (const PackedBatch& batch : batches_) {
+    const LlamaWork work = work_of(batch);
+    report.tokens += work.tokens;
+    report.loss_tokens += work.loss_tokens;
+    flops += llama_training_flops(model_->config(), lora, work);
+  }
+  report.capacity = shape_.bin_capacity * static_cast<int64_t>(batches_.size());
+  report.epoch = static_cast<double>(stream_->position().epoch) +
+                 static_cast<double>(stream_->position().bin) /
+                     static_cast<double>(std::max<int64_t>(1, stream_->bins()));
+
+  // Every loss-bearing token of the step weighs the same, whichever micro-batch it is in.
+  const float scale = report.loss_tokens > 0 ? 1.0f / static_cast<float>(report.loss_tokens) : 0.0f;
+  model_->zero_gradients();
+  for (const PackedBatch& batch : batches_) {
+    if (batch.loss_tokens > 0) {
+      report.loss += model_->loss_and_gradients(batch_view(batch), scale);
+    }
+  }
+  report.loss /= static_cast<double>(std::max<int64_t>(1, report.loss_tokens));
+  if (!std::isfinite(report.loss)) {
+    throw Error(
+        fmt::format("the loss is not finite in step {}; the weights keep the values of the "
+                    "step before",
+                    report.step));
+  }
+  const OptimizerStep update =
+      optimizer_->step(cosine_schedule(index, steps_, options_.warmup_steps));
+  report.learning_rate = update.learning_rate;
+  report.gradient_norm = update.gradient_norm;
+  report.seconds = seconds_since(start);
+  report.utilisation = flops / report.seconds / peak_flops_;
+  return report;
+}
+
+void FineTune::save(const std::string& directory) const {
+  make_directory(directory);
+  if (options_.lora) {
+    save_tokenizer(directory, bundle_.tokenizer);
+    save_adapter(directory, *model_, bundle_.path);
+  } else {
+    save_hugging_face(directory, *model_, bundle_.tokenizer, options_.save_dtype);
+  }
+}
+
+FineTuneResult FineTune::run(const std::string& output, const FineTuneObserver& observer) {
+  make_directory(output);
+  MetricLog log(output + "/metrics.jsonl");
+  FineTuneResult result;
+  const auto start = Clock::now();
+
+  const auto evaluate = [&](int64_t step) {
+    const EvaluationResult held_out =
+        evaluate_documents(*model_, *held_out_, model_->options().max_tokens);
+    log.append({{"step", step}, {"eval_loss", held_out.loss}, {"eval_tokens", held_out.tokens}});
+    if (observer.evaluated) {
+      observer.evaluated(step, held_out);
+    }
+    if (step == 0) {
+      result.before = held_out;
+    } else if (!result.best || held_out.loss < result.best->loss) {
+      result.best = held_out;
+      result.best_step = step;
+      save(output + "/best");
+    }
+    result.after = held_out;
+  };
+
+  if (held_out_ != nullptr) {
+    evaluate(0);
+  }
+  int64_t evaluated = 0;
+  while (result.steps < steps_ && !result.stopped) {
+    const StepReport report = step(result.steps);
+    ++result.steps;
+    result.tokens += report.tokens;
+    const double rate = 1 / report.seconds;
+    log.append(
+        {{"step", report.step},
+         {"epoch", report.epoch},
+         {"loss", report.loss},
+         {"learning_rate", report.learning_rate},
+         {"gradient_norm", report.gradient_norm},
+         {"seconds", report.seconds},
+         // Bins are packed without padding, so all tokens are real; `packing` is the share
+         // of the bins' room that they fill.
+         {"all_tokens_per_second", static_cast<double>(report.tokens) * rate},
+         {"real_tokens_per_second", static_cast<double>(report.tokens) * rate},
+         {"loss_tokens_per_second", static_cast<double>(report.loss_tokens) * rate},
+         {"packing", static_cast<double>(report.tokens) / static_cast<double>(report.capacity)},
+         {"mfu", report.utilisation}});
+    if (observer.stepped) {
+      observer.stepped(report);
+    }
+    result.stopped = observer.stop && observer.stop();
+    if (held_out_ != nullptr && options_.eval_steps > 0 && report.step % options_.eval_steps == 0) {
+      evaluate(report.step);
+      evaluated = report.step;
+    }
+    if (options_.save_steps > 0 && report.step % options_.save_steps == 0) {
+      const std::string directory = fmt::format("{}/checkpoint-{}", output, report.step);
+      save(directory);
+      if (observer.saved) {
+        observer.saved(directory);
+      }
+    }
+  }
+  if (held_out_ != nullptr && evaluated != result.steps && !result.stopped) {
+    evaluate(result.steps);
+  }
+  save(output);
+  if (observer.saved) {
+    observer.saved(output);
+  }
+  result.seconds = seconds_since(start);
+  return result;
+}
+
+}  // namespace flashloom

@@ -1,0 +1,111 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "flashloom/core/memory_plan.h"
+#include "flashloom/io/metric_log.h"
+#include "flashloom/models/llama/llama.h"
+#include "flashloom/text/packed_batches.h"
+#include "flashloom/text/token_documents.h"
+#include "flashloom/train/evaluation.h"
+#include "flashloom/train/model_bundle.h"
+#include "flashloom/train/optimizer.h"
+
+namespace flashloom {
+
+struct FineTuneOptions {
+  std::optional<LoraOptions> lora = LoraOptions();  // absent: all weights are trained
+  OptimizerOptions optimizer;
+  int64_t warmup_steps = 0;
+  int64_t steps = 0;            // optimizer steps; 0: as many as `epochs` take
+  int64_t epochs = 1;           // passes over the data, if steps is 0
+  int64_t batch_tokens = 1024;  // of an optimizer step
+  int64_t eval_steps = 0;       // evaluate every so many steps, and at the end; 0: only at the end
+  int64_t save_steps = 0;       // checkpoint every so many steps; 0: only at the end
+  DType save_dtype = DType::f32;  // of full weights
+  uint64_t seed = 0;
+};
+
+/// One optimizer step, as the metrics record it. Rates are over the step's own time.
+struct StepReport {
+  int64_t step = 0;  // from 1
+  int64_t steps = 0;
+  double epoch = 0;
+  double loss = 0;  // mean over loss-bearing tokens, nats
+  double learning_rate = 0;
+  double gradient_norm = 0;
+  double seconds = 0;
+  int64_t tokens = 0;       // that went through the model: packed bins hold no padding
+  int64_t loss_tokens = 0;  // that bear loss
+  int64_t capacity = 0;     // what the step's bins could have held ("all", with their empty room)
+  double utilisation = 0;   // MFU: FLOPs of the step / seconds / measured rate of the machine
+};
+
+/// What a run tells its caller; every function may be empty.
+struct FineTuneObserver {
+  std::function<void(const StepReport&)> stepped;
+  std::function<void(int64_t step, const EvaluationResult&)> evaluated;
+  std::function<void(const std::string& directory)> saved;
+  /// Asked after each step: true ends the run in good order.
+  std::function<bool()> stop;
+};
+
+struct FineTuneResult {
+  int64_t steps = 0;
+  bool stopped = false;
+  double seconds = 0;
+  int64_t tokens = 0;
+  std::optional<EvaluationResult> before, after, best;
+  int64_t best_step = 0;
+};
+
+/// A fine-tuning run: everything is planned in the constructor, nothing allocated in a step.
+class FineTune {
+ public:
+  /// Borrows the model bundle and the documents. Throws OutOfMemory with the table if the plan does
+  /// not fit `memory_budget`; micro-batches are made as small as a document before that.
+  FineTune(const ModelBundle& bundle, const TokenDocuments& train, const TokenDocuments* held_out,
+           FineTuneOptions options, int64_t memory_budget);
+  ~FineTune();
+
+  /// Bytes by purpose, for the user.
+  std::string plan_table() const { return plan_.table(); }
+
+  int64_t steps() const { return steps_; }
+
+  int64_t trainable_parameters() const;
+
+  /// Tokens of a micro-batch, and micro-batches of a step.
+  const StepShape& step_shape() const { return shape_; }
+
+  /// Trains, and writes into `output` (made if missing): at its top the adapter or the Hugging Face
+  /// directory, `metrics.jsonl`, `checkpoint-N` for each save and `best` for the lowest held-out
+  /// loss. A run that is stopped saves what it has.
+  FineTuneResult run(const std::string& output, const FineTuneObserver& observer);
+
+  const LlamaModel& model() const { return *model_; }
+
+ private:
+  StepReport step(int64_t index);
+  void save(const std::string& directory) const;
+
+  const ModelBundle& bundle_;
+  FineTuneOptions options_;
+  const TokenDocuments* held_out_;
+  StepShape shape_;
+  std::unique_ptr<PackedStream> stream_;
+  int64_t steps_ = 0;
+  MemoryPlan plan_;
+  std::unique_ptr<LlamaModel> model_;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::unique_ptr<Arena> arena_;
+  std::vector<PackedBatch> batches_;
+  double peak_flops_ = 0;  // measured f32 matrix product rate
+};
+
+}  // namespace flashloom

@@ -1,0 +1,73 @@
+#include "flashloom/train/model_bundle.h"
+
+#include <filesystem>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "flashloom/core/error.h"
+
+namespace flashloom {
+namespace {
+
+GgufVocabulary vocabulary_of(const ModelFiles& files) {
+  const StoredVocabulary& stored = *files.vocabulary();
+  return {.file_name = files.path(),
+          .model = stored.model,
+          .pre = stored.pre,
+          .tokens = stored.tokens,
+          .token_types = stored.token_types,
+          .merges = stored.merges,
+          .bos_id = stored.bos_id,
+          .eos_id = stored.eos_id,
+          .eot_id = stored.eot_id,
+          .eom_id = std::nullopt,
+          .unknown_id = stored.unknown_id,
+          .padding_id = stored.padding_id,
+          .add_bos = stored.add_bos,
+          .add_eos = stored.add_eos,
+          .chat_template = stored.chat_template};
+}
+
+}  // namespace
+
+Tokenizer open_tokenizer(const std::string& path) {
+  if (std::filesystem::is_directory(path)) {
+    return Tokenizer::from_directory(path);
+  }
+  return Tokenizer::from_vocabulary(vocabulary_of(ModelFiles::open(path)));
+}
+
+ModelBundle open_model(const std::string& path) {
+  ModelFiles files = ModelFiles::open(path);
+  Tokenizer tokenizer = files.vocabulary() != nullptr
+                            ? Tokenizer::from_vocabulary(vocabulary_of(files))
+                            : Tokenizer::from_directory(path);
+  // Ids that the embedding has no row for would fail in the middle of a run.
+  if (tokenizer.vocabulary_size() > files.config().vocabulary_size) {
+    throw IoError(path, "tokenizer",
+                  "has " + std::to_string(tokenizer.vocabulary_size()) +
+                      " tokens, more than the model's vocabulary of " +
+                      std::to_string(files.config().vocabulary_size));
+  }
+  return {.path = path, .files = std::move(files), .tokenizer = std::move(tokenizer)};
+}
+
+ChatTemplate open_chat_template(const ModelBundle& bundle) {
+  const Tokenizer& tokenizer = bundle.tokenizer;
+  if (tokenizer.chat_template().empty()) {
+    throw IoError(bundle.path, "chat template",
+                  "the model has none: use rows of prompt and completion, or of text");
+  }
+  const auto spelling = [&](std::optional<int32_t> id) {
+    return id ? std::string(tokenizer.token(*id)) : std::string();
+  };
+  try {
+    return ChatTemplate::parse(tokenizer.chat_template(), spelling(tokenizer.bos_id()),
+                               spelling(tokenizer.eos_id()));
+  } catch (const Error& error) {
+    throw IoError(bundle.path, "chat template", error.what());
+  }
+}
+
+}  // namespace flashloom
