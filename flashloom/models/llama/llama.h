@@ -30,7 +30,8 @@ struct LlamaBatch {
 
 /// A decoder of the Llama family (Llama 2 and 3, SmolLM2, Mistral, Qwen2, Qwen3): explicit forward
 /// and backward passes over planned buffers. Life: construct (adds every buffer to the plan), make
-/// an Arena, bind(), load(), then steps, which allocate nothing.
+/// an Arena, bind(), load(), then steps, which allocate nothing. Set the number of threads before:
+/// workspaces grow with it.
 ///
 /// Trained are the adapters if there are any (LoRA), else all weights.
 class LlamaModel {

@@ -56,16 +56,25 @@ AttentionWorkspaceBytes attention_workspace(const ModelConfig& config,
   const TensorView keys = llama_heads(kv, dim);
   const TensorView lse = shape_only({config.heads, tokens});
   const AttentionInputs inputs = {.q = heads, .k = keys, .v = keys};
-  const AttentionOptions packed = llama_packed_attention(
-      TensorView(nullptr, DType::i32, {options.max_sequences + 1}), options.max_length);
-  bytes.forward = attention_forward_workspace_bytes(attention_outputs(heads, lse), inputs, packed);
-  if (options.training) {
-    AttentionSaved saved;
-    saved.out = heads;
-    saved.lse = lse;
-    saved.dout = heads;
-    bytes.backward = attention_backward_workspace_bytes(attention_gradients(heads, keys, keys),
-                                                        inputs, saved, packed);
+  // Few long documents may be cut finer than many short ones, so the need is not largest for the
+  // most documents; beyond 64 no kernel has a reason to cut.
+  for (int64_t sequences = 1; sequences <= options.max_sequences; ++sequences) {
+    if (sequences > 64 && sequences < options.max_sequences) {
+      continue;
+    }
+    const AttentionOptions packed = llama_packed_attention(
+        TensorView(nullptr, DType::i32, {sequences + 1}), options.max_length);
+    bytes.forward = std::max(bytes.forward, attention_forward_workspace_bytes(
+                                                attention_outputs(heads, lse), inputs, packed));
+    if (options.training) {
+      AttentionSaved saved;
+      saved.out = heads;
+      saved.lse = lse;
+      saved.dout = heads;
+      bytes.backward = std::max(
+          bytes.backward, attention_backward_workspace_bytes(attention_gradients(heads, keys, keys),
+                                                             inputs, saved, packed));
+    }
   }
   return bytes;
 }

@@ -255,6 +255,19 @@ TEST(LlamaModel, TrainsOnlyIfPlannedForIt) {
               Throws<InvalidArgument>());
 }
 
+TEST(LlamaModel, PlansForOneLongDocumentAsForManyShortOnes) {
+  const TestModel model(golden_folder("smollm2"),
+                        {.training = true, .max_tokens = 1024, .max_sequences = 64});
+  TestBatch one;
+  one.add(std::vector<int32_t>(1024, 5), std::vector<int32_t>(1024, 6));
+  EXPECT_GT(model->loss_and_gradients(one.view(), one.gradient_scale()), 0);
+  TestBatch many;
+  for (int i = 0; i < 64; ++i) {
+    many.add(std::vector<int32_t>(16, 5), std::vector<int32_t>(16, 6));
+  }
+  EXPECT_GT(model->loss_and_gradients(many.view(), many.gradient_scale()), 0);
+}
+
 TEST(LlamaModel, EstimatesItsMemory) {
   const ModelConfig config = ModelFiles::open(golden_folder("qwen3")).config();
   const LlamaModel::Options options = {
