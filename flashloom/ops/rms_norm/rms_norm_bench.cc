@@ -1,0 +1,59 @@
+#include <benchmark/benchmark.h>
+
+#include <vector>
+
+#include "flashloom/core/bench_counters.h"
+#include "flashloom/core/tensor_for_test.h"
+#include "flashloom/ops/rms_norm/rms_norm.h"
+
+namespace flashloom {
+namespace {
+
+struct Tensors {
+  OwnedTensor input, residual, sum, out, weight, inverse_rms;
+  int64_t row_bytes;
+
+  Tensors(DType dtype, int64_t rows, int64_t columns)
+      : input(normal_tensor(dtype, {rows, columns}, 1)),
+        residual(normal_tensor(dtype, {rows, columns}, 2)),
+        sum(dtype, {rows, columns}),
+        out(dtype, {rows, columns}),
+        weight(normal_tensor(DType::f32, {columns}, 3)),
+        inverse_rms(DType::f32, {rows}),
+        row_bytes(input.view().bytes()) {}
+};
+
+void forward(benchmark::State& state, DType dtype, bool with_residual) {
+  const Tensors t(dtype, state.range(0), state.range(1));
+  const auto residual = with_residual ? ConstTensorView(t.residual) : ConstTensorView();
+  const auto sum = with_residual ? TensorView(t.sum) : TensorView();
+  for (auto _ : state) {
+    rms_norm_forward(t.out, t.inverse_rms, sum, t.input, residual, t.weight);
+  }
+  report_bytes(state, t.row_bytes * (with_residual ? 4 : 2));
+}
+
+void backward(benchmark::State& state, DType dtype, bool with_dweight) {
+  const Tensors t(dtype, state.range(0), state.range(1));
+  rms_norm_forward(t.out, t.inverse_rms, {}, t.input, {}, t.weight);
+  const OwnedTensor dweight(DType::f32, {state.range(1)});
+  std::vector<std::byte> workspace(
+      static_cast<size_t>(rms_norm_backward_workspace_bytes(state.range(0), state.range(1))));
+  for (auto _ : state) {
+    rms_norm_backward(t.out, with_dweight ? TensorView(dweight) : TensorView(), t.sum, t.residual,
+                      t.input, t.inverse_rms, t.weight, workspace);
+  }
+  report_bytes(state, t.row_bytes * 4);
+}
+
+// SmolLM2-135M and Qwen2.5-0.5B, a micro-batch of 1024 tokens; one token, as in generation.
+#define FLASHLOOM_SIZES Args({1024, 576})->Args({1024, 896})->Args({1, 576})->UseRealTime()
+BENCHMARK_CAPTURE(forward, f32, DType::f32, false)->FLASHLOOM_SIZES;
+BENCHMARK_CAPTURE(forward, f32_residual, DType::f32, true)->FLASHLOOM_SIZES;
+BENCHMARK_CAPTURE(forward, bf16_residual, DType::bf16, true)->FLASHLOOM_SIZES;
+BENCHMARK_CAPTURE(backward, f32, DType::f32, false)->FLASHLOOM_SIZES;
+BENCHMARK_CAPTURE(backward, f32_dweight, DType::f32, true)->FLASHLOOM_SIZES;
+BENCHMARK_CAPTURE(backward, bf16_dweight, DType::bf16, true)->FLASHLOOM_SIZES;
+
+}  // namespace
+}  // namespace flashloom
