@@ -1,6 +1,7 @@
 #include "flashloom/text/bpe.h"
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <limits>
 
@@ -215,16 +216,21 @@ void Bpe::merge_word(std::string_view word, BpeScratch& scratch) const {
 
 void Bpe::encode(std::vector<int32_t>& ids, std::string_view text, std::span<const size_t> ends,
                  BpeScratch& scratch) const {
+  // Room for kMaxIds a word, so that a hit is one fixed-size copy.
+  constexpr size_t kRoom = BpeCache::kMaxIds;
+  size_t size = ids.size();
+  ids.resize(size + kRoom * ends.size());
   size_t begin = 0;
-  for (const size_t end : ends) {
-    const std::string_view word = text.substr(begin, end - begin);
-    begin = end;
+  for (size_t i = 0; i < ends.size(); ++i) {
+    const std::string_view word(text.data() + begin, ends[i] - begin);
+    begin = ends[i];
     const bool cacheable = word.size() <= BpeCache::kMaxWord;
     BpeCache::Key key{};
     if (cacheable) {
       key = BpeCache::make_key(word);
       if (const BpeCache::Line* line = scratch.cache.find(key)) {
-        ids.insert(ids.end(), line->ids, line->ids + line->count);
+        std::memcpy(ids.data() + size, line->ids, sizeof line->ids);
+        size += line->count;
         continue;
       }
     }
@@ -232,9 +238,13 @@ void Bpe::encode(std::vector<int32_t>& ids, std::string_view text, std::span<con
     const std::vector<int32_t>& symbols = scratch.symbols;
     if (cacheable && symbols.size() <= BpeCache::kMaxIds) {
       scratch.cache.insert(key, symbols.data(), symbols.size());
+    } else {
+      ids.resize(size + symbols.size() + kRoom * (ends.size() - i - 1));
     }
-    ids.insert(ids.end(), symbols.begin(), symbols.end());
+    std::copy(symbols.begin(), symbols.end(), ids.begin() + static_cast<std::ptrdiff_t>(size));
+    size += symbols.size();
   }
+  ids.resize(size);
 }
 
 void BpeScratch::trim() {

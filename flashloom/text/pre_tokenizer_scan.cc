@@ -61,9 +61,10 @@ class Scanner {
     return p;
   }
 
-  /// \s+(?!\S)|\s+ from a space: the run without its last character when something follows it.
-  const char* spaces(const char* begin, const char* run_end) const {
-    if (run_end == end_) {
+  /// \s+(?!\S)|\s+ from a space: the run without its last character when something follows it
+  /// that the pattern sees; what is of class `apart` it does not see.
+  const char* spaces(const char* begin, const char* run_end, uint8_t apart = 0) const {
+    if (run_end == end_ || (at(run_end).bits & apart) != 0) {
       return run_end;
     }
     const char* last = previous_code_point(begin, run_end);
@@ -104,9 +105,15 @@ size_t contraction(const char* p, const char* end) {
   return found ? 3 : 0;
 }
 
+/// With `kApart`, characters of that class are pieces by themselves, and the pattern is matched
+/// between them as if the text ended there.
+template <uint8_t kApart>
 struct Gpt2 {
   static const char* next(const Scanner& scan, const char* p) {
     Character c = scan.at(p);
+    if ((c.bits & kApart) != 0) {
+      return p + c.size;
+    }
     if (*p == '\'') {
       if (const size_t size = contraction<false>(p, scan.end())) {
         return p + size;
@@ -115,7 +122,7 @@ struct Gpt2 {
     const char* body = p;
     if (*p == ' ' && p + 1 < scan.end()) {
       const Character following = scan.at(p + 1);
-      if ((following.bits & kSpace) == 0) {
+      if ((following.bits & (kSpace | kApart)) == 0) {
         body = p + 1;
         c = following;
       }
@@ -127,9 +134,9 @@ struct Gpt2 {
       return scan.run<true>(body + c.size, kNumber);
     }
     if ((c.bits & kSpace) == 0) {
-      return scan.run<false>(body + c.size, kLetter | kNumber | kSpace);
+      return scan.run<false>(body + c.size, kLetter | kNumber | kSpace | kApart);
     }
-    return scan.spaces(p, scan.run<true>(p + c.size, kSpace));
+    return scan.spaces(p, scan.run<true>(p + c.size, kSpace), kApart);
   }
 };
 
@@ -231,37 +238,14 @@ class ScannedPattern : public PreTokenizer {
   }
 };
 
-class DigitsGpt2 : public PreTokenizer {
- public:
-  void split(std::string_view text, PieceSink sink) const override {
-    const Scanner whole(text.data() + text.size());
-    Batch batch(text.data(), sink);
-    for (const char* p = text.data(); p < whole.end();) {
-      const Character c = whole.at(p);
-      if ((c.bits & kDigit) != 0) {
-        p += c.size;
-        batch.add(p);
-        continue;
-      }
-      // A number ends the text for the pattern: what stands before it cannot see it.
-      const Scanner part(whole.run<false>(p, kDigit));
-      while (p < part.end()) {
-        p = Gpt2::next(part, p);
-        batch.add(p);
-      }
-    }
-    batch.flush();
-  }
-};
-
 }  // namespace
 
 std::unique_ptr<PreTokenizer> make_known_pattern(KnownPattern pattern) {
   switch (pattern) {
     case KnownPattern::kGpt2:
-      return std::make_unique<ScannedPattern<Gpt2>>();
+      return std::make_unique<ScannedPattern<Gpt2<0>>>();
     case KnownPattern::kDigitsGpt2:
-      return std::make_unique<DigitsGpt2>();
+      return std::make_unique<ScannedPattern<Gpt2<kDigit>>>();
     case KnownPattern::kQwen2:
       return std::make_unique<ScannedPattern<CaseFolding<1>>>();
     case KnownPattern::kLlama3:

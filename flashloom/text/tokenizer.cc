@@ -113,6 +113,8 @@ Tokenizer Tokenizer::from_json(std::string_view text, std::string_view file_name
 
 std::vector<int32_t> Tokenizer::encode(std::string_view text, const EncodeOptions& options) const {
   std::vector<int32_t> ids;
+  // English has about four bytes a token; growing a long list costs more than the room too many.
+  ids.reserve(text.size() / 4 + 16);
   encode_append(ids, text, options);
   return ids;
 }

@@ -209,7 +209,9 @@ class Builder {
         }
         return found->second;
       };
-      bpe.add_merge(id(left), id(right), id(joined));
+      const int32_t left_id = id(left);
+      const int32_t right_id = id(right);
+      bpe.add_merge(left_id, right_id, id(joined));
     }
     if (description_.ignore_merges) {
       for (size_t id = 0; id < tokens.size(); ++id) {
