@@ -40,7 +40,7 @@ std::string error_after(Change change) {
 TEST(TokenizerJson, RefusesEveryTruncation) {
   const std::string text = golden_text("tokenizer_smollm2.json");
   const size_t end = text.find_last_of('}');
-  for (size_t size = 0; size <= end; size += size < 2000 ? 1 : 977) {
+  for (size_t size = 0; size <= end; size += size < 300 ? 1 : 997) {
     const std::string error = error_of_text(text.substr(0, size));
     ASSERT_THAT(error, AllOf(HasSubstr("bad.json"), HasSubstr("not valid JSON"))) << size;
   }
@@ -51,7 +51,7 @@ TEST(TokenizerJson, SurvivesAnyChangedByte) {
   const std::string good = json(golden_json("tokenizer_options.json")["base"]).dump();
   std::mt19937 random(1);
   int refused = 0;
-  for (int i = 0; i < 1500; ++i) {
+  for (int i = 0; i < 300; ++i) {
     std::string text = good;
     for (unsigned changes = 1 + random() % 3; changes > 0; --changes) {
       text[random() % text.size()] = static_cast<char>(random() % 256);
@@ -64,7 +64,7 @@ TEST(TokenizerJson, SurvivesAnyChangedByte) {
       ++refused;
     }
   }
-  EXPECT_GT(refused, 100);
+  EXPECT_GT(refused, 50);
 }
 
 TEST(TokenizerJson, RefusesDeepNesting) {
@@ -202,23 +202,25 @@ TEST(TokenizerFromGguf, NamesTheKeyAtFault) {
               HasSubstr("tokenizer.ggml.merges[2]: 'zz' is not in the vocabulary"));
 }
 
-/// A megabyte without a space is one word. A quadratic step would take minutes, not seconds.
-TEST(Tokenizer, EncodesAMegabyteWithoutASpace) {
+/// Text without a space is one word. Its square is 10^11: a quadratic step would take minutes, and
+/// the sanitizers cost a factor of ten at most.
+TEST(Tokenizer, IsNotQuadraticInTextWithoutASpace) {
+  constexpr size_t kLength = 300'000;
   std::mt19937 random(1);
-  std::string letters(1'000'000, 'a');
+  std::string letters(kLength, 'a');
   for (char& letter : letters) {
     letter = static_cast<char>('a' + random() % 26);
   }
   std::string marks;  // in the wrong order, so that NFC must sort them
   std::string cjk;
-  while (marks.size() < 1'000'000) {
+  while (marks.size() < kLength) {
     marks += "\u0316\u0301\u0323\u0300";
     cjk += "日本語的中文";
   }
   for (const char* kind : {"smollm2", "qwen2", "llama3"}) {
     const Tokenizer tokenizer = golden_tokenizer(kind);
-    for (const std::string& text : {std::string(1'000'000, 'a'), letters, marks, cjk,
-                                    std::string(1'000'000, '7'), std::string(1'000'000, ' ')}) {
+    for (const std::string& text : {std::string(kLength, 'a'), letters, marks, cjk,
+                                    std::string(kLength, '7'), std::string(kLength, ' ')}) {
       const std::clock_t start = std::clock();
       const std::vector<int32_t> ids = tokenizer.encode(text, {.add_special_tokens = false});
       const double seconds = static_cast<double>(std::clock() - start) / CLOCKS_PER_SEC;
