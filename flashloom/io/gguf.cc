@@ -139,7 +139,7 @@ GgufFile::GgufFile(std::string path) : file_(std::move(path)) {
   }
 
   std::vector<Located> located;
-  while (located.size() < tensor_count) {  // grows with what was read, not what was claimed
+  for (size_t i = 0; i < tensor_count; ++i) {
     located.push_back(read_tensor(cursor, name));
   }
   const size_t padding = -cursor.position() & static_cast<size_t>(alignment - 1);
@@ -196,7 +196,8 @@ std::optional<double> GgufFile::number(std::string_view key) const {
   }
   const auto* narrow = std::get_if<float>(&value->value);
   if (narrow == nullptr) {
-    return static_cast<double>(integer(key).value_or(0));  // there, or integer() throws
+    const std::optional<int64_t> whole = integer(key);
+    return static_cast<double>(*whole);
   }
   const std::string decimal = fmt::format("{}", *narrow);
   double parsed = *narrow;

@@ -30,7 +30,7 @@ class Fields {
   int64_t integer(const char* name, std::optional<int64_t> otherwise = {}) const {
     const json* value = find_or(name, otherwise.has_value());
     if (value == nullptr) {
-      return otherwise.value_or(0);
+      return *otherwise;
     }
     if (!value->is_number_integer() ||
         (value->is_number_unsigned() && value->get<uint64_t>() > uint64_t{1} << 62)) {
@@ -42,7 +42,7 @@ class Fields {
   double number(const char* name, std::optional<double> otherwise = {}) const {
     const json* value = find_or(name, otherwise.has_value());
     if (value == nullptr) {
-      return otherwise.value_or(0);
+      return *otherwise;
     }
     if (!value->is_number()) {
       wrong(name, "a number", *value);
@@ -61,10 +61,10 @@ class Fields {
     return value->get<bool>();
   }
 
-  std::string text(const char* name, const std::optional<std::string>& otherwise = {}) const {
+  std::string text(const char* name, std::optional<std::string> otherwise = {}) const {
     const json* value = find_or(name, otherwise.has_value());
     if (value == nullptr) {
-      return otherwise.value_or("");
+      return *otherwise;
     }
     if (!value->is_string()) {
       wrong(name, "a string", *value);

@@ -80,7 +80,7 @@ struct ModelFiles::Implementation {
     for (const SafetensorsTensor* tensor : safetensors->tensors()) {
       EncodedTensor bytes;
       bytes.bytes = tensor->bytes;
-      bytes.dtype = safetensors_dtype(tensor->dtype).value_or(DType::u8);
+      bytes.dtype = safetensors_dtype(tensor->dtype);
       add({tensor->name, tensor->shape, tensor->dtype}, bytes);
     }
     for (const auto& [key, value] : safetensors->files().front().metadata()) {
@@ -184,8 +184,7 @@ void ModelFiles::read_into(std::string_view name, TensorView out, bool require_f
 }
 
 const StoredVocabulary* ModelFiles::vocabulary() const {
-  const std::optional<StoredVocabulary>& vocabulary = implementation_->vocabulary;
-  return vocabulary ? &*vocabulary : nullptr;
+  return implementation_->vocabulary ? &*implementation_->vocabulary : nullptr;
 }
 
 const std::vector<std::pair<std::string, std::string>>& ModelFiles::metadata() const {

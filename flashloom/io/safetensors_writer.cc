@@ -41,12 +41,15 @@ bool same_shape(const std::vector<int64_t>& shape, const ConstTensorView& view) 
 SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<SafetensorsEntry> entries,
                                      const std::map<std::string, std::string>& metadata)
     : file_(path) {
+  std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
+    return dtype_bytes(a.dtype) > dtype_bytes(b.dtype);
+  });
   ordered_json header = ordered_json::object();
   if (!metadata.empty()) {
     header["__metadata__"] = metadata;
   }
   int64_t end = 0;
-  const auto place = [&](SafetensorsEntry& entry) {
+  for (SafetensorsEntry& entry : entries) {
     const int64_t begin = end;
     check(!__builtin_add_overflow(end, entry_bytes(entry), &end), kOp, entry.name,
           "a file below 2^63 bytes", "more");
@@ -57,13 +60,6 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Safete
                           {"data_offsets", {begin, end}}};
     std::string name = entry.name;
     slots_.emplace(std::move(name), Slot{.entry = std::move(entry), .offset = begin});
-  };
-  for (const size_t width : {8, 4, 2, 1}) {
-    for (SafetensorsEntry& entry : entries) {
-      if (dtype_bytes(entry.dtype) == width) {
-        place(entry);
-      }
-    }
   }
   std::string text = header.dump();
   const int64_t padding = -static_cast<int64_t>(text.size()) & (kHeaderAlignment - 1);

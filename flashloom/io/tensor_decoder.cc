@@ -46,7 +46,7 @@ Matrix as_matrix(const EncodedTensor& tensor, const TensorView& out) {
   matrix.out_stride = out.rank == 2 ? out.stride(0) : matrix.columns;
   matrix.block = tensor.ggml != nullptr ? tensor.ggml->block_elements : 1;
   matrix.block_bytes = tensor.ggml != nullptr ? tensor.ggml->block_bytes
-                                              : static_cast<int64_t>(dtype_bytes(tensor.dtype));
+                                              : static_cast<int64_t>(dtype_bytes(*tensor.dtype));
   check(matrix.columns % matrix.block == 0, kOp, "tensor", "rows of whole blocks",
         fmt::format("rows of {}", matrix.columns));
   matrix.row_bytes = matrix.columns / matrix.block * matrix.block_bytes;
@@ -77,7 +77,7 @@ void decode(const EncodedTensor& tensor, const std::byte* source, int64_t bytes,
     gguf_dequantize(static_cast<GgmlType>(tensor.ggml->number),
                     {source, static_cast<size_t>(bytes)}, {out, static_cast<size_t>(count)});
   } else {
-    decode_to_f32(tensor.dtype, source, count, out);
+    decode_to_f32(*tensor.dtype, source, count, out);
   }
 }
 
@@ -120,7 +120,8 @@ bool decode_row(const EncodedTensor& tensor, const Matrix& matrix, const std::by
 }  // namespace
 
 bool can_decode(const EncodedTensor& tensor) {
-  return tensor.ggml != nullptr ? tensor.ggml->decodable : is_convertible(tensor.dtype);
+  return tensor.ggml != nullptr ? tensor.ggml->decodable
+                                : tensor.dtype && is_convertible(*tensor.dtype);
 }
 
 std::optional<int64_t> decode_tensor(const EncodedTensor& tensor, TensorView out, bool find_bad) {

@@ -13,7 +13,7 @@ namespace flashloom {
 /// A tensor as some file stores it: rows of a plain dtype or of ggml blocks.
 struct EncodedTensor {
   std::span<const std::byte> bytes;
-  DType dtype = DType::u8;             // plain elements, at any alignment (u8 for other types), or
+  std::optional<DType> dtype;          // plain elements, at any alignment, or
   const GgmlTypeInfo* ggml = nullptr;  // ggml blocks
   /// If not 0, rows are this many heads, each with its two halves interleaved (permuted_heads).
   int64_t interleaved_heads = 0;

@@ -5,7 +5,6 @@
 #include <fstream>
 #include <sstream>
 
-#include "flashloom/core/philox.h"
 #include "flashloom/text/jinja/interpreter.h"
 #include "flashloom/text/jinja/parser.h"
 #include "flashloom/text/jinja/template_error.h"
@@ -217,40 +216,8 @@ TEST(ChatTemplate, BoundsWhatAHostileTemplateCanDo) {
       std::string((size_t{1} << 20) + 1, ' '),
   };
   for (const std::string& source : sources) {
-    jinja::RenderOptions options;
-    options.work_limit = int64_t{1} << 20;  // the default's way, in a thirtieth of its time
-    EXPECT_THROW(jinja::render(jinja::parse_template(source), options), TemplateError)
-        << source.substr(0, 100);
+    EXPECT_THROW(render(source), TemplateError) << source.substr(0, 100);
   }
-}
-
-TEST(ChatTemplate, SurvivesDamagedTemplates) {
-  RandomSequence random(1, RandomStream::test);
-  const Value& messages = items(field(golden(), "messages"))[14];
-  int rendered = 0;
-  int refused = 0;
-  for (const auto& [name, tokens] : field(golden(), "tokens").dict()->items()) {
-    const std::string source = read("templates/" + name + ".jinja");
-    for (int i = 0; i < 300; ++i) {
-      std::string damaged = source;
-      const auto size = static_cast<uint32_t>(source.size());
-      const uint32_t at = random.below(size);
-      const uint32_t count = std::min(size - at, 1 + random.below(9));
-      const std::string other = source.substr(random.below(size), random.below(9));
-      damaged.replace(at, count, i % 3 == 0 ? std::string() : other);
-      if (i % 3 == 2) {
-        damaged.resize(random.below(size));
-      }
-      try {
-        (void)ChatTemplate::parse(damaged, "<s>", "</s>").render(messages);
-        ++rendered;
-      } catch (const TemplateError&) {
-        ++refused;
-      }
-    }
-  }
-  EXPECT_GT(rendered, 100);
-  EXPECT_GT(refused, 100);
 }
 
 TEST(ChatTemplate, KeepsNoStateBetweenRenderings) {

@@ -6,6 +6,7 @@
 #include "flashloom/ops/attention/attention_reference.h"
 #include "flashloom/ops/attention/attention_validation.h"
 #include "flashloom/ops/attention/cpu/attention_cpu.h"
+#include "flashloom/ops/attention/sm90/attention_sm90.h"
 
 namespace flashloom {
 namespace {
@@ -13,13 +14,33 @@ namespace {
 constexpr std::string_view kForward = "attention_forward";
 constexpr std::string_view kBackward = "attention_backward";
 
-// `refusal` says what the CPU kernel does not cover, "" if it covers the call.
-AttentionChoice choose(std::string_view op, const AttentionInputs& inputs,
-                       const AttentionOptions& options, const std::string& refusal) {
-  const AttentionBackend required = options.execution.backend;
-  if (!inputs.q.device.is_cpu()) {
+#ifdef FLASHLOOM_WITH_CUDA
+constexpr bool kWithCuda = true;
+#else
+constexpr bool kWithCuda = false;  // calls under `if constexpr` below are discarded, never linked
+#endif
+
+// `refusal` says what the Hopper kernels do not cover, "" if they cover the call.
+AttentionChoice choose_cuda(std::string_view op, const AttentionOptions& options,
+                            const std::string& refusal) {
+  if constexpr (!kWithCuda) {
     throw Unsupported(op, "tensors of a GPU in a build without CUDA");
   }
+  const AttentionBackend required = options.execution.backend;
+  if (required != AttentionBackend::automatic && required != AttentionBackend::sm90) {
+    throw Unsupported(
+        op, fmt::format("the {} backend on tensors of a GPU", attention_backend_name(required)));
+  }
+  if (!refusal.empty()) {
+    throw Unsupported(op, fmt::format("{} in the sm90 backend", refusal));
+  }
+  return {AttentionBackend::sm90, ""};
+}
+
+// `refusal` says what the CPU kernel does not cover, "" if it covers the call.
+AttentionChoice choose(std::string_view op, const AttentionOptions& options,
+                       const std::string& refusal) {
+  const AttentionBackend required = options.execution.backend;
   if (required == AttentionBackend::reference) {
     return {AttentionBackend::reference, "required"};
   }
@@ -45,12 +66,20 @@ void check_workspace(std::string_view op, std::span<std::byte> workspace, int64_
 
 AttentionChoice forward_choice(const AttentionOutputs& outputs, const AttentionInputs& inputs,
                                const AttentionOptions& options) {
-  return choose(kForward, inputs, options, attention_forward_cpu_refusal(outputs, inputs, options));
+  if (!inputs.q.device.is_cpu()) {
+    return choose_cuda(kForward, options,
+                       sm90::attention_forward_refusal(outputs, inputs, options));
+  }
+  return choose(kForward, options, attention_forward_cpu_refusal(outputs, inputs, options));
 }
 
 AttentionChoice backward_choice(const AttentionGradients& gradients, const AttentionInputs& inputs,
                                 const AttentionSaved& saved, const AttentionOptions& options) {
-  return choose(kBackward, inputs, options,
+  if (!inputs.q.device.is_cpu()) {
+    return choose_cuda(kBackward, options,
+                       sm90::attention_backward_refusal(gradients, inputs, saved, options));
+  }
+  return choose(kBackward, options,
                 attention_backward_cpu_refusal(gradients, inputs, saved, options));
 }
 
@@ -63,7 +92,7 @@ std::string_view attention_backend_name(AttentionBackend backend) {
 
 void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
                        std::span<std::byte> workspace, const AttentionOptions& options,
-                       Stream /*stream*/) {
+                       Stream stream) {
   validate_attention_forward(outputs, inputs, options);
   const AttentionChoice choice = forward_choice(outputs, inputs, options);
   validate_attention_index_data(kForward, inputs, options);
@@ -71,19 +100,33 @@ void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& i
     attention_forward_reference(outputs, inputs, options);
     return;
   }
+  if constexpr (kWithCuda) {
+    if (choice.backend == AttentionBackend::sm90) {
+      check_workspace(kForward, workspace, sm90::attention_forward_bytes(inputs, options));
+      sm90::attention_forward(outputs, inputs, workspace, options, stream);
+      return;
+    }
+  }
   check_workspace(kForward, workspace, attention_forward_cpu_bytes(outputs, inputs, options));
   attention_forward_cpu(outputs, inputs, workspace, options);
 }
 
 void attention_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
                         const AttentionSaved& saved, std::span<std::byte> workspace,
-                        const AttentionOptions& options, Stream /*stream*/) {
+                        const AttentionOptions& options, Stream stream) {
   validate_attention_backward(gradients, inputs, saved, options);
   const AttentionChoice choice = backward_choice(gradients, inputs, saved, options);
   validate_attention_index_data(kBackward, inputs, options);
   if (choice.backend == AttentionBackend::reference) {
     attention_backward_reference(gradients, inputs, saved, options);
     return;
+  }
+  if constexpr (kWithCuda) {
+    if (choice.backend == AttentionBackend::sm90) {
+      check_workspace(kBackward, workspace, sm90::attention_backward_bytes(inputs, options));
+      sm90::attention_backward(gradients, inputs, saved, workspace, options, stream);
+      return;
+    }
   }
   check_workspace(kBackward, workspace,
                   attention_backward_cpu_bytes(gradients, inputs, saved, options));
@@ -94,9 +137,14 @@ int64_t attention_forward_workspace_bytes(const AttentionOutputs& outputs,
                                           const AttentionInputs& inputs,
                                           const AttentionOptions& options) {
   validate_attention_forward(outputs, inputs, options);
-  return forward_choice(outputs, inputs, options).backend == AttentionBackend::cpu
-             ? attention_forward_cpu_bytes(outputs, inputs, options)
-             : 0;
+  const AttentionBackend backend = forward_choice(outputs, inputs, options).backend;
+  if constexpr (kWithCuda) {
+    if (backend == AttentionBackend::sm90) {
+      return sm90::attention_forward_bytes(inputs, options);
+    }
+  }
+  return backend == AttentionBackend::cpu ? attention_forward_cpu_bytes(outputs, inputs, options)
+                                          : 0;
 }
 
 int64_t attention_backward_workspace_bytes(const AttentionGradients& gradients,
@@ -104,7 +152,13 @@ int64_t attention_backward_workspace_bytes(const AttentionGradients& gradients,
                                            const AttentionSaved& saved,
                                            const AttentionOptions& options) {
   validate_attention_backward(gradients, inputs, saved, options);
-  return backward_choice(gradients, inputs, saved, options).backend == AttentionBackend::cpu
+  const AttentionBackend backend = backward_choice(gradients, inputs, saved, options).backend;
+  if constexpr (kWithCuda) {
+    if (backend == AttentionBackend::sm90) {
+      return sm90::attention_backward_bytes(inputs, options);
+    }
+  }
+  return backend == AttentionBackend::cpu
              ? attention_backward_cpu_bytes(gradients, inputs, saved, options)
              : 0;
 }

@@ -267,7 +267,7 @@ class Lexer {
   }
 
   void lex_symbol(size_t& brackets) {
-    constexpr std::array<std::string_view, 6> kPairs = {"//", "**", "==", "!=", ">=", "<="};
+    constexpr std::array<std::string_view, 7> kPairs = {"//", "**", "==", "!=", ">=", "<=", "=="};
     constexpr std::string_view kSingles = "+-*/%~[](){}><=.:|,;";
     for (const std::string_view pair : kPairs) {
       if (looking_at(pair)) {

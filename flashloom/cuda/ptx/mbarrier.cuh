@@ -1,0 +1,87 @@
+#pragma once
+
+#include <cstdint>
+
+namespace flashloom::cuda {
+
+/// The 32-bit address that PTX wants for shared memory.
+__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// An mbarrier in shared memory: `arrivals` arrivals and all expected bytes complete a phase.
+/// The side that waits keeps the phase's parity; a waiter for an "empty" barrier starts with parity
+/// 1, which a fresh barrier satisfies at once.
+__device__ __forceinline__ void mbarrier_init(uint64_t* barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(arrivals)
+               : "memory");
+}
+
+/// Makes initialised barriers visible to the copy engine; then a __syncthreads().
+__device__ __forceinline__ void mbarrier_init_fence() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+__device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
+               : "memory");
+}
+
+/// One arrival that also announces `bytes` to be written by copies.
+__device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+
+__device__ __forceinline__ bool mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
+
+__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
+#ifdef FLASHLOOM_TRAP_ON_HANG
+  // A debug build ends a kernel that waits for more than 2 s and says where.
+  uint64_t start, now;
+  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
+  while (!mbarrier_try_wait(barrier, parity)) {
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
+    if (now - start > 2000000000ull) {
+      printf("flashloom: block %d thread %d hangs at barrier %u, parity %u\n",
+             static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x), shared_address(barrier),
+             parity);
+      __trap();
+    }
+  }
+#else
+  while (!mbarrier_try_wait(barrier, parity)) {
+  }
+#endif
+}
+
+/// A place in a ring of kStages buffers, with the parity of its current round.
+template <int kStages>
+struct PipelineState {
+  uint32_t stage = 0;
+  uint32_t parity = 0;
+
+  __device__ __forceinline__ void advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+};
+
+}  // namespace flashloom::cuda

@@ -1,0 +1,16 @@
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "flashloom/core/tensor_view.h"
+
+namespace flashloom::cuda {
+
+/// A copy engine's map of a rank-4 tensor (d0, d1, rows, columns) of 16-bit elements: boxes of
+/// `box_rows` x 64 elements with the 128-byte swizzle, coordinates (column, row, d1, d0).
+/// Throws InvalidArgument if an address or stride is no multiple of 16 bytes.
+CUtensorMap make_tile_map(const ConstTensorView& tensor, uint32_t box_rows);
+
+}  // namespace flashloom::cuda

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "flashloom/ops/attention/attention.h"
+
+// The Hopper backend: bf16 and f16, head dimensions 64 and 128, visibility by position (full,
+// causal, sliding window), packed sequences, grouped-query heads. Arguments have been validated.
+
+namespace flashloom::sm90 {
+
+/// What of a call the backend does not cover, in words; "" if it covers all of it.
+std::string attention_forward_refusal(const AttentionOutputs& outputs,
+                                      const AttentionInputs& inputs,
+                                      const AttentionOptions& options);
+std::string attention_backward_refusal(const AttentionGradients& gradients,
+                                       const AttentionInputs& inputs, const AttentionSaved& saved,
+                                       const AttentionOptions& options);
+
+int64_t attention_forward_bytes(const AttentionInputs& inputs, const AttentionOptions& options);
+int64_t attention_backward_bytes(const AttentionInputs& inputs, const AttentionOptions& options);
+
+void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                       std::span<std::byte> workspace, const AttentionOptions& options,
+                       Stream stream);
+void attention_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
+                        const AttentionSaved& saved, std::span<std::byte> workspace,
+                        const AttentionOptions& options, Stream stream);
+
+}  // namespace flashloom::sm90
