@@ -22,24 +22,44 @@ void check_matrix(std::string_view argument, const ConstTensorView& view) {
 
 }  // namespace
 
-void gemm(TensorView c, ConstTensorView a, ConstTensorView b, const GemmOptions& options, Stream) {
+void gemm(TensorView c, ConstTensorView a, ConstTensorView b, const GemmOptions& options,
+          Stream stream) {
+  const GemmTerm term = {.a = a,
+                         .b = b,
+                         .transpose_a = options.transpose_a,
+                         .transpose_b = options.transpose_b,
+                         .alpha = options.alpha};
+  gemm_sum(c, {&term, 1}, options.beta, {}, stream);
+}
+
+void gemm_sum(TensorView c, std::span<const GemmTerm> terms, float beta, ConstTensorView bias,
+              Stream) {
   check_matrix("c", c);
-  check_matrix("a", a);
-  check_matrix("b", b);
   const int64_t m = c.dim(0);
   const int64_t n = c.dim(1);
-  const int64_t k = a.dim(options.transpose_a ? 0 : 1);
-  if (options.transpose_a) {
-    check_shape(kOp, "a", a, {k, m});
-  } else {
-    check_shape(kOp, "a", a, {m, k});
+  for (const GemmTerm& term : terms) {
+    check_matrix("a", term.a);
+    check_matrix("b", term.b);
+    const int64_t k = term.a.dim(term.transpose_a ? 0 : 1);
+    if (term.transpose_a) {
+      check_shape(kOp, "a", term.a, {k, m});
+    } else {
+      check_shape(kOp, "a", term.a, {m, k});
+    }
+    if (term.transpose_b) {
+      check_shape(kOp, "b", term.b, {n, k});
+    } else {
+      check_shape(kOp, "b", term.b, {k, n});
+    }
   }
-  if (options.transpose_b) {
-    check_shape(kOp, "b", b, {n, k});
-  } else {
-    check_shape(kOp, "b", b, {k, n});
+  if (bias) {
+    check(beta == 0, kOp, "beta", "0 with a bias", fmt::format("{}", beta));
+    check_shape(kOp, "bias", bias, {n});
+    check_dtype(kOp, "bias", bias, {DType::f32});
+    check_last_contiguous(kOp, "bias", bias);
+    check_cpu(kOp, "bias", bias);
   }
-  gemm_cpu(c, a, b, options);
+  gemm_sum_cpu(c, terms, beta, bias);
 }
 
 }  // namespace flashloom

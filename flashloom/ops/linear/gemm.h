@@ -1,5 +1,7 @@
 #pragma once
 
+#include <span>
+
 #include "flashloom/core/device.h"
 #include "flashloom/core/tensor_view.h"
 
@@ -24,8 +26,28 @@ struct GemmOptions {
 void gemm(TensorView c, ConstTensorView a, ConstTensorView b, const GemmOptions& options = {},
           Stream stream = {});
 
-/// The oracle: float64 plain loops. f32 or f64 tensors.
+/// One product of gemm_sum().
+struct GemmTerm {
+  ConstTensorView a;
+  ConstTensorView b;
+  bool transpose_a = false;
+  bool transpose_b = false;
+  float alpha = 1;
+};
+
+/// c = sum of alpha op(a) op(b) over the terms + beta c, or + bias in every row. Each tile of c is
+/// finished while it is in cache, so a product of small depth beside a large one (an adapter), or
+/// a bias, costs no pass over c.
+///
+/// Shapes:  as gemm(), a depth for each term; bias optional (N), only with beta = 0.
+/// Order, Throws:  as gemm().
+void gemm_sum(TensorView c, std::span<const GemmTerm> terms, float beta = 0,
+              ConstTensorView bias = {}, Stream stream = {});
+
+/// The oracles: float64 plain loops. f32 or f64 tensors.
 void gemm_reference(TensorView c, ConstTensorView a, ConstTensorView b,
                     const GemmOptions& options = {});
+void gemm_sum_reference(TensorView c, std::span<const GemmTerm> terms, float beta = 0,
+                        ConstTensorView bias = {});
 
 }  // namespace flashloom

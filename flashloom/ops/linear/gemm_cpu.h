@@ -4,7 +4,7 @@
 
 namespace flashloom {
 
-/// gemm() on the CPU, without checks.
-void gemm_cpu(TensorView c, ConstTensorView a, ConstTensorView b, const GemmOptions& options);
+/// gemm_sum() on the CPU, without checks.
+void gemm_sum_cpu(TensorView c, std::span<const GemmTerm> terms, float beta, ConstTensorView bias);
 
 }  // namespace flashloom

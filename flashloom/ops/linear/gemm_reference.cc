@@ -5,20 +5,30 @@ namespace flashloom {
 
 void gemm_reference(TensorView c, ConstTensorView a, ConstTensorView b,
                     const GemmOptions& options) {
-  if (options.transpose_a) {
-    a = a.transpose(0, 1);
-  }
-  if (options.transpose_b) {
-    b = b.transpose(0, 1);
-  }
+  const GemmTerm term = {.a = a,
+                         .b = b,
+                         .transpose_a = options.transpose_a,
+                         .transpose_b = options.transpose_b,
+                         .alpha = options.alpha};
+  gemm_sum_reference(c, {&term, 1}, options.beta);
+}
+
+void gemm_sum_reference(TensorView c, std::span<const GemmTerm> terms, float beta,
+                        ConstTensorView bias) {
   for (int64_t i = 0; i < c.dim(0); ++i) {
     for (int64_t j = 0; j < c.dim(1); ++j) {
-      double sum = 0;
-      for (int64_t p = 0; p < a.dim(1); ++p) {
-        sum += load_element(a, i, p) * load_element(b, p, j);
+      double total = beta == 0 ? 0 : beta * load_element(c, i, j);
+      total += bias ? load_element(bias, j) : 0;
+      for (const GemmTerm& term : terms) {
+        const ConstTensorView a = term.transpose_a ? term.a.transpose(0, 1) : term.a;
+        const ConstTensorView b = term.transpose_b ? term.b.transpose(0, 1) : term.b;
+        double sum = 0;
+        for (int64_t p = 0; p < a.dim(1); ++p) {
+          sum += load_element(a, i, p) * load_element(b, p, j);
+        }
+        total += term.alpha * sum;
       }
-      const double before = options.beta == 0 ? 0 : options.beta * load_element(c, i, j);
-      store_element(c, i, j, options.alpha * sum + before);
+      store_element(c, i, j, total);
     }
   }
 }

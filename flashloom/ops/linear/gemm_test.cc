@@ -70,7 +70,11 @@ TEST(Gemm, EqualsTheReferenceForOddSizesAndStridedRows) {
                                      {129, 193, 37},
                                      {64, 16, 130},
                                      {16, 300, 20},
-                                     {257, 65, 300}}) {
+                                     {257, 65, 300},
+                                     {8, 70, 65},
+                                     {9, 70, 65},
+                                     {530, 17, 330},
+                                     {20, 1550, 31}}) {
           SCOPED_TRACE(testing::Message() << m << " " << n << " " << k << " " << ta << tb << gap);
           Product(m, n, k, options, gap).expect_matches();
         }
@@ -116,7 +120,7 @@ TEST(Gemm, EmptyMatricesAreLegal) {
 }
 
 TEST(Gemm, GivesTheSameBitsForAnyNumberOfThreads) {
-  for (const auto [m, n, k] : {std::array<int64_t, 3>{100, 100, 2000},  // oneDNN would split this K
+  for (const auto [m, n, k] : {std::array<int64_t, 3>{100, 100, 2000},
                                {128, 576, 576},
                                {300, 16, 576},
                                {16, 576, 300},
@@ -155,6 +159,59 @@ TEST(Gemm, LeavesTheNumberOfThreadsAlone) {
   gemm(out.view, product.a.view, product.b.view);
   EXPECT_EQ(thread_count(), 3);
   set_thread_count(0);
+}
+
+struct Sum {
+  // A large product, an adapter of small depth, one of another layout, one of no depth.
+  Sum(int64_t m, int64_t n, int64_t k)
+      : a{{m, k, 1, 2}, {m, 5, 2, 1}, {17, m, 3, 3}, {m, 0, 4}},
+        b{{n, k, 5}, {n, 5, 6, 4}, {17, n, 7}, {n, 0, 8}},
+        bias(1, n, 9),
+        c(m, n, 10, 2),
+        terms{{.a = a[0].view, .b = b[0].view, .transpose_b = true},
+              {.a = a[1].view, .b = b[1].view, .transpose_b = true, .alpha = 0.5f},
+              {.a = a[2].view, .b = b[2].view, .transpose_a = true, .alpha = -2},
+              {.a = a[3].view, .b = b[3].view, .transpose_b = true}} {}
+
+  std::vector<TestMatrix<>> a, b;
+  TestMatrix<> bias, c;
+  std::vector<GemmTerm> terms;
+};
+
+TEST(Gemm, SumsOfProductsEqualTheReference) {
+  for (const auto [m, n, k] : {std::array<int64_t, 3>{1, 70, 40}, {7, 9, 33}, {130, 210, 700}}) {
+    for (const size_t count : {size_t{0}, size_t{1}, size_t{2}, size_t{4}}) {
+      for (const float beta : {0.0f, 0.5f}) {
+        for (const bool with_bias : {false, true}) {
+          if (with_bias && beta != 0) {
+            continue;
+          }
+          SCOPED_TRACE(testing::Message() << m << " " << count << " " << beta << with_bias);
+          const Sum sum(m, n, k);
+          const ConstTensorView bias =
+              with_bias ? ConstTensorView(sum.bias.view.select(0, 0)) : ConstTensorView();
+          const auto terms = std::span(sum.terms).first(count);
+          TestMatrix<> actual(sum.c);
+          TestMatrix<> expected(sum.c);
+          gemm_sum(actual.view, terms, beta, bias);
+          gemm_sum_reference(expected.view, terms, beta, bias);
+          // k + 5 + 17 products, the last of them doubled.
+          const double bound = 0x1p-24 * std::pow(static_cast<double>(k) + 5 + 2 * 17 + 4, 2);
+          for (size_t i = 0; i < actual.memory.size(); ++i) {
+            ASSERT_NEAR(actual.memory[i], expected.memory[i], bound) << i;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Gemm, ABiasAndABetaExcludeEachOther) {
+  const Sum sum(3, 4, 5);
+  TestMatrix<> c(sum.c);
+  EXPECT_THROW(gemm_sum(c.view, sum.terms, 1, sum.bias.view.select(0, 0)), InvalidArgument);
+  EXPECT_THROW(gemm_sum(c.view, sum.terms, 0, sum.bias.view.select(0, 0).slice(0, 0, 3)),
+               InvalidArgument);
 }
 
 TEST(Gemm, RejectsBadArguments) {

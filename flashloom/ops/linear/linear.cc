@@ -1,7 +1,7 @@
 #include "flashloom/ops/linear/linear.h"
 
 #include "flashloom/core/check.h"
-#include "flashloom/ops/linear/bias.h"
+#include "flashloom/ops/linear/column_sums.h"
 #include "flashloom/ops/linear/gemm.h"
 
 namespace flashloom {
@@ -33,9 +33,9 @@ void linear_forward(TensorView y, ConstTensorView x, ConstTensorView weight, Con
   check_matrix(kOp, "y", y, x.dim(0), weight.dim(0));
   if (bias) {
     check_vector(kOp, "bias", bias, weight.dim(0));
-    fill_rows_cpu(y, bias);
   }
-  gemm(y, x, weight, {.transpose_b = true, .beta = bias ? 1.0f : 0.0f}, stream);
+  const GemmTerm product = {.a = x, .b = weight, .transpose_b = true};
+  gemm_sum(y, {&product, 1}, 0, bias, stream);
 }
 
 void linear_backward(TensorView dx, TensorView dweight, TensorView dbias, ConstTensorView dy,

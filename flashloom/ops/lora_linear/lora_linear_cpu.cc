@@ -1,8 +1,10 @@
 #include "flashloom/ops/lora_linear/lora_linear_cpu.h"
 
+#include <array>
+#include <vector>
+
 #include "flashloom/core/function_ref.h"
 #include "flashloom/ops/linear/gemm.h"
-#include "flashloom/ops/linear/linear.h"
 
 namespace flashloom {
 namespace {
@@ -52,12 +54,14 @@ void lora_linear_forward_cpu(std::span<const TensorView> y, TensorView hidden, C
   int64_t first = 0;
   for (size_t i = 0; i < projections.size(); ++i) {
     const LoraProjection& p = projections[i];
-    linear_forward(y[i], x, p.weight, p.bias);
+    std::array<GemmTerm, 2> terms = {{{.a = x, .b = p.weight, .transpose_b = true}}};
     if (p.a) {
-      gemm(y[i], hidden.slice(1, first, p.a.dim(0)), p.b,
-           {.transpose_b = true, .alpha = p.scale, .beta = 1});
-      first += p.a.dim(0);
+      const int64_t rank = p.a.dim(0);
+      terms[1] = {
+          .a = hidden.slice(1, first, rank), .b = p.b, .transpose_b = true, .alpha = p.scale};
+      first += rank;
     }
+    gemm_sum(y[i], std::span(terms).first(p.a ? 2 : 1), 0, p.bias);
   }
 }
 
@@ -65,12 +69,11 @@ void lora_linear_backward_cpu(TensorView dx, std::span<const LoraGradients> grad
                               TensorView dhidden, std::span<const ConstTensorView> dy,
                               ConstTensorView x, ConstTensorView hidden,
                               std::span<const LoraProjection> projections, bool accumulate_input) {
+  std::vector<GemmTerm> terms;  // of dx
   int64_t first = 0;
   for (size_t i = 0; i < projections.size(); ++i) {
     const LoraProjection& p = projections[i];
-    if (dx) {
-      gemm(dx, dy[i], p.weight, {.beta = accumulate_input || i > 0 ? 1.0f : 0.0f});
-    }
+    terms.push_back({.a = dy[i], .b = p.weight});
     if (p.a) {
       const int64_t rank = p.a.dim(0);
       gemm(gradients[i].db, dy[i], hidden.slice(1, first, rank),
@@ -89,8 +92,9 @@ void lora_linear_backward_cpu(TensorView dx, std::span<const LoraGradients> grad
     for_each_run<ConstTensorView>(
         projections.size(), [&](size_t i) { return projections[i].a; },
         [&](int64_t run_first, ConstTensorView a) {
-          gemm(dx, dhidden.slice(1, run_first, a.dim(0)), a, {.beta = 1});
+          terms.push_back({.a = dhidden.slice(1, run_first, a.dim(0)), .b = a});
         });
+    gemm_sum(dx, terms, accumulate_input ? 1.0f : 0.0f);
   }
 }
 

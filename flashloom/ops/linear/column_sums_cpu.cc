@@ -2,28 +2,15 @@
 #include <array>
 
 #include "flashloom/core/parallel.h"
-#include "flashloom/ops/linear/bias.h"
+#include "flashloom/ops/linear/column_sums.h"
 
 namespace flashloom {
 namespace {
 
-constexpr int64_t kRowTile = 64;
 // A tile's sums stay in registers and its rows are whole cache lines.
 constexpr int64_t kColumnTile = 64;
 
 }  // namespace
-
-void fill_rows_cpu(TensorView y, ConstTensorView bias) {
-  const int64_t rows = y.dim(0);
-  float* out = y.as<float>();
-  const float* from = bias.as<float>();
-  parallel_for(tile_count(rows, kRowTile), [&](int64_t tile) {
-    const int64_t end = std::min(rows, (tile + 1) * kRowTile);
-    for (int64_t t = tile * kRowTile; t < end; ++t) {
-      std::copy_n(from, y.dim(1), out + t * y.stride(0));
-    }
-  });
-}
 
 void add_column_sums_cpu(TensorView dbias, ConstTensorView dy) {
   const int64_t rows = dy.dim(0);

@@ -4,9 +4,6 @@
 
 namespace flashloom {
 
-/// Every row of y (T, N) becomes bias (N).
-void fill_rows_cpu(TensorView y, ConstTensorView bias);
-
 /// dbias (N) += column sums of dy (T, N); rows are added in order, by one thread a column.
 void add_column_sums_cpu(TensorView dbias, ConstTensorView dy);
 
