@@ -42,6 +42,9 @@ constexpr int64_t kMaxDepth = 320;
 constexpr int64_t kBlockRows = 96;
 static_assert(kGemmMaxTileColumns % kPanelColumns == 0 && kBlockRows % kPanelRows == 0);
 
+// At 48 columns packing wins, at 16 not.
+constexpr int64_t kFewColumns = 32;
+
 constexpr int64_t kLine = 16;       // floats in a cache line
 constexpr int64_t kLinesAhead = 8;  // prefetched while rows of a matrix are copied
 
@@ -138,9 +141,10 @@ struct Corner {
   float beta;
 };
 
-// out (kRows, columns) = alpha a b + beta in, for a panel of b [depth][2 vectors]. a is a packed
-// panel [depth][kPanelRows], or rows a_stride apart that are contiguous in depth.
-template <int kRows, bool kPacked>
+// out (kRows, columns) = alpha a b + beta in, for a panel of b [depth][2 vectors]. Rows
+// of a are contiguous in depth and a_stride apart; or, if kAdjacent, the rows are contiguous and
+// depths a_stride apart, as in a packed panel.
+template <int kRows, bool kAdjacent>
 HWY_INLINE void multiply_panel(const float* HWY_RESTRICT a, int64_t a_stride,
                                const float* HWY_RESTRICT b, int64_t depth, int64_t columns,
                                const Corner& corner) {
@@ -165,14 +169,14 @@ HWY_INLINE void multiply_panel(const float* HWY_RESTRICT a, int64_t a_stride,
     b += 2 * lanes;
 #pragma GCC unroll 12
     for (int i = 0; i < kRows; ++i) {
-      const V x = hn::Set(d, kPacked ? a[i] : a[i * a_stride]);
+      const V x = hn::Set(d, kAdjacent ? a[i] : a[i * a_stride]);
       left[i] = hn::MulAdd(x, b_left, left[i]);
       right[i] = hn::MulAdd(x, b_right, right[i]);
     }
-    a += kPacked ? kPanelRows : 1;
+    a += kAdjacent ? a_stride : 1;
   };
   int64_t k = 0;
-  if constexpr (!kPacked) {
+  if constexpr (!kAdjacent) {
     for (; k + kLine <= depth; k += kLine) {
 #pragma GCC unroll 12
       for (int i = 0; i < kRows; ++i) {
@@ -222,16 +226,16 @@ HWY_INLINE void multiply_panel(const float* HWY_RESTRICT a, int64_t a_stride,
 }
 
 // The same for a number of rows known at run time, at most kRows.
-template <int kRows, bool kPacked>
+template <int kRows, bool kAdjacent>
 HWY_INLINE void multiply_rows(int64_t rows, const float* a, int64_t a_stride, const float* b,
                               int64_t depth, int64_t columns, const Corner& corner) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
-      multiply_rows<kRows - 1, kPacked>(rows, a, a_stride, b, depth, columns, corner);
+      multiply_rows<kRows - 1, kAdjacent>(rows, a, a_stride, b, depth, columns, corner);
       return;
     }
   }
-  multiply_panel<kRows, kPacked>(a, a_stride, b, depth, columns, corner);
+  multiply_panel<kRows, kAdjacent>(a, a_stride, b, depth, columns, corner);
 }
 
 void tile(const GemmOutput& output, std::span<const GemmProduct> products, const GemmTile& t) {
@@ -252,8 +256,9 @@ void tile(const GemmOutput& output, std::span<const GemmProduct> products, const
       pack<kPanelColumns>(packed_b, product.b, t.first_column, t.columns, start, depth);
       for (int64_t row = 0; row < t.rows; row += kBlockRows) {
         const int64_t rows = std::min(kBlockRows, t.rows - row);
-        const bool direct = a.depth_stride == 1;
-        if (!direct) {
+        // With few columns, packing a costs more than it saves.
+        const bool packs = a.depth_stride != 1 && t.columns > kFewColumns;
+        if (packs) {
           pack<kPanelRows>(packed_a, a, t.first_row + row, rows, start, depth);
         }
         for (int64_t j = 0; j < t.columns; j += kPanelColumns) {
@@ -266,13 +271,15 @@ void tile(const GemmOutput& output, std::span<const GemmProduct> products, const
                                    .in_stride = target.in_stride,
                                    .alpha = product.alpha,
                                    .beta = target.beta};
-            if (direct) {
-              multiply_rows<kPanelRows, false>(
-                  rows - i, a.data + (t.first_row + row + i) * a.row_stride + start, a.row_stride,
-                  b, depth, columns, corner);
+            const float* direct =
+                a.data + (t.first_row + row + i) * a.row_stride + start * a.depth_stride;
+            if (a.depth_stride == 1) {
+              multiply_rows<kPanelRows, false>(rows - i, direct, a.row_stride, b, depth, columns,
+                                               corner);
             } else {
-              multiply_rows<kPanelRows, true>(rows - i, packed_a + i * depth, 0, b, depth, columns,
-                                              corner);
+              multiply_rows<kPanelRows, true>(rows - i, packs ? packed_a + i * depth : direct,
+                                              packs ? kPanelRows : a.depth_stride, b, depth,
+                                              columns, corner);
             }
           }
         }
