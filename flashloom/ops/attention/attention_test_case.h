@@ -1,5 +1,8 @@
 #pragma once
 
+#include <gtest/gtest.h>
+
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -10,6 +13,7 @@
 #include <new>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "flashloom/core/philox.h"
@@ -152,5 +156,125 @@ inline AttentionOptions with_backend(AttentionOptions options, AttentionBackend 
   options.execution.backend = backend;
   return options;
 }
+
+struct Results {
+  Tensor out, lse, entropy, dq, dk, dv, dsinks, dbias;
+};
+
+// A call with random tensors, run forward and backward on one backend after the other.
+struct Case {
+  int64_t batch = 1, heads = 2, key_heads = 1, queries = 50, keys = 50, dim = 16, value_dim = 16;
+  DType dtype = DType::f32;
+  AttentionOptions options = {};
+  bool with_dlse = false;
+  bool with_entropy = false;
+  float entropy_order = 1;
+  std::vector<int32_t> packed_queries = {};  // offsets, for packed tensors
+  std::vector<int32_t> packed_keys = {};
+
+  Results run(AttentionBackend backend, bool with_backward = true) const {
+    const bool packed = !packed_queries.empty();
+    const auto rows = [&](int64_t n, int64_t h, int64_t width) {
+      std::vector<int64_t> shape = packed ? std::vector{h, n} : std::vector{batch, h, n};
+      if (width > 0) {
+        shape.push_back(width);
+      }
+      return shape;
+    };
+    const Tensor q = std::move(Tensor(dtype, rows(queries, heads, dim)).random(1));
+    const Tensor k = std::move(Tensor(dtype, rows(keys, key_heads, dim)).random(2));
+    const Tensor v = std::move(Tensor(dtype, rows(keys, key_heads, value_dim)).random(3));
+    const Tensor dout = std::move(Tensor(dtype, rows(queries, heads, value_dim)).random(4));
+    const Tensor dlse = std::move(Tensor(DType::f32, rows(queries, heads, 0)).random(5));
+    const Tensor dentropy = std::move(Tensor(DType::f32, rows(queries, heads, 0)).random(6));
+    AttentionOptions call = with_backend(options, backend);
+    const Tensor cu_query =
+        Tensor::index({static_cast<int64_t>(packed_queries.size())}, packed_queries);
+    const Tensor cu_key = Tensor::index({static_cast<int64_t>(packed_keys.size())}, packed_keys);
+    if (packed) {
+      call.sequences.cu_query = cu_query;
+      call.sequences.cu_key = cu_key;
+      call.sequences.max_query = longest(packed_queries);
+      call.sequences.max_key = longest(packed_keys);
+    }
+    Results results;
+    results.out = Tensor(dtype, rows(queries, heads, value_dim));
+    results.lse = Tensor(DType::f32, rows(queries, heads, 0));
+    AttentionOutputs outputs = {.out = results.out, .lse = results.lse};
+    if (with_entropy) {
+      results.entropy = Tensor(DType::f32, rows(queries, heads, 0));
+      outputs.entropy = results.entropy;
+      outputs.entropy_order = entropy_order;
+    }
+    forward(outputs, {q, k, v}, call);
+    if (!with_backward) {
+      return results;
+    }
+    results.dq = Tensor(dtype, rows(queries, heads, dim));
+    results.dk = Tensor(dtype, rows(keys, key_heads, dim));
+    results.dv = Tensor(dtype, rows(keys, key_heads, value_dim));
+    AttentionGradients gradients = {.dq = results.dq, .dk = results.dk, .dv = results.dv};
+    if (options.score.sinks) {
+      results.dsinks = Tensor(DType::f32, {heads});
+      gradients.dsinks = results.dsinks;
+    }
+    if (options.score.bias) {
+      const ConstTensorView& bias = options.score.bias;
+      results.dbias = Tensor(DType::f32, {bias.dim(0), bias.dim(1), bias.dim(2), bias.dim(3)});
+      gradients.dbias = results.dbias;
+    }
+    AttentionSaved saved = {.out = results.out, .lse = results.lse, .dout = dout};
+    if (with_dlse) {
+      saved.dlse = dlse;
+    }
+    if (with_entropy) {
+      saved.entropy = results.entropy;
+      saved.dentropy = dentropy;
+      saved.entropy_order = entropy_order;
+    }
+    backward(gradients, {q, k, v}, saved, call);
+    return results;
+  }
+
+  static int64_t longest(const std::vector<int32_t>& offsets) {
+    int32_t length = 0;
+    for (size_t i = 1; i < offsets.size(); ++i) {
+      length = std::max(length, offsets[i] - offsets[i - 1]);
+    }
+    return length;
+  }
+
+  // Inputs are O(1), so rounding errors are those of sums of sqrt(n) terms of that size; gradients
+  // sum twice, with factors up to |dout| sqrt(E). Half storage rounds the results, and the saved
+  // output of the backward pass.
+  void expect_equal_to_reference(bool with_backward = true) const {
+    const Results ours = run(AttentionBackend::cpu, with_backward);
+    const Results reference = run(AttentionBackend::reference, with_backward);
+    const double unit = dtype == DType::bf16 ? 0x1p-8 : dtype == DType::f16 ? 0x1p-11 : 0x1p-24;
+    const double size = std::sqrt(static_cast<double>(keys));
+    const double gradient_size =
+        std::sqrt(static_cast<double>(queries * heads)) * std::sqrt(static_cast<double>(value_dim));
+    compare(ours.out, reference.out, unit * (16 + 2 * std::sqrt(static_cast<double>(dim))), "out");
+    compare(ours.lse, reference.lse, 4e-7 * (8 + size), "lse");
+    if (with_entropy) {
+      compare(ours.entropy, reference.entropy, 1e-6 * (8 + size), "entropy");
+    }
+    if (with_backward) {
+      compare(ours.dq, reference.dq, 8 * unit * gradient_size, "dq");
+      compare(ours.dk, reference.dk, 8 * unit * gradient_size, "dk");
+      compare(ours.dv, reference.dv, 8 * unit * gradient_size, "dv");
+    }
+    if (options.score.sinks && with_backward) {
+      compare(ours.dsinks, reference.dsinks, 8 * unit * gradient_size * size, "dsinks");
+    }
+    if (options.score.bias && with_backward) {
+      compare(ours.dbias, reference.dbias, 8 * unit * gradient_size, "dbias");
+    }
+  }
+
+  static void compare(const Tensor& ours, const Tensor& reference, double bound, const char* name) {
+    EXPECT_LE(distance(ours, reference), bound) << name;
+  }
+};
 
 }  // namespace flashloom::attention_test

@@ -14,7 +14,8 @@ void validate_attention_merge(const TensorView& out, const TensorView& lse,
                               const ConstTensorView& parts, const ConstTensorView& part_lse,
                               const ConstTensorView& sinks);
 
-/// Index data that lies in the CPU's memory: lengths, pages, blocks, buckets, output rows.
+/// Index data that lies in the CPU's memory: lengths, pages, blocks, buckets, output rows. Does
+/// nothing for a call on a GPU.
 void validate_attention_index_data(std::string_view op, const AttentionInputs& inputs,
                                    const AttentionOptions& options);
 

@@ -15,6 +15,7 @@
 // clang-format on
 #include "flashloom/ops/attention/cpu/tile_mask-inl.h"
 #include "flashloom/ops/attention/cpu/tile_math-inl.h"
+#include "flashloom/ops/attention/cpu/tile_score-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -26,6 +27,14 @@ namespace {
 constexpr int kBackwardVectors = 3;
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
+// Rows of out and what goes with it, found through the output index if there is one.
+CpuRows output_rows(const BackwardPlan& plan, CpuRows rows, int32_t sequence, int32_t head,
+                    const SequenceRows& lengths) {
+  const int32_t* index = plan.source.output_index.at(sequence, head);
+  rows.index = index == nullptr ? nullptr : index + lengths.query_first;
+  return rows;
+}
+
 // log_sums and deltas of rows [first, last) of one (sequence, head).
 void backward_rows(const BackwardPlan& plan, int32_t sequence, int32_t head, int64_t first,
                    int64_t last) {
@@ -33,18 +42,34 @@ void backward_rows(const BackwardPlan& plan, int32_t sequence, int32_t head, int
   const HeadGeometry geometry = resolve_head(plan.source, rows, sequence, head);
   const bool packed = plan.source.cu_query != nullptr;
   const auto of = [&](const ConstTensorView& view) {
-    return view ? cpu_rows(view, packed, sequence, head, rows.query_first) : CpuRows{};
+    return view ? output_rows(plan, cpu_rows(view, packed, sequence, head, rows.query_first),
+                              sequence, head, rows)
+                : CpuRows{};
   };
   const CpuRows out = of(plan.saved->out);
   const CpuRows dout = of(plan.saved->dout);
   const CpuRows lse = of(plan.saved->lse);
   const CpuRows dlse = of(plan.saved->dlse);
+  const CpuRows entropy = plan.with_entropy ? of(plan.saved->entropy) : CpuRows{};
+  const CpuRows dentropy = plan.with_entropy ? of(plan.saved->dentropy) : CpuRows{};
   const int64_t to = head * plan.total_rows + plan.first_row(sequence, rows);
   last = std::min<int64_t>(last, geometry.outer.count);
   HWY_ALIGN float a[kRowPiece];
   HWY_ALIGN float b[kRowPiece];
   const Lanes d;
+  const auto scalar = [](const CpuRows& view, int64_t i) {
+    return view.data == nullptr ? 0.0f : *reinterpret_cast<const float*>(view.row(i));
+  };
   for (int64_t i = first; i < last; ++i) {
+    const float log_sum = lse.row(i) == nullptr ? -kInfinity : scalar(lse, i);
+    if (log_sum == -kInfinity) {
+      plan.log_sums[to + i] = kInfinity;
+      plan.deltas[to + i] = 0;
+      if (plan.with_entropy) {
+        plan.entropies[to + i] = plan.dentropies[to + i] = 0;
+      }
+      continue;
+    }
     auto sum = hn::Zero(d);
     for (int64_t e = 0; e < plan.value_dim; e += kRowPiece) {
       const int64_t count = std::min(kRowPiece, plan.value_dim - e);
@@ -55,11 +80,12 @@ void backward_rows(const BackwardPlan& plan, int32_t sequence, int32_t head, int
         sum = hn::MulAdd(hn::Load(d, a + c), hn::Load(d, b + c), sum);
       }
     }
-    const float dlse_row = dlse.data != nullptr ? *reinterpret_cast<const float*>(dlse.row(i)) : 0;
-    const float log_sum = *reinterpret_cast<const float*>(lse.row(i));
-    const bool empty = log_sum == -kInfinity;
-    plan.log_sums[to + i] = empty ? kInfinity : log_sum * std::numbers::log2e_v<float>;
-    plan.deltas[to + i] = empty ? 0 : hn::GetLane(hn::SumOfLanes(d, sum)) - dlse_row;
+    plan.log_sums[to + i] = log_sum * std::numbers::log2e_v<float>;
+    plan.deltas[to + i] = hn::GetLane(hn::SumOfLanes(d, sum)) - scalar(dlse, i);
+    if (plan.with_entropy) {
+      plan.entropies[to + i] = scalar(entropy, i);
+      plan.dentropies[to + i] = scalar(dentropy, i);
+    }
   }
 }
 
@@ -114,11 +140,11 @@ class BackwardChunk {
     const bool packed = plan_.source.cu_key != nullptr;
     const CpuRows keys = cpu_rows(plan_.inputs->k, packed, sequence_, key_head_, rows_.key_first);
     const CpuRows values = cpu_rows(plan_.inputs->v, packed, sequence_, key_head_, rows_.key_first);
-    const float score_scale = plan_.scale * std::numbers::log2e_v<float>;
     for (int64_t p = 0; p < plan_.panels; ++p) {
       const int64_t count = std::max<int64_t>(panel_keys(p), 0);
       load_panel(keys, first_key_ + p * kWidth, count, kWidth, plan_.head_dim, plan_.head_padded,
-                 score_scale, scratch_.rows, scratch_.keys + p * plan_.head_padded * kWidth);
+                 plan_.score.panel_scale, scratch_.rows,
+                 scratch_.keys + p * plan_.head_padded * kWidth);
       load_panel(values, first_key_ + p * kWidth, count, kWidth, plan_.value_dim,
                  plan_.value_padded, 1, scratch_.rows,
                  scratch_.values + p * plan_.value_padded * kWidth);
@@ -132,7 +158,10 @@ class BackwardChunk {
   void walk_queries(int32_t head, int64_t key_tile) {
     const bool packed = plan_.source.cu_query != nullptr;
     const CpuRows queries = cpu_rows(plan_.inputs->q, packed, sequence_, head, rows_.query_first);
-    const CpuRows douts = cpu_rows(plan_.saved->dout, packed, sequence_, head, rows_.query_first);
+    const CpuRows douts =
+        output_rows(plan_, cpu_rows(plan_.saved->dout, packed, sequence_, head, rows_.query_first),
+                    sequence_, head, rows_);
+    const CpuHeadScore head_score(plan_.score, sequence_, head);
     const HeadGeometry geometry = transposed(resolve_head(plan_.source, rows_, sequence_, head));
     const int64_t workspace_row = head * plan_.total_rows + plan_.first_row(sequence_, rows_);
     TileIterator runs(geometry, key_tile, plan_.tile);
@@ -148,8 +177,14 @@ class BackwardChunk {
         std::copy_n(plan_.deltas + workspace_row + first, count, scratch_.deltas);
         std::fill(scratch_.log_sums + count, scratch_.log_sums + tile_rows_, kInfinity);
         std::fill(scratch_.deltas + count, scratch_.deltas + tile_rows_, 0.0f);
+        if (plan_.with_entropy) {
+          std::copy_n(plan_.entropies + workspace_row + first, count, scratch_.entropies);
+          std::copy_n(plan_.dentropies + workspace_row + first, count, scratch_.dentropies);
+          std::fill(scratch_.entropies + count, scratch_.entropies + tile_rows_, 0.0f);
+          std::fill(scratch_.dentropies + count, scratch_.dentropies + tile_rows_, 0.0f);
+        }
         for (int64_t p = 0; p < plan_.panels && panel_keys(p) > 0; ++p) {
-          backpropagate_panel(geometry, run, p, first, count);
+          backpropagate_panel(geometry, head_score, run, p, first, count);
         }
         backpropagate_queries(geometry, run, head, first, count);
       }
@@ -158,11 +193,11 @@ class BackwardChunk {
 
   // Scores and their gradient for one panel of keys and one tile of queries; adds to the panel's dk
   // and dv.
-  void backpropagate_panel(const HeadGeometry& geometry, const TileRun& run, int64_t panel,
-                           int64_t first, int64_t count) {
-    const int64_t outer = first_key_ + panel * kWidth;
+  void backpropagate_panel(const HeadGeometry& geometry, const CpuHeadScore& head_score,
+                           const TileRun& run, int64_t panel, int64_t first, int64_t count) {
+    const PanelPlace place = {first_key_ + panel * kWidth, panel_keys(panel), first, count};
     const PanelRange range =
-        panel_range(geometry, run.flags, outer, panel_keys(panel), first, count);
+        panel_range(geometry, run.flags, place.outer_first, place.outer_count, first, count);
     float* dscores = scratch_.dscores + panel * kWidth;
     for (int64_t i = 0; i < range.first; ++i) {
       std::fill_n(dscores + i * score_width_, kWidth, 0.0f);
@@ -180,20 +215,39 @@ class BackwardChunk {
                       scratch_.keys + panel * plan_.head_padded * kWidth, head_groups,
                       scratch_.probabilities + i * kWidth, kWidth);
     }
+    if (!plan_.score.plain) {
+      adjust_scores<NV>(plan_.score, head_score, geometry, range, place, scratch_.probabilities,
+                        scratch_.slopes);
+    }
     if (range.masked) {
-      mask_panel<NV>(geometry, run.flags, run.partial, range, outer, panel_keys(panel), first,
-                     count, scratch_.probabilities, kWidth);
+      mask_panel<NV>(geometry, run.flags, run.partial, range, place.outer_first, place.outer_count,
+                     first, count, scratch_.probabilities, kWidth);
     }
     softmax(range);
+    const bool drop = plan_.score.dropout > 0;
+    if (drop) {
+      dropout_factors<NV>(plan_.score, head_score, geometry, range, place, scratch_.dropped);
+      multiply(range, scratch_.dropped, kWidth, scratch_.probabilities);
+    }
     accumulate_panel<NV>(scratch_.dvalues + panel * plan_.value_padded * kWidth, nullptr,
-                         scratch_.douts, tile_rows_, value_groups, scratch_.probabilities, kWidth,
-                         range.first, range.last);
+                         scratch_.douts, tile_rows_, value_groups,
+                         drop ? scratch_.dropped : scratch_.probabilities, kWidth, range.first,
+                         range.last);
     for (int64_t i = range.first; i < range.last; i += kTileRows) {
       score_block<NV>(scratch_.douts + i * kDepthGroup, tile_rows_,
                       scratch_.values + panel * plan_.value_padded * kWidth, value_groups,
                       dscores + i * score_width_, score_width_);
     }
-    backpropagate_softmax(range, dscores);
+    backpropagate_softmax(range, drop ? scratch_.dropped : scratch_.probabilities, dscores);
+    if (plan_.with_entropy) {
+      backpropagate_entropy(range, dscores);
+    }
+    if (plan_.gradients->dbias) {
+      add_bias_gradient(head_score, range, place, dscores);
+    }
+    if (plan_.score.softcap > 0) {
+      multiply(range, dscores, score_width_, scratch_.slopes);
+    }
     accumulate_panel<NV>(scratch_.dkeys + panel * plan_.head_padded * kWidth, nullptr,
                          scratch_.queries, tile_rows_, head_groups, dscores, score_width_,
                          range.first, range.last);
@@ -205,21 +259,80 @@ class BackwardChunk {
       float* row = scratch_.probabilities + i * kWidth;
       const auto log_sum = hn::Set(d, scratch_.log_sums[i]);
       for (int c = 0; c < kWidth; c += kLanes) {
-        hn::Store(exp2_f32(d, hn::Sub(hn::Load(d, row + c), log_sum)), d, row + c);
+        const auto x = hn::Sub(hn::Load(d, row + c), log_sum);
+        if (plan_.with_entropy) {
+          hn::Store(x, d, scratch_.centred + i * kWidth + c);
+        }
+        hn::Store(exp2_f32(d, x), d, row + c);
       }
     }
   }
 
-  // dS = P o (dP - D')
-  void backpropagate_softmax(const PanelRange& range, float* dscores) {
+  static void multiply(const PanelRange& range, float* values, int64_t stride,
+                       const float* factors) {
     const Lanes d;
+    for (int64_t i = range.first; i < range.last; ++i) {
+      for (int c = 0; c < kWidth; c += kLanes) {
+        float* at = values + i * stride + c;
+        hn::Store(hn::Mul(hn::Load(d, at), hn::Load(d, factors + i * kWidth + c)), d, at);
+      }
+    }
+  }
+
+  // dS = Z o P o dP - P o D', with Z o P the probabilities after dropout.
+  void backpropagate_softmax(const PanelRange& range, const float* dropped, float* dscores) {
+    const Lanes d;
+    const bool drop = dropped != scratch_.probabilities;
     for (int64_t i = range.first; i < range.last; ++i) {
       const float* p = scratch_.probabilities + i * kWidth;
       float* ds = dscores + i * score_width_;
       const auto delta = hn::Set(d, scratch_.deltas[i]);
       for (int c = 0; c < kWidth; c += kLanes) {
         const auto dp = hn::Load(d, ds + c);
-        hn::Store(hn::Mul(hn::Load(d, p + c), hn::Sub(dp, delta)), d, ds + c);
+        const auto weight = hn::Load(d, p + c);
+        hn::Store(
+            drop ? hn::NegMulAdd(weight, delta, hn::Mul(hn::Load(d, dropped + i * kWidth + c), dp))
+                 : hn::Mul(weight, hn::Sub(dp, delta)),
+            d, ds + c);
+      }
+    }
+  }
+
+  // Shannon: dS -= dentropy P (log P + H); Renyi of order a, with R = P^a / sum P^a:
+  // dS += dentropy a / (1 - a) (R - P). Centred, so that nothing cancels.
+  void backpropagate_entropy(const PanelRange& range, float* dscores) {
+    const Lanes d;
+    const float order = plan_.saved->entropy_order;
+    const auto zero = hn::Zero(d);
+    for (int64_t i = range.first; i < range.last; ++i) {
+      const float gradient = scratch_.dentropies[i];
+      const auto h = hn::Set(d, scratch_.entropies[i]);
+      const auto share =
+          hn::Set(d, (order - 1) * scratch_.entropies[i] * std::numbers::log2e_v<float>);
+      const auto factor = hn::Set(d, order == 1 ? -gradient : gradient * order / (1 - order));
+      for (int c = 0; c < kWidth; c += kLanes) {
+        const auto p = hn::Load(d, scratch_.probabilities + i * kWidth + c);
+        const auto x = hn::Load(d, scratch_.centred + i * kWidth + c);
+        const auto change =
+            order == 1 ? hn::Mul(p, hn::MulAdd(x, hn::Set(d, std::numbers::ln2_v<float>), h))
+                       : hn::Sub(exp2_f32(d, hn::MulAdd(hn::Set(d, order), x, share)), p);
+        float* ds = dscores + i * score_width_ + c;
+        const auto visible = hn::IfThenElseZero(hn::Gt(p, zero), change);
+        hn::Store(hn::MulAdd(factor, visible, hn::Load(d, ds)), d, ds);
+      }
+    }
+  }
+
+  void add_bias_gradient(const CpuHeadScore& head_score, const PanelRange& range,
+                         const PanelPlace& place, const float* dscores) {
+    const TensorView& all = plan_.gradients->dbias;
+    TensorView dbias = all.select(0, all.dim(0) == 1 ? 0 : sequence_);
+    dbias = dbias.select(0, dbias.dim(0) == 1 ? 0 : head_score.head);
+    const int64_t row_stride = dbias.dim(0) == 1 ? 0 : dbias.stride(0);
+    for (int64_t i = range.first; i < std::min(range.last, place.inner_count); ++i) {
+      float* row = dbias.as<float>() + (place.inner_first + i) * row_stride + place.outer_first;
+      for (int64_t lane = 0; lane < place.outer_count; ++lane) {
+        row[lane] += dscores[i * score_width_ + lane];
       }
     }
   }
@@ -232,6 +345,10 @@ class BackwardChunk {
     const int64_t shift =
         geometry.outer.start - geometry.inner.start + first_key_ - first;  // query - key + shift
     float* rows = partial(head, first);
+    // A register tile may overhang into the next tile's rows, to which it must add nothing.
+    for (int64_t i = count; i % kGroupRows != 0; ++i) {
+      std::fill_n(scratch_.dscores + i * score_width_, score_width_, 0.0f);
+    }
     for (int64_t g = 0; g < dim / kDepthGroup; ++g) {
       for (int64_t i = 0; i < count; i += kGroupRows) {
         int64_t from = 0;
@@ -261,7 +378,7 @@ class BackwardChunk {
     for (int64_t p = 0; p * kWidth < end; ++p) {
       const int64_t count = std::min<int64_t>(kWidth, end - p * kWidth);
       write_panel(dk, scratch_.dkeys + p * plan_.head_padded * kWidth, plan_.head_dim,
-                  plan_.head_padded, plan_.scale, p, count, accumulate);
+                  plan_.head_padded, plan_.score.scale, p, count, accumulate);
       write_panel(dv, scratch_.dvalues + p * plan_.value_padded * kWidth, plan_.value_dim,
                   plan_.value_padded, 1, p, count, accumulate);
     }
@@ -315,7 +432,7 @@ void reduce_queries(const BackwardPlan& plan, int32_t sequence, int32_t head, in
   const int64_t stride = plan.source.heads * plan.total_rows * dim;
   const float* from =
       plan.partial + (head * plan.total_rows + plan.first_row(sequence, rows)) * dim;
-  const auto scale = hn::Set(d, plan.scale);
+  const auto scale = hn::Set(d, plan.score.scale);
   HWY_ALIGN float piece[kRowPiece];
   for (int64_t i = first; i < std::min<int64_t>(last, rows.query_rows); ++i) {
     for (int64_t e = 0; e < plan.head_dim; e += kRowPiece) {
@@ -370,7 +487,8 @@ BackwardPlan backward_plan(const AttentionGradients& gradients, const AttentionI
   plan.head_padded = padded_depth(plan.head_dim);
   plan.value_padded = padded_depth(plan.value_dim);
   plan.panel_width = HWY_DYNAMIC_DISPATCH(backward_panel_width)();
-  plan.tile = {static_cast<int32_t>(kBackwardQueries), static_cast<int32_t>(kBackwardKeys)};
+  plan.tile = {tile_side(plan.source.block_rows, kBackwardQueries),
+               tile_side(plan.source.block_keys, kBackwardKeys)};
   plan.panels = tile_count(plan.tile.keys, plan.panel_width);
   plan.key_tiles = tile_count(plan.source.max_key, plan.tile.keys);
   const int64_t heads =
@@ -381,16 +499,60 @@ BackwardPlan backward_plan(const AttentionGradients& gradients, const AttentionI
       (plan.source.cu_query != nullptr ? int64_t{plan.source.total_query}
                                        : int64_t{plan.source.sequences} * plan.source.max_query) +
       plan.source.sequences * kRowPadding;
-  plan.scale = options.score.scale != 0 ? options.score.scale
-                                        : 1 / std::sqrt(static_cast<float>(plan.head_dim));
+  plan.score = CpuScore(options, plan.head_dim);
+  plan.with_entropy = static_cast<bool>(saved.dentropy);
   plan.scratch_floats = BackwardScratch(plan, nullptr).floats;
   FloatArena arena(memory);
   plan.log_sums = arena.take(plan.source.heads * plan.total_rows);
   plan.deltas = arena.take(plan.source.heads * plan.total_rows);
+  if (plan.with_entropy) {
+    plan.entropies = arena.take(plan.source.heads * plan.total_rows);
+    plan.dentropies = arena.take(plan.source.heads * plan.total_rows);
+  }
   plan.partial = arena.take(plan.chunks * plan.source.heads * plan.total_rows * plan.head_padded);
   plan.scratch = arena.take(thread_count() * plan.scratch_floats);
   *floats = arena.used();
   return plan;
+}
+
+void clear_unless(bool accumulate, const TensorView& dbias) {
+  for (int64_t b = 0; !accumulate && b < dbias.dim(0); ++b) {
+    for (int64_t h = 0; h < dbias.dim(1); ++h) {
+      const TensorView rows = dbias.select(0, b).select(0, h);
+      for (int64_t i = 0; i < rows.dim(0); ++i) {
+        std::fill_n(rows.as<float>() + i * rows.stride(0), rows.dim(1), 0.0f);
+      }
+    }
+  }
+}
+
+// A sink is a key of value 0: its dP is 0.
+void backward_sinks(const BackwardPlan& plan) {
+  const TensorView& dsinks = plan.gradients->dsinks;
+  const ConstTensorView& sinks = plan.options->score.sinks;
+  const double order = plan.saved->entropy_order;
+  parallel_for(plan.source.heads, [&](int64_t head) {
+    const double sink = sinks.as<float>()[head * sinks.stride(0)];
+    double sum = 0;
+    for (int32_t b = 0; b < plan.source.sequences; ++b) {
+      const SequenceRows rows = resolve_rows(plan.source, b);
+      const HeadGeometry geometry = resolve_head(plan.source, rows, b, static_cast<int32_t>(head));
+      const int64_t first = head * plan.total_rows + plan.first_row(b, rows);
+      for (int64_t i = first; i < first + geometry.outer.count; ++i) {
+        const double x = sink - plan.log_sums[i] * std::numbers::ln2;
+        const double p = std::exp(x);
+        sum -= p > 0 ? p * plan.deltas[i] : 0;
+        if (plan.with_entropy && p > 0) {
+          const double h = plan.entropies[i];
+          sum += plan.dentropies[i] *
+                 (order == 1 ? -p * (x + h)
+                             : order / (1 - order) * (std::exp(order * x + (order - 1) * h) - p));
+        }
+      }
+    }
+    float& out = dsinks.as<float>()[head * dsinks.stride(0)];
+    out = static_cast<float>(sum + (plan.gradients->accumulate ? out : 0.0f));
+  });
 }
 
 }  // namespace
@@ -409,6 +571,11 @@ BackwardScratch::BackwardScratch(const BackwardPlan& plan, float* memory) {
   douts = arena.take(plan.value_padded * tile_rows);
   probabilities = arena.take(tile_rows * width);
   dscores = arena.take(tile_rows * plan.panels * width);
+  slopes = arena.take(plan.score.softcap > 0 ? tile_rows * width : 0);
+  dropped = arena.take(plan.score.dropout > 0 ? tile_rows * width : 0);
+  centred = arena.take(plan.with_entropy ? tile_rows * width : 0);
+  entropies = arena.take(tile_rows);
+  dentropies = arena.take(tile_rows);
   log_sums = arena.take(tile_rows);
   deltas = arena.take(tile_rows);
   rows = arena.take(width * std::max(plan.head_padded, plan.value_padded));
@@ -445,14 +612,28 @@ void attention_backward_cpu(const AttentionGradients& gradients, const Attention
   for_rows([&](int32_t sequence, int32_t head, int64_t first, int64_t last) {
     HWY_DYNAMIC_DISPATCH(backward_rows)(plan, sequence, head, first, last);
   });
-  parallel_for_workers(plan.chunks * source.sequences * source.key_heads,
-                       [&](int64_t task, int worker) {
-                         const int64_t rest = task / plan.chunks;
-                         HWY_DYNAMIC_DISPATCH(backward_chunk)
-                         (plan, static_cast<int32_t>(rest / source.key_heads),
-                          static_cast<int32_t>(rest % source.key_heads), task % plan.chunks,
-                          plan.scratch + worker * plan.scratch_floats);
-                       });
+  const auto run_chunk = [&](int64_t sequence_and_head, int64_t chunk, int worker) {
+    HWY_DYNAMIC_DISPATCH(backward_chunk)
+    (plan, static_cast<int32_t>(sequence_and_head / source.key_heads),
+     static_cast<int32_t>(sequence_and_head % source.key_heads), chunk,
+     plan.scratch + worker * plan.scratch_floats);
+  };
+  const int64_t heads = int64_t{source.sequences} * source.key_heads;
+  if (gradients.dbias) {
+    clear_unless(gradients.accumulate, gradients.dbias);
+    // Sequences and heads may share a bias; chunks never share a key.
+    for (int64_t n = 0; n < heads; ++n) {
+      parallel_for_workers(plan.chunks,
+                           [&](int64_t chunk, int worker) { run_chunk(n, chunk, worker); });
+    }
+  } else {
+    parallel_for_workers(plan.chunks * heads, [&](int64_t task, int worker) {
+      run_chunk(task / plan.chunks, task % plan.chunks, worker);
+    });
+  }
+  if (gradients.dsinks) {
+    backward_sinks(plan);
+  }
   for_rows([&](int32_t sequence, int32_t head, int64_t first, int64_t last) {
     HWY_DYNAMIC_DISPATCH(reduce_queries)(plan, sequence, head, first, last);
   });

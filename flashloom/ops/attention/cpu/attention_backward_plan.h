@@ -1,6 +1,6 @@
 #pragma once
 
-#include "flashloom/ops/attention/cpu/attention_cpu_problem.h"
+#include "flashloom/ops/attention/cpu/cpu_score.h"
 
 namespace flashloom {
 
@@ -31,12 +31,15 @@ struct BackwardPlan {
   int64_t key_tiles;   // of the longest sequence
   int64_t chunks;      // of key tiles, strided: chunk c takes tiles c, c + chunks, ...
   int64_t total_rows;  // of all sequences, with padding
-  float scale;
+  CpuScore score;
+  bool with_entropy;
   // In the workspace:
-  float* log_sums;  // (H, rows): lse in base 2, +inf for rows that see nothing
-  float* deltas;    // (H, rows): D'
-  float* partial;   // (chunks, H, rows, D): sums of dq
-  float* scratch;   // (workers, ...)
+  float* log_sums;   // (H, rows): lse in base 2, +inf for rows that see nothing
+  float* deltas;     // (H, rows): sum of dout o out, less dlse
+  float* entropies;  // (H, rows), as dentropies only with dentropy
+  float* dentropies;
+  float* partial;  // (chunks, H, rows, D): sums of dq
+  float* scratch;  // (workers, ...)
   int64_t scratch_floats;
 
   /// First row of a sequence in log_sums, deltas and partial.
@@ -58,6 +61,11 @@ struct BackwardScratch {
   float* douts;          // (E / 16, tile rows, 16)
   float* probabilities;  // (tile rows, W)
   float* dscores;        // (tile rows, panels x W)
+  float* slopes;         // (tile rows, W): of softcap
+  float* dropped;        // (tile rows, W): probabilities after dropout
+  float* centred;        // (tile rows, W): scores less lse, for the entropy
+  float* entropies;      // (tile rows)
+  float* dentropies;     // (tile rows)
   float* log_sums;       // (tile rows)
   float* deltas;         // (tile rows)
   float* rows;           // (W, D or E)

@@ -34,14 +34,18 @@ struct CpuRows {
   DType dtype = DType::f32;
   const int32_t* pages = nullptr;
   int64_t page_size = 1;
-  int64_t page_stride = 0;  // bytes
+  int64_t page_stride = 0;         // bytes
+  const int32_t* index = nullptr;  // row of the memory for each row; -1: none
 
   int64_t element_bytes() const { return static_cast<int64_t>(dtype_bytes(dtype)); }
 
-  const std::byte* row(int64_t index) const {
-    return pages == nullptr
-               ? data + index * stride
-               : data + pages[index / page_size] * page_stride + index % page_size * stride;
+  /// Null for a row that is not there.
+  const std::byte* row(int64_t i) const {
+    if (index != nullptr) {
+      return index[i] < 0 ? nullptr : data + index[i] * stride;
+    }
+    return pages == nullptr ? data + i * stride
+                            : data + pages[i / page_size] * page_stride + i % page_size * stride;
   }
 };
 
@@ -49,7 +53,12 @@ inline CpuRows cpu_rows(const ConstTensorView& view, bool packed, int64_t sequen
                         int64_t first) {
   const ConstTensorView rows = attention_head_rows(view, packed, sequence, head, first);
   return {static_cast<const std::byte*>(rows.data),
-          rows.stride(0) * static_cast<int64_t>(dtype_bytes(view.dtype)), view.dtype};
+          rows.stride(0) * static_cast<int64_t>(dtype_bytes(view.dtype)),
+          view.dtype,
+          nullptr,
+          1,
+          0,
+          nullptr};
 }
 
 inline CpuRows cpu_key_rows(const ConstTensorView& view, const AttentionSequences& sequences,
@@ -65,13 +74,23 @@ inline CpuRows cpu_key_rows(const ConstTensorView& view, const AttentionSequence
           static_cast<const int32_t*>(sequences.page_table.data) +
               sequence * sequences.page_table.stride(0),
           sequences.page_size,
-          rows.stride(0) * bytes};
+          rows.stride(0) * bytes,
+          nullptr};
 }
 
 /// A mutable row pointer of (rows, width) memory.
 inline std::byte* mutable_row(const TensorView& rows, int64_t index) {
   return static_cast<std::byte*>(rows.data) +
          index * rows.stride(0) * static_cast<int64_t>(dtype_bytes(rows.dtype));
+}
+
+/// The largest divisor of a block's side that is at most `limit`; `limit` itself without blocks.
+constexpr int32_t tile_side(int64_t block, int64_t limit) {
+  int64_t side = limit;
+  while (block > 0 && block % side != 0) {
+    --side;
+  }
+  return static_cast<int32_t>(side);
 }
 
 /// Hands out pieces of a buffer of floats, each at a multiple of 64 bytes; counts with null.

@@ -6,6 +6,7 @@
 
 #include "flashloom/core/parallel.h"
 #include "flashloom/ops/attention/cpu/attention_cpu.h"
+#include "flashloom/ops/attention/cpu/attention_decode.h"
 #include "flashloom/ops/attention/cpu/attention_forward_plan.h"
 #include "flashloom/ops/attention/cpu/targets.h"
 
@@ -16,6 +17,7 @@
 // clang-format on
 #include "flashloom/ops/attention/cpu/tile_mask-inl.h"
 #include "flashloom/ops/attention/cpu/tile_math-inl.h"
+#include "flashloom/ops/attention/cpu/tile_score-inl.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -72,11 +74,12 @@ class ForwardTile {
       for (int64_t p = 0; p < panels_; ++p) {
         const int64_t state = h * panels_ + p;
         load_panel(queries, first_ + p * kWidth, panel_rows(p), kWidth, plan_.head_dim, dim,
-                   plan_.score_scale, scratch_.rows, scratch_.queries + state * dim * kWidth);
+                   plan_.score.panel_scale, scratch_.rows, scratch_.queries + state * dim * kWidth);
         std::fill_n(scratch_.out + state * plan_.value_padded * kWidth, plan_.value_padded * kWidth,
                     0.0f);
         std::fill_n(scratch_.largest + state * kWidth, kWidth, kNothing);
         std::fill_n(scratch_.sum + state * kWidth, kWidth, 0.0f);
+        std::fill_n(scratch_.moment + state * kWidth, kWidth, 0.0f);
       }
     }
   }
@@ -103,7 +106,7 @@ class ForwardTile {
               panel_range(geometry_, run.flags, outer, panel_rows(p), first, count);
           if (range.first < range.last) {
             for (int64_t h = 0; h < plan_.heads; ++h) {
-              attend(h * panels_ + p, run, range, outer, panel_rows(p), first, count);
+              attend(h, p, run, range, {outer, panel_rows(p), first, count});
             }
           }
         }
@@ -112,8 +115,9 @@ class ForwardTile {
   }
 
   // Scores, online softmax and value product of one panel and one tile of keys.
-  void attend(int64_t state, const TileRun& run, const PanelRange& range, int64_t outer,
-              int64_t outer_count, int64_t first, int64_t count) {
+  void attend(int64_t h, int64_t panel, const TileRun& run, const PanelRange& range,
+              const PanelPlace& place) {
+    const int64_t state = h * panels_ + panel;
     const int64_t tile_keys = padded_rows(plan_.tile.keys);
     const int64_t head_groups = plan_.head_padded / kDepthGroup;
     const int64_t value_groups = plan_.value_padded / kDepthGroup;
@@ -122,14 +126,34 @@ class ForwardTile {
       score_block<NV>(scratch_.keys + k * kDepthGroup, tile_keys, queries, head_groups,
                       scratch_.scores + k * kWidth, kWidth);
     }
+    if (!plan_.score.plain) {
+      adjust_scores<NV>(plan_.score, head_score(h), geometry_, range, place, scratch_.scores,
+                        nullptr);
+    }
     if (range.masked) {
-      mask_panel<NV>(geometry_, run.flags, run.partial, range, outer, outer_count, first, count,
-                     scratch_.scores, kWidth);
+      mask_panel<NV>(geometry_, run.flags, run.partial, range, place.outer_first, place.outer_count,
+                     place.inner_first, place.inner_count, scratch_.scores, kWidth);
     }
     softmax(state, range);
+    if (plan_.score.dropout > 0) {
+      drop(h, range, place);
+    }
     accumulate_panel<NV>(scratch_.out + state * plan_.value_padded * kWidth, scratch_.factor,
                          scratch_.values, tile_keys, value_groups, scratch_.scores, kWidth,
                          range.first, range.last);
+  }
+
+  CpuHeadScore head_score(int64_t h) const {
+    return CpuHeadScore(plan_.score, sequence_, head_ + static_cast<int32_t>(h));
+  }
+
+  void drop(int64_t h, const PanelRange& range, const PanelPlace& place) {
+    const Lanes d;
+    dropout_factors<NV>(plan_.score, head_score(h), geometry_, range, place, scratch_.dropout);
+    for (int64_t i = range.first * kWidth; i < range.last * kWidth; i += kLanes) {
+      hn::Store(hn::Mul(hn::Load(d, scratch_.scores + i), hn::Load(d, scratch_.dropout + i)), d,
+                scratch_.scores + i);
+    }
   }
 
   // Replaces scores by exp2(score - largest), updates largest and sum, leaves the factor by which
@@ -148,6 +172,9 @@ class ForwardTile {
       for (int c = 0; c < NV; ++c) {
         top[c] = hn::Max(top[c], hn::Load(d, row + c * kLanes));
       }
+    }
+    if (plan_.outputs->entropy) {
+      update_moment(state, range, top);
     }
     for (int c = 0; c < NV; ++c) {
       const auto factor = exp2_f32(d, hn::Sub(hn::Load(d, largest + c * kLanes), top[c]));
@@ -168,43 +195,120 @@ class ForwardTile {
     }
   }
 
+  // Shannon: sum of 2^x x, x = score - largest (centred, so that nothing cancels); Renyi of order
+  // a: sum of 2^(a x). Runs before largest and sum are updated to `top`.
+  void update_moment(int64_t state, const PanelRange& range, const Vector* top) {
+    const Lanes d;
+    const bool shannon = plan_.outputs->entropy_order == 1;
+    const auto order = hn::Set(d, plan_.outputs->entropy_order);
+    for (int c = 0; c < NV; ++c) {
+      float* moments = scratch_.moment + state * kWidth + c * kLanes;
+      const auto moved =
+          hn::Sub(hn::Load(d, scratch_.largest + state * kWidth + c * kLanes), top[c]);
+      const auto sum = hn::Load(d, scratch_.sum + state * kWidth + c * kLanes);
+      auto moment = hn::Load(d, moments);
+      moment = shannon ? hn::Mul(exp2_f32(d, moved), hn::MulAdd(moved, sum, moment))
+                       : hn::Mul(exp2_f32(d, hn::Mul(order, moved)), moment);
+      for (int64_t k = range.first; k < range.last; ++k) {
+        const auto x = hn::Sub(hn::Load(d, scratch_.scores + k * kWidth + c * kLanes), top[c]);
+        const auto p = exp2_f32(d, shannon ? x : hn::Mul(order, x));
+        const auto term = shannon ? hn::Mul(p, x) : p;
+        moment = hn::Add(moment, hn::IfThenElseZero(hn::Gt(p, hn::Zero(d)), term));
+      }
+      hn::Store(moment, d, moments);
+    }
+  }
+
+  struct HeadOutputs {
+    TensorView out;           // (rows, E)
+    TensorView lse, entropy;  // (rows)
+    const int32_t* index;     // row of out for each query, or null
+
+    int64_t row(int64_t query) const { return index != nullptr ? index[query] : query; }
+  };
+
+  static void store_scalar(const TensorView& rows, int64_t row, float value) {
+    if (rows) {
+      *reinterpret_cast<float*>(mutable_row(rows, row)) = value;
+    }
+  }
+
   void write_rows() {
     const bool packed = plan_.source.cu_query != nullptr;
     const int64_t end = std::min<int64_t>(first_ + plan_.tile.rows, rows_.query_rows);
-    for (int64_t h = 0; h < plan_.heads; ++h) {
-      const TensorView out =
-          attention_head_rows(plan_.outputs->out, packed, sequence_, head_ + h, rows_.query_first);
-      const TensorView lse = plan_.outputs->lse
-                                 ? attention_head_rows(plan_.outputs->lse, packed, sequence_,
-                                                       head_ + h, rows_.query_first)
-                                 : TensorView{};
+    for (int32_t h = 0; h < plan_.heads; ++h) {
+      const auto rows = [&](const TensorView& view) {
+        return view ? attention_head_rows(view, packed, sequence_, head_ + h, rows_.query_first)
+                    : TensorView{};
+      };
+      const int32_t* index = plan_.source.output_index.at(sequence_, head_ + h);
+      const HeadOutputs outputs = {rows(plan_.outputs->out), rows(plan_.outputs->lse),
+                                   rows(plan_.outputs->entropy),
+                                   index == nullptr ? nullptr : index + rows_.query_first};
       for (int64_t p = 0; p < panels_; ++p) {
-        write_panel(h, p, out, lse);
+        write_panel(h, p, outputs);
       }
-      // Padding behind the queries in use.
+      // Padding behind the queries in use. With an index, rows that no query names were cleared
+      // before.
       std::fill_n(scratch_.rows, plan_.value_padded, 0.0f);
-      for (int64_t i = first_ + count_; i < end; ++i) {
-        store_row(mutable_row(out, i), out.dtype, plan_.value_dim, scratch_.rows, false);
-        if (lse) {
-          *reinterpret_cast<float*>(mutable_row(lse, i)) = -std::numeric_limits<float>::infinity();
-        }
+      for (int64_t i = first_ + count_; index == nullptr && i < end; ++i) {
+        clear_row(outputs, i, scratch_.rows);
       }
     }
   }
 
-  void write_panel(int64_t h, int64_t panel, const TensorView& out, const TensorView& lse) {
+  void clear_row(const HeadOutputs& outputs, int64_t row, const float* zeros) {
+    store_row(mutable_row(outputs.out, row), outputs.out.dtype, plan_.value_dim, zeros, false);
+    store_scalar(outputs.lse, row, -std::numeric_limits<float>::infinity());
+    store_scalar(outputs.entropy, row, 0);
+  }
+
+  // Adds the sink to the lane's sums; returns the factor of the lane's output.
+  float finish_lane(int32_t h, int64_t state, int64_t lane, float& lse, float& entropy) const {
+    float sum = scratch_.sum[state * kWidth + lane];
+    float largest = scratch_.largest[state * kWidth + lane];
+    float moment = scratch_.moment[state * kWidth + lane];
+    const float order = plan_.outputs->entropy_order;
+    float factor = 1;
+    if (plan_.options->score.sinks) {
+      const ConstTensorView& sinks = plan_.options->score.sinks;
+      const float sink =
+          sinks.as<float>()[(head_ + h) * sinks.stride(0)] * std::numbers::log2e_v<float>;
+      const float top = std::max(largest, sink);
+      const float moved = largest - top;
+      const float x = sink - top;
+      factor = std::exp2(moved);
+      moment = order == 1 ? factor * (moment + moved * sum) + std::exp2(x) * x
+                          : std::exp2(order * moved) * moment + std::exp2(order * x);
+      sum = sum * factor + std::exp2(x);
+      largest = top;
+    }
+    lse = -std::numeric_limits<float>::infinity();
+    entropy = 0;
+    if (sum <= 0) {
+      return 0;
+    }
+    constexpr float kLn2 = std::numbers::ln2_v<float>;
+    lse = (largest + std::log2(sum)) * kLn2;
+    entropy = order == 1 ? std::log(sum) - moment / sum * kLn2
+                         : (std::log(moment) - order * std::log(sum)) / (1 - order);
+    return factor / sum;
+  }
+
+  void write_panel(int32_t h, int64_t panel, const HeadOutputs& outputs) {
     const Lanes d;
     const int64_t state = h * panels_ + panel;
     const int64_t first = first_ + panel * kWidth;
     float* factors = scratch_.factor;
-    for (int64_t lane = 0; lane < kWidth; ++lane) {
-      const float sum = scratch_.sum[state * kWidth + lane];
-      const float largest = scratch_.largest[state * kWidth + lane];
-      factors[lane] = sum > 0 ? 1 / sum : 0.0f;
-      if (lse && lane < panel_rows(panel)) {
-        *reinterpret_cast<float*>(mutable_row(lse, first + lane)) =
-            sum > 0 ? (largest + std::log2(sum)) * std::numbers::ln2_v<float>
-                    : -std::numeric_limits<float>::infinity();
+    std::fill_n(factors, kWidth, 0.0f);
+    for (int64_t lane = 0; lane < panel_rows(panel); ++lane) {
+      float lse = 0;
+      float entropy = 0;
+      factors[lane] = finish_lane(h, state, lane, lse, entropy);
+      const int64_t row = outputs.row(first + lane);
+      if (row >= 0) {
+        store_scalar(outputs.lse, row, lse);
+        store_scalar(outputs.entropy, row, entropy);
       }
     }
     float* values = scratch_.out + state * plan_.value_padded * kWidth;
@@ -216,8 +320,11 @@ class ForwardTile {
     }
     transpose(values, plan_.value_padded, kWidth, scratch_.rows);
     for (int64_t lane = 0; lane < panel_rows(panel); ++lane) {
-      store_row(mutable_row(out, first + lane), out.dtype, plan_.value_dim,
-                scratch_.rows + lane * plan_.value_padded, false);
+      const int64_t row = outputs.row(first + lane);
+      if (row >= 0) {
+        store_row(mutable_row(outputs.out, row), outputs.out.dtype, plan_.value_dim,
+                  scratch_.rows + lane * plan_.value_padded, false);
+      }
     }
   }
 
@@ -266,6 +373,30 @@ bool heads_share_pairs(const AttentionOptions& options) {
   return !own_positions && !own_blocks;
 }
 
+// Rows that no query of an output index names.
+void clear_outputs(const AttentionOutputs& outputs) {
+  const bool packed = outputs.out.rank == 3;
+  const int64_t heads = outputs.out.dim(-3);
+  const int64_t sequences = packed ? 1 : outputs.out.dim(0);
+  parallel_for(sequences * heads, [&](int64_t task) {
+    const auto rows = [&](const TensorView& view) {
+      return attention_head_rows(view, packed, task / heads, task % heads, 0);
+    };
+    const TensorView out = rows(outputs.out);
+    for (int64_t i = 0; i < out.dim(0); ++i) {
+      std::fill_n(mutable_row(out, i), out.dim(1) * static_cast<int64_t>(dtype_bytes(out.dtype)),
+                  std::byte{0});
+      if (outputs.lse) {
+        *reinterpret_cast<float*>(mutable_row(rows(outputs.lse), i)) =
+            -std::numeric_limits<float>::infinity();
+      }
+      if (outputs.entropy) {
+        *reinterpret_cast<float*>(mutable_row(rows(outputs.entropy), i)) = 0;
+      }
+    }
+  });
+}
+
 }  // namespace
 
 ForwardPlan forward_plan(const AttentionOutputs& outputs, const AttentionInputs& inputs,
@@ -285,9 +416,11 @@ ForwardPlan forward_plan(const AttentionOutputs& outputs, const AttentionInputs&
   const int64_t panel_bytes = plan.heads * (plan.head_padded + plan.value_padded) * panel_width * 4;
   const int64_t panels = std::clamp<int64_t>(kForwardPanelBytes / panel_bytes, 1, kForwardPanels);
   plan.tile = {static_cast<int32_t>(panels * panel_width), static_cast<int32_t>(kForwardKeys)};
-  const float scale = options.score.scale != 0 ? options.score.scale
-                                               : 1 / std::sqrt(static_cast<float>(plan.head_dim));
-  plan.score_scale = scale * std::numbers::log2e_v<float>;
+  if (plan.source.block_rows > 0) {
+    plan.tile = {tile_side(plan.source.block_rows, kForwardBlockRows),
+                 tile_side(plan.source.block_keys, kForwardKeys)};
+  }
+  plan.score = CpuScore(options, plan.head_dim);
   return plan;
 }
 
@@ -303,6 +436,8 @@ ForwardScratch::ForwardScratch(const ForwardPlan& plan, float* memory) {
   out = arena.take(panels * plan.value_padded * width);
   largest = arena.take(panels * width);
   sum = arena.take(panels * width);
+  moment = arena.take(panels * width);
+  dropout = arena.take(plan.score.dropout > 0 ? tile_keys * width : 0);
   factor = arena.take(width);
   rows = arena.take(width * std::max(plan.head_padded, plan.value_padded));
   floats = arena.used();
@@ -310,6 +445,9 @@ ForwardScratch::ForwardScratch(const ForwardPlan& plan, float* memory) {
 
 int64_t attention_forward_cpu_bytes(const AttentionOutputs& outputs, const AttentionInputs& inputs,
                                     const AttentionOptions& options) {
+  if (decode_applies(outputs, inputs, options)) {
+    return attention_decode_cpu_bytes(outputs, inputs, options);
+  }
   const ForwardPlan plan =
       forward_plan(outputs, inputs, options, HWY_DYNAMIC_DISPATCH(forward_panel_width)());
   return thread_count() * ForwardScratch(plan, nullptr).floats * 4;
@@ -317,10 +455,17 @@ int64_t attention_forward_cpu_bytes(const AttentionOutputs& outputs, const Atten
 
 void attention_forward_cpu(const AttentionOutputs& outputs, const AttentionInputs& inputs,
                            std::span<std::byte> workspace, const AttentionOptions& options) {
+  if (decode_applies(outputs, inputs, options)) {
+    attention_decode_cpu(outputs, inputs, workspace, options);
+    return;
+  }
   const ForwardPlan plan =
       forward_plan(outputs, inputs, options, HWY_DYNAMIC_DISPATCH(forward_panel_width)());
   if (plan.source.heads == 0) {
     return;
+  }
+  if (options.positions.output_index) {
+    clear_outputs(outputs);
   }
   const int64_t floats = ForwardScratch(plan, nullptr).floats;
   auto* memory = reinterpret_cast<float*>(workspace.data());

@@ -1,9 +1,11 @@
 #pragma once
 
-#include "flashloom/ops/attention/cpu/attention_cpu_problem.h"
+#include "flashloom/ops/attention/cpu/cpu_score.h"
 
 namespace flashloom {
 
+/// Queries a tile of a block mask may have at most.
+inline constexpr int64_t kForwardBlockRows = 128;
 /// Keys a tile: a tile of K and V stays in the second-level cache beside the panels of queries, and
 /// the rescaling of the output is paid once for so many keys.
 inline constexpr int64_t kForwardKeys = 128;
@@ -22,7 +24,7 @@ struct ForwardPlan {
   int64_t panel_width;
   TileShape tile;
   int64_t heads;  // query heads a task, which share keys and what they see
-  float score_scale;
+  CpuScore score;
 };
 
 /// `lanes` floats a vector.
@@ -38,6 +40,8 @@ struct ForwardScratch {
   float* out;      // (panels, E, W)
   float* largest;  // (panels, W)
   float* sum;      // (panels, W)
+  float* moment;   // (panels, W): for the entropy of rows
+  float* dropout;  // (tile keys, W)
   float* factor;   // (W)
   float* rows;     // (W, D or E)
   int64_t floats;  // of all

@@ -76,8 +76,20 @@ void mask_panel(const HeadGeometry& geometry, uint32_t flags, int32_t partial,
                         ? bucket_of(geometry.outer, geometry.buckets, outer_first + lane)
                         : -1;
   }
+  // Under a window, rows that the whole panel sees need no look.
+  int64_t seen_first = 0;
+  int64_t seen_last = 0;
+  if (is_affine(geometry) && !geometry.exclude_self && (flags & kRunBlockBits) == 0) {
+    const int64_t shift = geometry.outer.start - geometry.inner.start + outer_first - inner_first;
+    seen_first = std::max(range.first, outer_count - 1 + geometry.low + shift);
+    seen_last = std::min({range.last, inner_count, geometry.high + shift + 1});
+  }
   const auto hidden = hn::Set(d, -std::numeric_limits<float>::infinity());
   for (int64_t i = range.first; i < range.last; ++i) {
+    if (i == seen_first && seen_first < seen_last) {
+      i = seen_last - 1;
+      continue;
+    }
     float* row = scores + i * stride;
     int64_t low = kPaddingPosition;  // positions of outer rows that see this one; empty at first
     int64_t high = low - 1;

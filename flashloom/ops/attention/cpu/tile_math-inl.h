@@ -196,8 +196,10 @@ HWY_INLINE void accumulate_rows(float* HWY_RESTRICT rows, int64_t row_stride,
 /// A row of any storage as `padded` floats, zeros behind `width`.
 inline void load_row(const std::byte* row, DType dtype, int64_t width, int64_t padded,
                      float* HWY_RESTRICT out) {
-  const auto count = static_cast<size_t>(width);
-  if (dtype == DType::f32) {
+  const auto count = row == nullptr ? size_t{0} : static_cast<size_t>(width);
+  if (count == 0) {
+    width = 0;
+  } else if (dtype == DType::f32) {
     std::memcpy(out, row, count * sizeof(float));
   } else if (dtype == DType::bf16) {
     const auto* in = reinterpret_cast<const bf16*>(row);
@@ -287,7 +289,7 @@ inline void load_grouped(const CpuRows& rows, int64_t first, int64_t count, int6
     if (i < count) {
       const float* values = row;
       const std::byte* source = rows.row(first + i);
-      if (rows.dtype == DType::f32 && width == padded) {
+      if (source != nullptr && rows.dtype == DType::f32 && width == padded) {
         values = reinterpret_cast<const float*>(source);
       } else {
         load_row(source, rows.dtype, width, padded, row);

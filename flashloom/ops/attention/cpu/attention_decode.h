@@ -1,0 +1,49 @@
+#pragma once
+
+#include <span>
+
+#include "flashloom/ops/attention/cpu/cpu_score.h"
+
+namespace flashloom {
+
+/// Decoding: so few queries share keys that the time is that of reading the keys once. A task is
+/// (sequence, key-value head, split of the keys); it reads rows of K and V where they lie and
+/// serves all rows (query heads of the group x queries) from each. The splits are merged in order.
+
+/// Most rows that share a key; beyond it the tiled kernel reuses keys better.
+inline constexpr int64_t kDecodeRows = 16;
+/// Keys a split: long enough that its partial result costs little, short enough to feed all cores.
+inline constexpr int64_t kDecodeSplitKeys = 512;
+/// Keys whose scores are worked on together.
+inline constexpr int64_t kDecodeBlock = 32;
+
+struct DecodePlan {
+  const AttentionOutputs* outputs;
+  const AttentionInputs* inputs;
+  const AttentionOptions* options;
+  GeometrySource source;
+  CpuScore score;
+  int64_t head_dim, value_dim;
+  int64_t head_padded, value_padded;
+  int64_t group;  // query heads a key-value head
+  int64_t rows;   // group x queries
+  int64_t split_keys;
+  int64_t splits;
+  int64_t partial_floats;  // of one split: (rows, E), largest (rows), sum (rows)
+  float* partial;          // (B, G, splits, ...)
+  float* scratch;          // (workers, ...)
+  int64_t scratch_floats;
+
+  float* partial_of(int64_t sequence, int64_t key_head, int64_t split) const {
+    return partial + ((sequence * source.key_heads + key_head) * splits + split) * partial_floats;
+  }
+};
+
+bool decode_applies(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                    const AttentionOptions& options);
+int64_t attention_decode_cpu_bytes(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                                   const AttentionOptions& options);
+void attention_decode_cpu(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                          std::span<std::byte> workspace, const AttentionOptions& options);
+
+}  // namespace flashloom
