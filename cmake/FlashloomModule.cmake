@@ -43,6 +43,7 @@ endfunction()
 function(_flashloom_test_program name)
   cmake_parse_arguments(arg "" "" "SOURCES;LINK" ${ARGN})
   add_executable(${name} EXCLUDE_FROM_ALL ${arg_SOURCES})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
   target_link_libraries(${name} PRIVATE ${arg_LINK} flashloom_warnings GTest::gmock
                         GTest::gtest_main)
   target_compile_definitions(${name} PRIVATE

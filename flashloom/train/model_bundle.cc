@@ -21,7 +21,6 @@ GgufVocabulary vocabulary_of(const ModelFiles& files) {
           .bos_id = stored.bos_id,
           .eos_id = stored.eos_id,
           .eot_id = stored.eot_id,
-          .eom_id = std::nullopt,
           .unknown_id = stored.unknown_id,
           .padding_id = stored.padding_id,
           .add_bos = stored.add_bos,

@@ -1,0 +1,175 @@
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "flashloom/io/temporary_directory_for_test.h"
+#include "tests/end_to_end/program_for_test.h"
+
+namespace flashloom {
+namespace {
+
+// A model, data that can be learnt, and the program, for all tests of this file.
+class Program : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder_ = new TemporaryDirectory();
+    write_tiny_model(model());
+    std::string rows;
+    for (int i = 0; i < 40; ++i) {
+      rows += R"({"messages": [{"role": "user", "content": "What is number )" + std::to_string(i) +
+              R"(?"}, {"role": "assistant", "content": "It is the one."}]})" + "\n";
+    }
+    write_file_atomically(data(), rows);
+    const auto end = rows.find('\n', rows.size() / 5);
+    write_file_atomically(held(), rows.substr(0, end + 1));
+  }
+
+  static void TearDownTestSuite() { delete folder_; }
+
+  static std::string model() { return *folder_ / "model"; }
+
+  static std::string data() { return *folder_ / "train.jsonl"; }
+
+  static std::string held() { return *folder_ / "held.jsonl"; }
+
+  static std::string path(const std::string& name) { return *folder_ / name; }
+
+  static ProgramResult run(const std::string& arguments) {
+    return run_program(arguments, folder_->path());
+  }
+
+  static std::string training(const std::string& output) {
+    return "finetune --model " + model() + " --data " + data() + " --eval-data " + held() +
+           " --output " + output + " --batch-tokens 256 --lr 1e-2 --json ";
+  }
+
+  static double loss(const std::string& arguments) {
+    const ProgramResult result = run("evaluate --json --data " + held() + " " + arguments);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return nlohmann::json::parse(result.out).at("loss");
+  }
+
+  static TemporaryDirectory* folder_;
+};
+
+TemporaryDirectory* Program::folder_ = nullptr;
+
+TEST_F(Program, FineTunesEvaluatesAndMergesAnAdapter) {
+  const std::string adapter = path("adapter");
+  const ProgramResult result = run(training(adapter) + "--eval-steps 4 --save-steps 5 --epochs 3");
+  ASSERT_EQ(result.code, 0) << result.err;
+  const auto summary = nlohmann::json::parse(result.out);
+  const double before = summary.at("eval_loss_before");
+  const double after = summary.at("eval_loss");
+  EXPECT_LT(after, 0.5 * before);
+  for (const char* file :
+       {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja",
+        "metrics.jsonl", "best/adapter_model.safetensors", "checkpoint-5/adapter_config.json"}) {
+    EXPECT_TRUE(std::filesystem::exists(adapter + "/" + file)) << file;
+  }
+
+  EXPECT_NEAR(loss("--model " + model()), before, 1e-6);
+  EXPECT_NEAR(loss("--model " + model() + " --adapter " + adapter), after, 1e-6);
+  const std::string merged = path("merged");
+  ASSERT_EQ(run("merge --model " + model() + " --adapter " + adapter + " --output " + merged).code,
+            0);
+  EXPECT_NEAR(loss("--model " + merged), after, 1e-4);
+
+  const ProgramResult answer = run("generate --model " + model() + " --adapter " + adapter +
+                                   " --chat --prompt 'What is number 3?' --temperature 0");
+  EXPECT_EQ(answer.out, "It is the one.\n") << answer.err;
+}
+
+TEST_F(Program, FineTunesAllWeightsIntoAHuggingFaceDirectory) {
+  const std::string output = path("full");
+  const ProgramResult result = run(training(output) + "--method full --steps 12");
+  ASSERT_EQ(result.code, 0) << result.err;
+  const auto summary = nlohmann::json::parse(result.out);
+  EXPECT_LT(summary.at("eval_loss").get<double>(),
+            0.7 * summary.at("eval_loss_before").get<double>());
+  EXPECT_NEAR(loss("--model " + output), summary.at("eval_loss"), 1e-6);
+}
+
+TEST_F(Program, WritesTheSameBitsForAnyNumberOfThreads) {
+  for (const char* method : {"lora", "full"}) {
+    const std::string name = std::string(method) == "lora" ? "adapter_model" : "model";
+    std::string first;
+    for (const char* threads : {"1", "3"}) {
+      const std::string output = path(std::string(method) + threads);
+      const ProgramResult result =
+          run(training(output) + "--steps 3 --threads " + threads + " --method " + method);
+      ASSERT_EQ(result.code, 0) << result.err;
+      const std::string bytes = read_for_test(output + "/" + name + ".safetensors");
+      ASSERT_FALSE(bytes.empty());
+      first = first.empty() ? bytes : first;
+      EXPECT_TRUE(bytes == first) << method;
+    }
+  }
+}
+
+TEST_F(Program, ReadsFlagsFromAFileThatTheCommandLineOverrides) {
+  const std::string config = path("run.toml");
+  write_file_atomically(
+      config, "model = \"" + model() + "\"\ndata = [\"" + data() + "\"]\nsteps = 9\nlr = 1e-3\n");
+  const ProgramResult result =
+      run("finetune --config " + config + " --steps 1 --json --output " + path("from_file"));
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(nlohmann::json::parse(result.out).at("steps"), 1);
+
+  write_file_atomically(config, "model = \"m\"\nlearning-rate = 1\n");
+  const ProgramResult unknown = run("finetune --config " + config);
+  EXPECT_EQ(unknown.code, 2);
+  EXPECT_NE(unknown.err.find("line 2: learning-rate: unknown key"), std::string::npos)
+      << unknown.err;
+
+  write_file_atomically(config, "steps = \"many\"\n");
+  const ProgramResult type = run("finetune --config " + config);
+  EXPECT_EQ(type.code, 2);
+  EXPECT_NE(type.err.find("steps: expected a whole number"), std::string::npos) << type.err;
+}
+
+TEST_F(Program, SaysWhatIsWrongAndWhere) {
+  EXPECT_EQ(run("").code, 2);
+  EXPECT_EQ(run("finetune --no-such-flag").code, 2);
+  EXPECT_EQ(run("finetune --model " + model() + " --data " + data()).code, 2);
+  EXPECT_EQ(run(training(path("bad")) + "--lora-rank 0").code, 2);
+  EXPECT_EQ(run("--help").code, 0);
+
+  const ProgramResult no_model = run("evaluate --model /nowhere --data " + data());
+  EXPECT_EQ(no_model.code, 1);
+  EXPECT_NE(no_model.err.find("/nowhere"), std::string::npos) << no_model.err;
+
+  const std::string broken = path("broken.jsonl");
+  write_file_atomically(broken, "{\"text\": \"fine\"}\n{\"text\": \n");
+  const ProgramResult bad_row = run("evaluate --model " + model() + " --data " + broken);
+  EXPECT_EQ(bad_row.code, 1);
+  EXPECT_NE(bad_row.err.find("broken.jsonl: line 2"), std::string::npos) << bad_row.err;
+
+  const std::string masked = path("masked.jsonl");
+  write_file_atomically(masked, R"({"messages": [{"role": "user", "content": "no answer"}]})"
+                                "\n");
+  const ProgramResult nothing = run("evaluate --model " + model() + " --data " + masked);
+  EXPECT_EQ(nothing.code, 1);
+  EXPECT_FALSE(nothing.err.empty());
+}
+
+TEST_F(Program, PreviewsTokenizesAndInspects) {
+  const ProgramResult preview =
+      run("finetune --model " + model() + " --data " + data() + " --preview 2");
+  EXPECT_EQ(preview.code, 0);
+  EXPECT_NE(preview.out.find("example 2"), std::string::npos);
+  EXPECT_EQ(preview.out.find("example 3"), std::string::npos);
+  EXPECT_NE(preview.out.find("learn"), std::string::npos);
+
+  const ProgramResult ids = run("tokenize --model " + model() + " <" + data());
+  EXPECT_EQ(ids.code, 0);
+  EXPECT_EQ(std::count(ids.out.begin(), ids.out.end(), '\n'), 40);
+
+  const ProgramResult facts = run("inspect --json " + model());
+  EXPECT_EQ(nlohmann::json::parse(facts.out).at("layers"), 2) << facts.err;
+  EXPECT_NE(run("--version").out.find("flashloom 0.1.0"), std::string::npos);
+}
+
+}  // namespace
+}  // namespace flashloom
