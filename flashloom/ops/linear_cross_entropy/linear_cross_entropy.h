@@ -29,7 +29,7 @@ struct LinearCrossEntropyOptions {
 /// Cost:    2 N C V operations for the loss of N loss-bearing rows, 2 N C V more for each gradient:
 ///          nothing is computed twice.
 /// Memory:  workspace of linear_cross_entropy_workspace_bytes(), at most about 100 MB for any
-///          number of tokens (unless the logits of 16 rows need more).
+///          number of tokens (unless the logits of 12 rows need more).
 /// Order:   the same bits for any number of threads.
 /// Faults:  a logit that is NaN or +infinity makes the loss (and the gradients) of its row NaN.
 /// Throws:  InvalidArgument, also for a label outside [0, V) that is not kIgnoredLabel.

@@ -12,12 +12,13 @@ namespace flashloom {
 namespace {
 
 // Columns of logits that are computed, measured and turned into gradients while they are in cache.
-constexpr int64_t kTile = 256;
+// One block of the depth of gemm(), so that sums of dhidden are read and written once a tile.
+constexpr int64_t kTile = 320;
 // The vocabulary is cut into at most this many slices of whole tiles. A slice is the unit of
 // parallel work and has a partial sum of dhidden of its own.
 constexpr int64_t kMaxSlices = 32;
-constexpr int64_t kMaxRows = 512;
-constexpr int64_t kMinRows = 16;
+constexpr int64_t kRowUnit = 12;  // whole register tiles of gemm()
+constexpr int64_t kMaxRows = 516;
 constexpr int64_t kWorkspaceGoal = int64_t{96} << 20;
 constexpr int64_t kAlignment = 64;
 
@@ -63,8 +64,8 @@ Plan make_plan(int64_t tokens, int64_t channels, int64_t vocabulary, bool with_g
                                         : plan.slices * kTile + channels;
   const int64_t row_bytes = 4 * floats + static_cast<int64_t>(sizeof(RowState)) +
                             plan.slices * static_cast<int64_t>(sizeof(SliceSums));
-  const int64_t fitting = kWorkspaceGoal / row_bytes / kMinRows * kMinRows;
-  plan.rows = std::min(std::clamp(fitting, kMinRows, kMaxRows), tokens);
+  const int64_t fitting = kWorkspaceGoal / row_bytes / kRowUnit * kRowUnit;
+  plan.rows = std::min(std::clamp(fitting, kRowUnit, kMaxRows), tokens);
   int64_t end = 0;
   const auto place = [&](int64_t bytes) {
     const int64_t at = end;
@@ -284,10 +285,11 @@ void linear_cross_entropy_cpu(TensorView loss, TensorView dhidden, TensorView dw
     }
   }
   // Chunks of nearly equal size: a last chunk of a few rows would read all of the weight for them.
-  const int64_t chunks = count == 0 ? 0 : tile_count(count, plan.rows);
-  for (int64_t i = 0; i < chunks; ++i) {
-    const int64_t first = count * i / chunks;
-    pass.chunk(loss, hidden, first, count * (i + 1) / chunks - first);
+  const int64_t chunks = std::max<int64_t>(1, tile_count(count, plan.rows));
+  const int64_t even = tile_count(tile_count(count, chunks), kRowUnit) * kRowUnit;
+  const int64_t rows = std::min(even, plan.rows);
+  for (int64_t first = 0; first < count; first += rows) {
+    pass.chunk(loss, hidden, first, std::min(rows, count - first));
   }
 }
 
