@@ -28,7 +28,8 @@ class Unsupported : public Error {
 /// The world's fault: a file that is missing, truncated, malformed or hostile.
 class IoError : public Error {
  public:
-  /// `place` says where in the file ("byte 24", "line 3", "tensor model.norm.weight"); may be empty.
+  /// `place` says where in the file ("byte 24", "line 3", "tensor model.norm.weight"); may be
+  /// empty.
   IoError(std::string_view file, std::string_view place, std::string_view what);
 };
 

@@ -14,7 +14,7 @@
 namespace flashloom {
 namespace {
 
-constexpr int64_t kAlignment = 64;           // a cache line, and the widest vector
+constexpr int64_t kAlignment = 64;            // a cache line, and the widest vector
 constexpr int64_t kLimit = int64_t{1} << 50;  // beyond any machine: catches sizes from bad files
 constexpr auto kKinds = static_cast<size_t>(MemoryKind::data) + 1;
 
@@ -38,8 +38,8 @@ MemoryPlan::Id MemoryPlan::add(std::string name, MemoryKind kind, DType dtype,
   }
   bytes = (bytes + kAlignment - 1) / kAlignment * kAlignment;
   int64_t& end = open_scope_ > 0 ? open_bytes_ : fixed_bytes_;
-  buffers_.push_back({std::move(name), kind, ConstTensorView(nullptr, dtype, shape), bytes, end,
-                      open_scope_});
+  buffers_.push_back(
+      {std::move(name), kind, ConstTensorView(nullptr, dtype, shape), bytes, end, open_scope_});
   end += bytes;
   scope_bytes_ = std::max(scope_bytes_, open_bytes_);
   return static_cast<Id>(buffers_.size()) - 1;
@@ -53,9 +53,13 @@ void MemoryPlan::begin_scope() {
   open_bytes_ = 0;
 }
 
-void MemoryPlan::end_scope() { open_scope_ = 0; }
+void MemoryPlan::end_scope() {
+  open_scope_ = 0;
+}
 
-int64_t MemoryPlan::total_bytes() const { return fixed_bytes_ + scope_bytes_; }
+int64_t MemoryPlan::total_bytes() const {
+  return fixed_bytes_ + scope_bytes_;
+}
 
 int64_t MemoryPlan::kind_bytes(MemoryKind kind) const {
   int64_t bytes = 0;
@@ -88,8 +92,8 @@ std::string MemoryPlan::table() const {
     }
   }
   if (scope_bytes_ > 0) {
-    text += fmt::format("  {:<12} {:>9}  shared by {} stages\n", "shared", format_bytes(scope_bytes_),
-                        scopes_);
+    text += fmt::format("  {:<12} {:>9}  shared by {} stages\n", "shared",
+                        format_bytes(scope_bytes_), scopes_);
   }
   return text + fmt::format("  {:<12} {:>9}\n", "together", format_bytes(total_bytes()));
 }
@@ -139,7 +143,9 @@ Arena& Arena::operator=(Arena&& other) noexcept {
   return *this;
 }
 
-TensorView Arena::operator[](MemoryPlan::Id id) const { return views_.at(static_cast<size_t>(id)); }
+TensorView Arena::operator[](MemoryPlan::Id id) const {
+  return views_.at(static_cast<size_t>(id));
+}
 
 int64_t available_memory_bytes() {
   int64_t available = static_cast<int64_t>(sysconf(_SC_AVPHYS_PAGES)) * sysconf(_SC_PAGESIZE);

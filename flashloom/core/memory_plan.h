@@ -15,7 +15,15 @@
 namespace flashloom {
 
 /// What a buffer is for: the rows of the printed table.
-enum class MemoryKind : uint8_t { weights, adapters, gradients, optimizer, activations, workspace, data };
+enum class MemoryKind : uint8_t {
+  weights,
+  adapters,
+  gradients,
+  optimizer,
+  activations,
+  workspace,
+  data
+};
 
 std::string_view memory_kind_name(MemoryKind kind);
 
@@ -30,14 +38,16 @@ class MemoryPlan {
   Id add(std::string name, MemoryKind kind, DType dtype, std::initializer_list<int64_t> shape);
 
   /// Buffers added between begin_scope() and end_scope() share memory with those of every other
-  /// scope: only one scope's contents live at a time (workspaces of ops that run one after another).
+  /// scope: only one scope's contents live at a time (workspaces of ops that run one after
+  /// another).
   void begin_scope();
   void end_scope();
 
   int64_t total_bytes() const;
   int64_t kind_bytes(MemoryKind kind) const;
 
-  /// The table: a line for each kind with bytes and number of buffers, the largest buffers, the sum.
+  /// The table: a line for each kind with bytes and number of buffers, the largest buffers, the
+  /// sum.
   std::string table() const;
 
   /// Throws OutOfMemory, with the table, if the plan needs more than `budget` bytes.

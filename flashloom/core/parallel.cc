@@ -7,7 +7,9 @@
 
 namespace flashloom {
 
-int thread_count() { return omp_in_parallel() != 0 ? 1 : omp_get_max_threads(); }
+int thread_count() {
+  return omp_in_parallel() != 0 ? 1 : omp_get_max_threads();
+}
 
 void set_thread_count(int count) {
   omp_set_num_threads(count > 0 ? count : omp_get_num_procs());

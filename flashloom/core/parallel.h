@@ -21,6 +21,8 @@ void parallel_for(int64_t count, FunctionRef<void(int64_t index)> body);
 void parallel_for_workers(int64_t count, FunctionRef<void(int64_t index, int worker)> body);
 
 /// Tiles of at most `tile` that cover `size`.
-constexpr int64_t tile_count(int64_t size, int64_t tile) { return (size + tile - 1) / tile; }
+constexpr int64_t tile_count(int64_t size, int64_t tile) {
+  return (size + tile - 1) / tile;
+}
 
 }  // namespace flashloom

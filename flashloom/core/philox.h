@@ -43,7 +43,9 @@ enum class RandomStream : uint64_t {
 };
 
 /// Uniform in [0, 1), 24 bits.
-constexpr float uniform_from_bits(uint32_t bits) { return static_cast<float>(bits >> 8) * 0x1p-24f; }
+constexpr float uniform_from_bits(uint32_t bits) {
+  return static_cast<float>(bits >> 8) * 0x1p-24f;
+}
 
 /// A sequence of numbers from (seed, stream): state is one counter, so it can be saved.
 class RandomSequence {
@@ -72,8 +74,7 @@ class RandomSequence {
   float normal() {
     const double u = (static_cast<double>(bits()) + 1.0) * 0x1p-32;
     const double v = static_cast<double>(bits()) * 0x1p-32;
-    return static_cast<float>(std::sqrt(-2.0 * std::log(u)) *
-                              std::cos(2.0 * std::numbers::pi * v));
+    return static_cast<float>(std::sqrt(-2.0 * std::log(u)) * std::cos(2.0 * std::numbers::pi * v));
   }
 
   /// Uniform in [0, bound), without bias (Lemire's method); bound > 0.

@@ -27,7 +27,9 @@ void Progress::advance(int64_t done, Clock::time_point now) {
   }
 }
 
-double Progress::elapsed_seconds() const { return seconds_between(start_.time, now_.time); }
+double Progress::elapsed_seconds() const {
+  return seconds_between(start_.time, now_.time);
+}
 
 double Progress::remaining_seconds() const {
   const int64_t done = now_.done - middle_.done;

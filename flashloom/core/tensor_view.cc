@@ -25,9 +25,9 @@ std::string describe(const ConstTensorView& view) {
   if (!view) {
     return "nothing";
   }
-  return fmt::format(
-      "({}) {}", fmt::join(std::span(view.shape.data(), static_cast<size_t>(view.rank)), ", "),
-      dtype_name(view.dtype));
+  return fmt::format("({}) {}",
+                     fmt::join(std::span(view.shape.data(), static_cast<size_t>(view.rank)), ", "),
+                     dtype_name(view.dtype));
 }
 
 }  // namespace flashloom

@@ -77,8 +77,8 @@ TEST_P(RmsNormDType, BackwardEqualsTheReference) {
                         workspace);
       rms_norm_backward_reference(exact, exact_dweight, c.dout, dresidual, c.input, inverse_rms,
                                   c.weight);
-      // dx = r (a few units - a few units): an error of the parts is that of the forward pass, times
-      // r, which a single column can make large.
+      // dx = r (a few units - a few units): an error of the parts is that of the forward pass,
+      // times r, which a single column can make large.
       double largest_r = 1;
       for (int64_t row = 0; row < rows; ++row) {
         largest_r = std::max(largest_r, inverse_rms.at({row}));
