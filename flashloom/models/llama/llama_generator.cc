@@ -8,7 +8,7 @@
 #include "flashloom/core/check.h"
 #include "flashloom/models/llama/llama_layer.h"
 #include "flashloom/ops/embedding/embedding.h"
-#include "flashloom/ops/linear/linear.h"
+#include "flashloom/ops/gemv/gemv.h"
 #include "flashloom/ops/rms_norm/rms_norm.h"
 
 namespace flashloom {
@@ -32,8 +32,7 @@ LlamaGenerator::LlamaGenerator(const LlamaModel& model, const Options& options, 
                        {config.layers, 2, options_.capacity, config.kv_heads * config.head_dim});
   tokens_id_ = plan.add("generator.tokens", MemoryKind::data, DType::i32, {options_.chunk});
   positions_id_ = plan.add("generator.positions", MemoryKind::data, DType::i32, {options_.chunk});
-  logits_id_ =
-      plan.add("generator.logits", MemoryKind::data, DType::f32, {1, config.vocabulary_size});
+  logits_id_ = plan.add("generator.logits", MemoryKind::data, DType::f32, {config.vocabulary_size});
 }
 
 void LlamaGenerator::bind(const Arena& arena) {
@@ -65,8 +64,8 @@ ConstTensorView LlamaGenerator::append(std::span<const int32_t> tokens) {
     hidden = append_chunk(tokens.subspan(static_cast<size_t>(first), static_cast<size_t>(size)));
   }
   const TensorView logits = (*arena_)[logits_id_];
-  linear_forward(logits, hidden, model_->weights().values().head);
-  return logits.select(0, 0);
+  gemv(logits, model_->weights().values().head, hidden.select(0, 0));
+  return logits;
 }
 
 TensorView LlamaGenerator::append_chunk(std::span<const int32_t> tokens) {

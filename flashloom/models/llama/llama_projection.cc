@@ -1,5 +1,6 @@
 #include "flashloom/models/llama/llama_projection.h"
 
+#include "flashloom/ops/gemv/gemv.h"
 #include "flashloom/ops/linear/linear.h"
 #include "flashloom/ops/lora_linear/lora_linear.h"
 
@@ -41,6 +42,24 @@ Projections projections_of(const LlamaLayer& layer, LlamaGroup group) {
   return result;
 }
 
+/// One row: each weight is read once, at the speed of memory.
+void forward_row(std::span<const TensorView> y, TensorView lora_hidden, ConstTensorView x,
+                 std::span<const LoraProjection> projections) {
+  const ConstTensorView input = x.select(0, 0);
+  int64_t rank = 0;
+  for (size_t i = 0; i < projections.size(); ++i) {
+    const LoraProjection& p = projections[i];
+    const TensorView output = y[i].select(0, 0);
+    gemv(output, p.weight, input, p.bias);
+    if (p.a) {
+      const TensorView hidden = lora_hidden.select(0, 0).slice(0, rank, p.a.dim(0));
+      gemv(hidden, p.a, input);
+      gemv(output, p.b, hidden, {}, {.alpha = p.scale, .beta = 1});
+      rank += p.a.dim(0);
+    }
+  }
+}
+
 }  // namespace
 
 bool LlamaLayer::group_has_adapter(LlamaGroup group) const {
@@ -55,7 +74,12 @@ bool LlamaLayer::group_has_adapter(LlamaGroup group) const {
 
 void llama_projection_forward(std::span<const TensorView> y, TensorView lora_hidden,
                               ConstTensorView x, const LlamaLayer& layer, LlamaGroup group) {
-  lora_linear_forward(y, lora_hidden, x, projections_of(layer, group).span());
+  const Projections projections = projections_of(layer, group);
+  if (x.dim(0) == 1) {
+    forward_row(y, lora_hidden, x, projections.span());
+  } else {
+    lora_linear_forward(y, lora_hidden, x, projections.span());
+  }
 }
 
 bool llama_projection_reads_input(const LlamaLayer& layer, const LlamaLayerGradients& gradients,
