@@ -95,7 +95,9 @@ void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& i
                        Stream stream) {
   validate_attention_forward(outputs, inputs, options);
   const AttentionChoice choice = forward_choice(outputs, inputs, options);
-  validate_attention_index_data(kForward, inputs, options);
+  if (inputs.q.device.is_cpu()) {
+    validate_attention_index_data(kForward, inputs, options);
+  }
   if (choice.backend == AttentionBackend::reference) {
     attention_forward_reference(outputs, inputs, options);
     return;
@@ -116,7 +118,9 @@ void attention_backward(const AttentionGradients& gradients, const AttentionInpu
                         const AttentionOptions& options, Stream stream) {
   validate_attention_backward(gradients, inputs, saved, options);
   const AttentionChoice choice = backward_choice(gradients, inputs, saved, options);
-  validate_attention_index_data(kBackward, inputs, options);
+  if (inputs.q.device.is_cpu()) {
+    validate_attention_index_data(kBackward, inputs, options);
+  }
   if (choice.backend == AttentionBackend::reference) {
     attention_backward_reference(gradients, inputs, saved, options);
     return;

@@ -90,7 +90,7 @@ void launch_backward(const AttentionGradients& gradients, const AttentionInputs&
   const int64_t heads = int64_t{problem.batch} * (problem.heads / problem.heads_per_key);
   if (options.visibility.right >= 0 && options.visibility.left < 0) {
     const int64_t bytes = int64_t{8} * problem.query_length * Shape::kDim * problem.heads_per_key;
-    params.section = heads_in_cache(heads, bytes, 1);
+    params.section = heads_side_by_side(heads, bytes, 1, int64_t{32} << 20);
   }
   const CUtensorMap q_map = cuda::make_tile_map(q, Shape::kQueries);
   const CUtensorMap k_map = cuda::make_tile_map(k, Shape::kKeys);

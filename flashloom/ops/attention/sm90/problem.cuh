@@ -82,11 +82,11 @@ inline int32_t multiprocessors(const AttentionOptions& options) {
   return std::max(1, static_cast<int32_t>(static_cast<float>(count) * share));
 }
 
-/// Heads that are worked on side by side, a multiple of `unit`: their `bytes` a unit fit the L2
-/// cache (50 MB) with room to spare. Sections are of equal width: a narrow last one would leave
-/// blocks idle beside its longest tile.
-inline int32_t heads_in_cache(int64_t heads, int64_t bytes, int64_t unit) {
-  const int64_t fit = std::max<int64_t>(1, (int64_t{32} << 20) / std::max<int64_t>(bytes, 1));
+/// Heads that are worked on side by side, a multiple of `unit`: units of `bytes` each within
+/// `budget`. Sections are of equal width: a narrow last one would leave blocks idle beside its
+/// longest tile.
+inline int32_t heads_side_by_side(int64_t heads, int64_t bytes, int64_t unit, int64_t budget) {
+  const int64_t fit = std::max<int64_t>(1, budget / std::max<int64_t>(bytes, 1));
   const int64_t units = heads / unit;
   const int64_t sections = (units + fit - 1) / fit;
   return static_cast<int32_t>((units + sections - 1) / sections * unit);
