@@ -43,7 +43,7 @@ void llama_layer_forward(const LlamaLayerActivations& activations, const LlamaWo
 struct LlamaLayerGradients {
   const LlamaLayerWeights* weights = nullptr;    // null: frozen
   const LlamaLayerAdapters* adapters = nullptr;  // null: none are trained
-  bool input = true;                             // nothing trained lies before this layer
+  bool input = true;                             // false: nothing trained lies before this layer
 };
 
 /// workspace.dstream holds the gradient of the stream behind the layer, and receives that of the
