@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <iterator>
+#include <numeric>
 #include <vector>
 
 #include "flashloom/core/parallel.h"
@@ -11,7 +13,7 @@
 namespace flashloom {
 namespace {
 
-/// Matrices that no cache holds: 256 MB.
+/// Matrices together that no cache holds: 256 MB.
 constexpr int64_t kBytes = 256 << 20;
 
 /// Bytes a second of merely adding up memory: the bound.
@@ -29,7 +31,7 @@ double stream_rate(const std::vector<float>& memory) {
           sums[j] += values[i + j];
         }
       }
-      sink = sums[0] + sums[63];
+      sink = std::accumulate(std::begin(sums), std::end(sums), 0.0f);
     });
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - begin;
     best = std::max(best, static_cast<double>(memory.size() * sizeof(float)) / seconds.count());
