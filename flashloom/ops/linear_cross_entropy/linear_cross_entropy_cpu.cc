@@ -6,83 +6,13 @@
 
 #include "flashloom/core/parallel.h"
 #include "flashloom/ops/linear/gemm.h"
+#include "flashloom/ops/linear_cross_entropy/linear_cross_entropy_plan.h"
 #include "flashloom/ops/linear_cross_entropy/logit_rows.h"
 
 namespace flashloom {
 namespace {
 
-// Columns of logits that are computed, measured and turned into gradients while they are in cache.
-// One block of the depth of gemm(), so that sums of dhidden are read and written once a tile.
-constexpr int64_t kTile = 320;
-// The vocabulary is cut into at most this many slices of whole tiles. A slice is the unit of
-// parallel work and has a partial sum of dhidden of its own.
-constexpr int64_t kMaxSlices = 32;
-constexpr int64_t kRowUnit = 12;  // whole register tiles of gemm()
-constexpr int64_t kMaxRows = 516;
-constexpr int64_t kWorkspaceGoal = int64_t{96} << 20;
-constexpr int64_t kAlignment = 64;
-
-int64_t align(int64_t bytes) {
-  return tile_count(bytes, kAlignment) * kAlignment;
-}
-
-// Cuts of the work and places in the workspace: a function of sizes alone.
-struct Plan {
-  int64_t slice_tiles = 0;  // tiles a slice
-  int64_t slices = 0;
-  int64_t rows = 0;  // of a chunk, at most
-
-  // Offsets in bytes.
-  int64_t places = 0;     // (tokens) i32: rows that bear loss
-  int64_t x = 0;          // (rows, C): hidden rows of the chunk
-  int64_t sums = 0;       // (slices, rows) SliceSums
-  int64_t row_state = 0;  // (rows) RowState
-  int64_t logits = 0;     // (tiles, rows, kTile) with gradients, else (slices, rows, kTile)
-  int64_t partial = 0;    // (slices, rows, C) with gradients
-  int64_t bytes = 0;
-};
-
-struct SliceSums {
-  double exp_sum;  // of exp(z - maximum)
-  double sum;      // of z
-  float maximum;
-};
-
-struct RowState {
-  float maximum;
-  float factor;  // of exp(z - maximum) in dz
-  float label_logit;
-  float label_gradient;
-};
-
-Plan make_plan(int64_t tokens, int64_t channels, int64_t vocabulary, bool with_gradients) {
-  Plan plan;
-  const int64_t tiles = tile_count(vocabulary, kTile);
-  plan.slice_tiles = std::max<int64_t>(1, tile_count(tiles, kMaxSlices));
-  plan.slices = tile_count(tiles, plan.slice_tiles);
-  const int64_t floats = with_gradients ? tiles * kTile + channels + plan.slices * channels
-                                        : plan.slices * kTile + channels;
-  const int64_t row_bytes = 4 * floats + static_cast<int64_t>(sizeof(RowState)) +
-                            plan.slices * static_cast<int64_t>(sizeof(SliceSums));
-  const int64_t fitting = kWorkspaceGoal / row_bytes / kRowUnit * kRowUnit;
-  plan.rows = std::min(std::clamp(fitting, kRowUnit, kMaxRows), tokens);
-  int64_t end = 0;
-  const auto place = [&](int64_t bytes) {
-    const int64_t at = end;
-    end += align(bytes);
-    return at;
-  };
-  plan.places = place(tokens * 4);
-  plan.x = place(plan.rows * channels * 4);
-  plan.sums = place(plan.slices * plan.rows * static_cast<int64_t>(sizeof(SliceSums)));
-  plan.row_state = place(plan.rows * static_cast<int64_t>(sizeof(RowState)));
-  plan.logits = place((with_gradients ? tiles : plan.slices) * plan.rows * kTile * 4);
-  plan.partial = place(with_gradients ? plan.slices * plan.rows * channels * 4 : 0);
-  plan.bytes = end + kAlignment;  // the workspace itself may start anywhere
-  return plan;
-}
-
-void merge(SliceSums& sums, double maximum, double exp_sum, double sum) {
+void merge(LogitSums& sums, double maximum, double exp_sum, double sum) {
   sums.sum += sum;
   if (maximum > sums.maximum) {
     sums.exp_sum *= std::exp(static_cast<double>(sums.maximum) - maximum);
@@ -96,7 +26,8 @@ void merge(SliceSums& sums, double maximum, double exp_sum, double sum) {
 class Pass {
  public:
   Pass(TensorView dhidden, TensorView dweight, ConstTensorView weight, ConstTensorView labels,
-       std::span<std::byte> workspace, const Plan& plan, const LinearCrossEntropyOptions& options)
+       std::span<std::byte> workspace, const LinearCrossEntropyPlan& plan,
+       const LinearCrossEntropyOptions& options)
       : plan_(plan),
         options_(options),
         dhidden_(dhidden),
@@ -104,10 +35,10 @@ class Pass {
         weight_(weight),
         labels_(labels.as<int32_t>()),
         channels_(weight.dim(1)),
-        vocabulary_(weight.dim(0)),
-        with_gradients_(dhidden || dweight) {
+        vocabulary_(weight.dim(0)) {
     const auto address = reinterpret_cast<uintptr_t>(workspace.data());
-    memory_ = workspace.data() + (kAlignment - address % kAlignment) % kAlignment;
+    memory_ = workspace.data() +
+              (kWorkspaceAlignment - address % kWorkspaceAlignment) % kWorkspaceAlignment;
   }
 
   int32_t* places() const { return at<int32_t>(plan_.places); }
@@ -120,14 +51,22 @@ class Pass {
       const float* from = hidden.as<float>() + token(i) * hidden.stride(0);
       std::copy_n(from, channels_, at<float>(plan_.x) + i * channels_);
     });
-    parallel_for(plan_.slices, [&](int64_t slice) { measure(slice); });
+    const bool online = plan_.storage == LogitStorage::online;
+    parallel_for(plan_.slices, [&](int64_t slice) {
+      if (online) {
+        attend(slice);
+      } else {
+        measure(slice);
+      }
+    });
     parallel_for(rows, [&](int64_t i) { loss.as<float>()[token(i)] = finish_row(i); });
-    if (!with_gradients_) {
-      return;
-    }
-    parallel_for(plan_.slices, [&](int64_t slice) { differentiate(slice); });
-    if (dhidden_) {
-      parallel_for(rows, [&](int64_t i) { sum_partials(i); });
+    if (online) {
+      parallel_for(rows, [&](int64_t i) { combine_partials(i); });
+    } else if (plan_.storage == LogitStorage::chunk) {
+      parallel_for(plan_.slices, [&](int64_t slice) { differentiate(slice); });
+      if (dhidden_) {
+        parallel_for(rows, [&](int64_t i) { sum_partials(i); });
+      }
     }
   }
 
@@ -139,66 +78,111 @@ class Pass {
 
   int64_t token(int64_t row) const { return places()[first_ + row]; }
 
-  int64_t tiles() const { return tile_count(vocabulary_, kTile); }
-
   TensorView x() const { return {at<float>(plan_.x), {rows_, channels_}}; }
 
-  SliceSums& sums(int64_t slice, int64_t row) const {
-    return at<SliceSums>(plan_.sums)[slice * plan_.rows + row];
+  LogitSums& sums(int64_t slice, int64_t row) const {
+    return at<LogitSums>(plan_.slice_sums)[slice * plan_.rows + row];
   }
 
-  RowState& state(int64_t row) const { return at<RowState>(plan_.row_state)[row]; }
+  LogitRow& state(int64_t row) const { return at<LogitRow>(plan_.row_state)[row]; }
 
   TensorView partial(int64_t slice) const {
     return {at<float>(plan_.partial) + slice * plan_.rows * channels_, {rows_, channels_}};
   }
 
-  // The logits of a tile: all of them are kept for the gradients, else one a slice.
+  // The logits of a tile: all tiles of a chunk are kept, else one a slice.
   TensorView logits(int64_t tile) const {
-    const int64_t block = with_gradients_ ? tile : tile / plan_.slice_tiles;
-    const TensorView view(at<float>(plan_.logits) + block * plan_.rows * kTile, {rows_, kTile});
-    return view.slice(1, 0, std::min(kTile, vocabulary_ - tile * kTile));
+    const int64_t block = plan_.storage == LogitStorage::chunk ? tile : tile / plan_.slice_tiles;
+    const TensorView view(at<float>(plan_.logits) + block * plan_.rows * kLogitTile,
+                          {rows_, kLogitTile});
+    return view.slice(1, 0, std::min(kLogitTile, vocabulary_ - tile * kLogitTile));
   }
 
   ConstTensorView weight_tile(int64_t tile) const {
-    return weight_.slice(0, tile * kTile, std::min(kTile, vocabulary_ - tile * kTile));
+    return weight_.slice(0, tile * kLogitTile,
+                         std::min(kLogitTile, vocabulary_ - tile * kLogitTile));
   }
 
   // Where the label of `row` lies in `tile`, or -1.
   int64_t label_column(int64_t row, int64_t tile) const {
     const int64_t label = labels_[token(row)];
-    return label / kTile == tile ? label % kTile : -1;
+    return label / kLogitTile == tile ? label % kLogitTile : -1;
   }
 
-  void measure(int64_t slice) const {
+  void clear_sums(int64_t slice) const {
     for (int64_t i = 0; i < rows_; ++i) {
       sums(slice, i) = {.exp_sum = 0, .sum = 0, .maximum = -std::numeric_limits<float>::infinity()};
     }
-    const int64_t end = std::min(tiles(), (slice + 1) * plan_.slice_tiles);
+  }
+
+  // Capped logits of a tile; notes those of labels.
+  TensorView compute_logits(int64_t tile) const {
+    const TensorView z = logits(tile);
+    gemm(z, x(), weight_tile(tile), {.transpose_b = true});
+    for (int64_t i = 0; i < rows_; ++i) {
+      float* row = z.as<float>() + i * kLogitTile;
+      if (options_.softcap > 0) {
+        cap_logits(row, z.dim(1), options_.softcap);
+      }
+      if (const int64_t column = label_column(i, tile); column >= 0) {
+        state(i).label_logit = row[column];
+      }
+    }
+    return z;
+  }
+
+  // Sums over the logits of a slice.
+  void measure(int64_t slice) const {
+    clear_sums(slice);
+    const int64_t end = std::min(plan_.tiles, (slice + 1) * plan_.slice_tiles);
     for (int64_t tile = slice * plan_.slice_tiles; tile < end; ++tile) {
-      const TensorView z = logits(tile);
-      gemm(z, x(), weight_tile(tile), {.transpose_b = true});
+      const TensorView z = compute_logits(tile);
       for (int64_t i = 0; i < rows_; ++i) {
-        float* row = z.as<float>() + i * kTile;
-        const LogitStatistics found = logit_statistics(row, z.dim(1), options_.softcap);
+        const LogitStatistics found = logit_statistics(z.as<float>() + i * kLogitTile, z.dim(1));
         merge(sums(slice, i), found.maximum, found.exp_sum, found.sum);
-        if (const int64_t column = label_column(i, tile); column >= 0) {
-          state(i).label_logit = row[column];
-        }
       }
     }
   }
 
+  // Sums over a slice, and the sum of exp(z - maximum) slope w over its tokens as partial().
+  void attend(int64_t slice) const {
+    clear_sums(slice);
+    const TensorView values = partial(slice);
+    const int64_t begin = slice * plan_.slice_tiles;
+    const int64_t end = std::min(plan_.tiles, begin + plan_.slice_tiles);
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const TensorView z = compute_logits(tile);
+      for (int64_t i = 0; i < rows_; ++i) {
+        float* row = z.as<float>() + i * kLogitTile;
+        LogitSums& all = sums(slice, i);
+        const float maximum = std::max(all.maximum, logit_maximum(row, z.dim(1)));
+        if (maximum > all.maximum) {
+          const double shrink = std::exp(static_cast<double>(all.maximum) - maximum);
+          all.exp_sum *= shrink;
+          all.maximum = maximum;
+          if (tile > begin) {
+            float* value = values.as<float>() + i * channels_;
+            for (int64_t c = 0; c < channels_; ++c) {
+              value[c] *= static_cast<float>(shrink);
+            }
+          }
+        }
+        all.exp_sum += exponentiate_logits(row, z.dim(1), all.maximum, options_.softcap);
+      }
+      gemm(values, z, weight_tile(tile), {.beta = tile > begin ? 1.0f : 0.0f});
+    }
+  }
+
   float finish_row(int64_t i) const {
-    SliceSums all = sums(0, i);
+    LogitSums all = sums(0, i);
     for (int64_t slice = 1; slice < plan_.slices; ++slice) {
-      const SliceSums& part = sums(slice, i);
+      const LogitSums& part = sums(slice, i);
       merge(all, part.maximum, part.exp_sum, part.sum);
     }
     const double lse = all.maximum + std::log(all.exp_sum);
     const double smoothing = options_.label_smoothing;
     const double scale = options_.gradient_scale;
-    RowState& row = state(i);
+    LogitRow& row = state(i);
     row.maximum = all.maximum;
     const double factor = scale * (1 + 2.0 * options_.z_loss * lse) / all.exp_sum;
     row.factor = static_cast<float>(factor);
@@ -217,13 +201,13 @@ class Pass {
 
   void differentiate(int64_t slice) const {
     const int64_t begin = slice * plan_.slice_tiles;
-    const int64_t end = std::min(tiles(), begin + plan_.slice_tiles);
+    const int64_t end = std::min(plan_.tiles, begin + plan_.slice_tiles);
     const float constant =
         options_.gradient_scale * options_.label_smoothing / static_cast<float>(vocabulary_);
     for (int64_t tile = begin; tile < end; ++tile) {
       const TensorView dz = logits(tile);
       for (int64_t i = 0; i < rows_; ++i) {
-        float* row = dz.as<float>() + i * kTile;
+        float* row = dz.as<float>() + i * kLogitTile;
         logit_gradients(row, dz.dim(1), state(i).maximum, state(i).factor, constant,
                         options_.softcap);
         if (const int64_t column = label_column(i, tile); column >= 0) {
@@ -234,7 +218,28 @@ class Pass {
         gemm(partial(slice), dz, weight_tile(tile), {.beta = tile > begin ? 1.0f : 0.0f});
       }
       if (dweight_) {
-        gemm(dweight_.slice(0, tile * kTile, dz.dim(1)), dz, x(), {.transpose_a = true, .beta = 1});
+        gemm(dweight_.slice(0, tile * kLogitTile, dz.dim(1)), dz, x(),
+             {.transpose_a = true, .beta = 1});
+      }
+    }
+  }
+
+  // dhidden from the partial sums of attend(), each relative to the maximum of its slice.
+  void combine_partials(int64_t i) const {
+    const LogitRow& row = state(i);
+    float* out = dhidden_.as<float>() + token(i) * dhidden_.stride(0);
+    const float* label = weight_.as<float>() + labels_[token(i)] * weight_.stride(0);
+    const double ratio = options_.softcap > 0 ? row.label_logit / options_.softcap : 0;
+    const auto target = static_cast<float>(options_.gradient_scale * (1 - ratio * ratio));
+    for (int64_t c = 0; c < channels_; ++c) {
+      out[c] = -target * label[c];
+    }
+    for (int64_t slice = 0; slice < plan_.slices; ++slice) {
+      const float* part = partial(slice).as<float>() + i * channels_;
+      const double shrink = std::exp(static_cast<double>(sums(slice, i).maximum) - row.maximum);
+      const auto factor = static_cast<float>(row.factor * shrink);
+      for (int64_t c = 0; c < channels_; ++c) {
+        out[c] += factor * part[c];
       }
     }
   }
@@ -250,7 +255,7 @@ class Pass {
     }
   }
 
-  Plan plan_;
+  LinearCrossEntropyPlan plan_;
   LinearCrossEntropyOptions options_;
   TensorView dhidden_;
   TensorView dweight_;
@@ -258,11 +263,19 @@ class Pass {
   const int32_t* labels_;
   int64_t channels_;
   int64_t vocabulary_;
-  bool with_gradients_;
   std::byte* memory_;
   int64_t first_ = 0;
   int64_t rows_ = 0;
 };
+
+// Smoothing needs the sum of slopes over the vocabulary too; it is rare enough to keep the logits.
+LogitStorage storage_of(const TensorView& dhidden, const TensorView& dweight,
+                        const LinearCrossEntropyOptions& options) {
+  if (!dhidden && !dweight) {
+    return LogitStorage::none;
+  }
+  return dweight || options.label_smoothing > 0 ? LogitStorage::chunk : LogitStorage::online;
+}
 
 }  // namespace
 
@@ -271,7 +284,8 @@ void linear_cross_entropy_cpu(TensorView loss, TensorView dhidden, TensorView dw
                               ConstTensorView labels, std::span<std::byte> workspace,
                               const LinearCrossEntropyOptions& options) {
   const int64_t tokens = hidden.dim(0);
-  const Plan plan = make_plan(tokens, hidden.dim(1), weight.dim(0), dhidden || dweight);
+  const LinearCrossEntropyPlan plan = plan_linear_cross_entropy(
+      tokens, hidden.dim(1), weight.dim(0), storage_of(dhidden, dweight, options));
   Pass pass(dhidden, dweight, weight, labels, workspace, plan, options);
   int64_t count = 0;
   for (int64_t t = 0; t < tokens; ++t) {
@@ -284,10 +298,10 @@ void linear_cross_entropy_cpu(TensorView loss, TensorView dhidden, TensorView dw
       std::fill_n(dhidden.as<float>() + t * dhidden.stride(0), dhidden.dim(1), 0.0f);
     }
   }
-  // Chunks of nearly equal size: a last chunk of a few rows would read all of the weight for them.
+  // Chunks of nearly equal size, in whole register tiles: a last chunk of a few rows would read all
+  // of the weight for them.
   const int64_t chunks = std::max<int64_t>(1, tile_count(count, plan.rows));
-  const int64_t even = tile_count(tile_count(count, chunks), kRowUnit) * kRowUnit;
-  const int64_t rows = std::min(even, plan.rows);
+  const int64_t rows = std::min(tile_count(tile_count(count, chunks), 12) * 12, plan.rows);
   for (int64_t first = 0; first < count; first += rows) {
     pass.chunk(loss, hidden, first, std::min(rows, count - first));
   }
@@ -295,7 +309,11 @@ void linear_cross_entropy_cpu(TensorView loss, TensorView dhidden, TensorView dw
 
 int64_t linear_cross_entropy_workspace_bytes_cpu(int64_t tokens, int64_t channels,
                                                  int64_t vocabulary, bool with_gradients) {
-  return make_plan(tokens, channels, vocabulary, with_gradients).bytes;
+  const auto bytes = [&](LogitStorage storage) {
+    return plan_linear_cross_entropy(tokens, channels, vocabulary, storage).bytes;
+  };
+  return with_gradients ? std::max(bytes(LogitStorage::online), bytes(LogitStorage::chunk))
+                        : bytes(LogitStorage::none);
 }
 
 }  // namespace flashloom

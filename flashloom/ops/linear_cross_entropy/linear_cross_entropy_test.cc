@@ -72,7 +72,9 @@ void expect_near(const TestMatrix<>& actual, const TestMatrix<>& expected, doubl
 // sums over V or T add a rounding a term.
 void expect_equals_reference(Head<float> actual, const LinearCrossEntropyOptions& options) {
   Head<float> expected(actual);
+  Head<float> frozen(actual);  // no dweight: another kernel
   actual.run(options);
+  frozen.run(options, true, false);
   expected.run_reference(options);
   const double u = 0x1p-24;
   const auto c = static_cast<double>(actual.channels);
@@ -82,7 +84,9 @@ void expect_equals_reference(Head<float> actual, const LinearCrossEntropyOptions
   const double terms = static_cast<double>(std::max(actual.vocabulary, actual.tokens));
   const double gradient = std::fabs(options.gradient_scale) * 2 *
                           (1 + 2 * options.z_loss * (c + 10)) * (4 * logit + 32 * u + terms * u);
+  expect_near(frozen.loss, expected.loss, loss_slope * (logit + 16 * u * (c + 10)));
   expect_near(actual.dhidden, expected.dhidden, gradient);
+  expect_near(frozen.dhidden, expected.dhidden, gradient);
   expect_near(actual.dweight, expected.dweight,
               gradient * static_cast<double>(actual.tokens) / 3 + u * terms);
 }
@@ -161,8 +165,11 @@ TEST(LinearCrossEntropy, GivesTheSameBitsForAnyNumberOfThreads) {
     Head<float> head(700, 24, 9000);
     set_thread_count(threads);
     head.run({.gradient_scale = 0.01f, .label_smoothing = 0.1f});
+    Head<float> frozen(700, 24, 9000);
+    frozen.run({}, true, false);
     set_thread_count(0);
-    return std::vector{head.loss.memory, head.dhidden.memory, head.dweight.memory};
+    return std::vector{head.loss.memory, head.dhidden.memory, head.dweight.memory,
+                       frozen.loss.memory, frozen.dhidden.memory};
   };
   const auto one = run(1);
   for (const int threads : {2, 3, 5}) {
@@ -170,22 +177,22 @@ TEST(LinearCrossEntropy, GivesTheSameBitsForAnyNumberOfThreads) {
   }
 }
 
-TEST(LinearCrossEntropy, AbsentGradientsChangeNothingElse) {
+TEST(LinearCrossEntropy, AbsentGradientsAreNotTouched) {
   const Head<float> head(50, 20, 700, 1);
   Head<float> both(head);
   both.run();
   Head<float> only_dhidden(head);
   only_dhidden.run({}, true, false);
-  EXPECT_EQ(only_dhidden.loss.memory, both.loss.memory);
-  EXPECT_EQ(only_dhidden.dhidden.memory, both.dhidden.memory);
   EXPECT_EQ(only_dhidden.dweight.memory, head.dweight.memory);
   Head<float> only_dweight(head);
   only_dweight.run({}, false, true);
+  EXPECT_EQ(only_dweight.loss.memory, both.loss.memory);
   EXPECT_EQ(only_dweight.dweight.memory, both.dweight.memory);
   EXPECT_EQ(only_dweight.dhidden.memory, head.dhidden.memory);
   Head<float> evaluation(head);
   evaluation.run({}, false, false);
   EXPECT_EQ(evaluation.loss.memory, both.loss.memory);
+  EXPECT_EQ(evaluation.dhidden.memory, head.dhidden.memory);
 }
 
 TEST(LinearCrossEntropy, IgnoredRowsBearNothingAndAreNotRead) {
@@ -252,8 +259,9 @@ TEST(LinearCrossEntropy, TheGradientOverTheVocabularySumsToZero) {
   for (int64_t v = 0; v < head.vocabulary; ++v) {
     head.weight.memory[static_cast<size_t>(v * 6)] = 1;
   }
-  for (const float smoothing : {0.0f, 0.3f}) {
-    head.run({.label_smoothing = smoothing});
+  for (const auto& [smoothing, with_dweight] :
+       {std::pair{0.0f, true}, std::pair{0.0f, false}, std::pair{0.3f, true}}) {
+    head.run({.label_smoothing = smoothing}, true, with_dweight);
     for (int64_t t = 0; t < head.tokens; ++t) {
       EXPECT_NEAR(head.dhidden.memory[static_cast<size_t>(t * 6)], 0, 1e-5);
     }
@@ -265,17 +273,22 @@ TEST(LinearCrossEntropy, NumbersThatAreNotFiniteMakeTheirRowNan) {
     for (const int64_t vocabulary : {5, 40, 600}) {
       Head<float> head(6, 4, vocabulary);
       head.hidden.memory[0] = bad;
-      head.run();
-      EXPECT_TRUE(std::isnan(head.loss.memory[0])) << bad;
-      EXPECT_TRUE(std::isnan(head.dhidden.memory[0])) << bad;
-      EXPECT_TRUE(std::isfinite(head.loss.memory[2]));
+      for (const bool with_dweight : {false, true}) {
+        head.run({}, true, with_dweight);
+        EXPECT_TRUE(std::isnan(head.loss.memory[0])) << bad;
+        EXPECT_TRUE(std::isnan(head.dhidden.memory[0])) << bad;
+        EXPECT_TRUE(std::isfinite(head.loss.memory[2]));
+        EXPECT_TRUE(std::isfinite(head.dhidden.memory[2 * 4]));
+      }
     }
   }
   for (size_t place = 0; place < 599; ++place) {  // in any lane of any vector
     Head<float> head(1, 1, 600);
     head.weight.memory[place] = kNan;
-    head.run();
-    ASSERT_TRUE(std::isnan(head.loss.memory[0])) << place;
+    for (const bool with_dweight : {false, true}) {
+      head.run({}, true, with_dweight);
+      ASSERT_TRUE(std::isnan(head.loss.memory[0])) << place;
+    }
   }
 }
 
@@ -285,8 +298,10 @@ TEST(LinearCrossEntropy, ALogitOfMinusInfinityHasNoProbability) {
   head.labels[0] = 599;
   std::fill_n(head.weight.memory.begin(), 590, -kInfinity);  // a whole tile, and part of one
   std::fill_n(head.weight.memory.begin() + 590, 10, 0.5f);
-  head.run({}, false, true);
-  EXPECT_NEAR(head.loss.memory[0], std::log(10.0), 1e-6);
+  for (const bool with_dweight : {false, true}) {
+    head.run({}, !with_dweight, with_dweight);
+    EXPECT_NEAR(head.loss.memory[0], std::log(10.0), 1e-6);
+  }
 }
 
 TEST(LinearCrossEntropy, TheWorkspaceIsBounded) {

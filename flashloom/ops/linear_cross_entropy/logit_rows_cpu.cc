@@ -20,6 +20,8 @@ namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
+constexpr float kLowest = -std::numeric_limits<float>::infinity();
+
 // exp(x) for x <= 0 to 1.5 ulp; 0 below the smallest normal number; NaN stays NaN (Highway's Exp
 // returns 0 for it). Cephes' reduction by ln 2 in two parts and its polynomial.
 template <class D, class V = hn::Vec<D>>
@@ -80,53 +82,83 @@ HWY_INLINE void store_partial(D d, hn::Vec<D> value, float* to, size_t count) {
   }
 }
 
-LogitStatistics statistics(float* logits, int64_t count, float softcap) {
+void cap_row(float* logits, int64_t count, float softcap) {
   const hn::ScalableTag<float> d;
-  using V = hn::Vec<decltype(d)>;
-  constexpr float kLowest = -std::numeric_limits<float>::infinity();
-  V maximum = hn::Set(d, kLowest);
-  V sum = hn::Zero(d);
-  if (softcap > 0) {
-    const V limit = hn::Set(d, softcap);
-    const V inverse = hn::Set(d, 1 / softcap);
-    for_each_vector(
-        d, count,
-        [&](int64_t i) HWY_ATTR {
-          hn::StoreU(cap(d, hn::LoadU(d, logits + i), limit, inverse), d, logits + i);
-        },
-        [&](int64_t i, size_t left) HWY_ATTR {
-          const V x = load_partial(d, logits + i, left, 0);
-          store_partial(d, cap(d, x, limit, inverse), logits + i, left);
-        });
-  }
+  const hn::Vec<decltype(d)> limit = hn::Set(d, softcap);
+  const hn::Vec<decltype(d)> inverse = hn::Set(d, 1 / softcap);
   for_each_vector(
       d, count,
-      [&](int64_t i) HWY_ATTR {
-        const V x = hn::LoadU(d, logits + i);
-        maximum = hn::Max(maximum, x);
-        sum = hn::Add(sum, x);
-      },
+      [&](int64_t i)
+          HWY_ATTR { hn::StoreU(cap(d, hn::LoadU(d, logits + i), limit, inverse), d, logits + i); },
       [&](int64_t i, size_t left) HWY_ATTR {
-        maximum = hn::Max(maximum, load_partial(d, logits + i, left, kLowest));
-        sum = hn::Add(sum, load_partial(d, logits + i, left, 0));
+        const auto x = load_partial(d, logits + i, left, 0);
+        store_partial(d, cap(d, x, limit, inverse), logits + i, left);
       });
+}
+
+float maximum_of_row(const float* logits, int64_t count) {
+  const hn::ScalableTag<float> d;
+  auto maximum = hn::Set(d, kLowest);
+  for_each_vector(
+      d, count, [&](int64_t i) HWY_ATTR { maximum = hn::Max(maximum, hn::LoadU(d, logits + i)); },
+      [&](int64_t i, size_t left)
+          HWY_ATTR { maximum = hn::Max(maximum, load_partial(d, logits + i, left, kLowest)); });
+  return hn::GetLane(hn::MaxOfLanes(d, maximum));
+}
+
+LogitStatistics statistics(const float* logits, int64_t count) {
+  const hn::ScalableTag<float> d;
+  using V = hn::Vec<decltype(d)>;
   LogitStatistics result;
-  result.maximum = hn::GetLane(hn::MaxOfLanes(d, maximum));
-  result.sum = hn::GetLane(hn::SumOfLanes(d, sum));
+  result.maximum = maximum_of_row(logits, count);
   const V shift = hn::Set(d, result.maximum == kLowest ? 0.0f : result.maximum);
+  V sum = hn::Zero(d);
   V exp_sum = hn::Zero(d);
   for_each_vector(
       d, count,
       [&](int64_t i) HWY_ATTR {
-        const V x = hn::Sub(hn::LoadU(d, logits + i), shift);
-        exp_sum = hn::Add(exp_sum, exp_of_nonpositive(d, x));
+        const V z = hn::LoadU(d, logits + i);
+        sum = hn::Add(sum, z);
+        exp_sum = hn::Add(exp_sum, exp_of_nonpositive(d, hn::Sub(z, shift)));
       },
       [&](int64_t i, size_t left) HWY_ATTR {
-        const V x = hn::Sub(load_partial(d, logits + i, left, kLowest), shift);
-        exp_sum = hn::Add(exp_sum, exp_of_nonpositive(d, x));
+        sum = hn::Add(sum, load_partial(d, logits + i, left, 0));
+        const V z = load_partial(d, logits + i, left, kLowest);
+        exp_sum = hn::Add(exp_sum, exp_of_nonpositive(d, hn::Sub(z, shift)));
       });
+  result.sum = hn::GetLane(hn::SumOfLanes(d, sum));
   result.exp_sum = hn::GetLane(hn::SumOfLanes(d, exp_sum));
   return result;
+}
+
+float exponentiate(float* logits, int64_t count, float maximum, float softcap) {
+  const hn::ScalableTag<float> d;
+  using V = hn::Vec<decltype(d)>;
+  const V shift = hn::Set(d, maximum == kLowest ? 0.0f : maximum);
+  const V inverse = hn::Set(d, softcap > 0 ? 1 / softcap : 0.0f);
+  V sum = hn::Zero(d);
+  const auto weigh = [&](V z, V p) HWY_ATTR {
+    if (softcap > 0) {
+      const V ratio = hn::Mul(z, inverse);
+      return hn::Mul(p, hn::NegMulAdd(ratio, ratio, hn::Set(d, 1.0f)));
+    }
+    return p;
+  };
+  for_each_vector(
+      d, count,
+      [&](int64_t i) HWY_ATTR {
+        const V z = hn::LoadU(d, logits + i);
+        const V p = exp_of_nonpositive(d, hn::Sub(z, shift));
+        sum = hn::Add(sum, p);
+        hn::StoreU(weigh(z, p), d, logits + i);
+      },
+      [&](int64_t i, size_t left) HWY_ATTR {
+        const V z = load_partial(d, logits + i, left, kLowest);
+        const V p = exp_of_nonpositive(d, hn::Sub(z, shift));
+        sum = hn::Add(sum, p);
+        store_partial(d, weigh(z, p), logits + i, left);
+      });
+  return hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
 void gradients(float* logits, int64_t count, float maximum, float factor, float constant,
@@ -161,11 +193,26 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace flashloom {
 
+HWY_EXPORT(cap_row);
+HWY_EXPORT(maximum_of_row);
 HWY_EXPORT(statistics);
+HWY_EXPORT(exponentiate);
 HWY_EXPORT(gradients);
 
-LogitStatistics logit_statistics(float* logits, int64_t count, float softcap) {
-  return HWY_DYNAMIC_DISPATCH(statistics)(logits, count, softcap);
+void cap_logits(float* logits, int64_t count, float softcap) {
+  HWY_DYNAMIC_DISPATCH(cap_row)(logits, count, softcap);
+}
+
+float logit_maximum(const float* logits, int64_t count) {
+  return HWY_DYNAMIC_DISPATCH(maximum_of_row)(logits, count);
+}
+
+LogitStatistics logit_statistics(const float* logits, int64_t count) {
+  return HWY_DYNAMIC_DISPATCH(statistics)(logits, count);
+}
+
+float exponentiate_logits(float* logits, int64_t count, float maximum, float softcap) {
+  return HWY_DYNAMIC_DISPATCH(exponentiate)(logits, count, maximum, softcap);
 }
 
 void logit_gradients(float* logits, int64_t count, float maximum, float factor, float constant,
