@@ -86,6 +86,48 @@ CHECKS = [  # B, H, G, S_q, S_k, right, left, factor on q
     (1, 4, 4, 2048, 2048, 0, -1, 1), (1, 8, 2, 2048, 2048, -1, -1, 1), (33, 8, 8, 65, 65, 0, -1, 1)]
 
 
+def check_sinks_and_dlse(attention):
+    """A sink in the forward pass, and a gradient that flows into the LSE in the backward pass,
+    against autograd in float64."""
+    failures = 0
+    for dim in (128, 64):
+        q, dout = (rows_first(2, 4, 300, dim, dtype=torch.bfloat16) for _ in range(2))
+        k, v = (rows_first(2, 2, 300, dim, dtype=torch.bfloat16) for _ in range(2))
+        sinks = torch.randn(4, device="cuda")
+        dlse = torch.randn(2, 4, 300, device="cuda")
+        for sink in (None, sinks):
+            exact = [x.double().requires_grad_() for x in (q, k, v)]
+            wide = [x.repeat_interleave(2, 1) for x in exact[1:]]
+            scores = exact[0] @ wide[0].transpose(2, 3) / math.sqrt(dim)
+            scores = scores.masked_fill(torch.ones(300, 300, device="cuda").triu(1).bool(),
+                                        -math.inf)
+            if sink is not None:
+                column = sink.double()[None, :, None, None].expand(2, 4, 300, 1)
+                scores = torch.cat((scores, column), 3)
+            true_lse = scores.logsumexp(3)
+            true_out = torch.softmax(scores, 3)[..., :300] @ wide[1]
+            ((true_out * dout.double()).sum() + (true_lse * dlse.double()).sum()).backward()
+
+            out, dq = torch.full_like(q, math.nan), torch.full_like(q, math.nan)
+            dk, dv = torch.full_like(k, math.nan), torch.full_like(v, math.nan)
+            lse = torch.full((2, 4, 300), math.nan, device="cuda")
+            extra = {} if sink is None else {"sinks": sink}
+            attention.prepare("forward", q=q, k=k, v=v, out=out, lse=lse, right=0, **extra)()
+            torch.cuda.synchronize()
+            pairs = [("out", out, true_out), ("lse", lse, true_lse)]
+            if sink is None:  # the backward pass refuses sinks
+                attention.prepare("backward", q=q, k=k, v=v, out=out, lse=lse, dout=dout,
+                                  dlse=dlse, dq=dq, dk=dk, dv=dv, right=0)()
+                torch.cuda.synchronize()
+                pairs += [(n, g, e.grad) for n, g, e in zip(("dq", "dk", "dv"), (dq, dk, dv), exact)]
+            for name, mine, true in pairs:
+                error = ((mine.double() - true).norm() / true.norm()).item()
+                if not error < 6e-3:  # bf16 rounds P, dS and results at 2^-9 each
+                    failures += 1
+                    print("FAIL", "sink" if sink is not None else "dlse", dim, name, error, flush=True)
+    return failures
+
+
 def check(attention):
     failures = 0
     for dtype in (torch.bfloat16, torch.float16):
@@ -125,6 +167,7 @@ def check(attention):
                             failures += 1
                             print("FAIL not deterministic", dtype, dim, (b, h, g, sq, sk))
                         previous = (out, dq, dk, dv)
+    failures += check_sinks_and_dlse(attention)
     # Packed documents, forward.
     lengths = [1, 127, 128, 300, 5, 0, 640]
     cu = torch.tensor([0] + lengths, device="cuda").cumsum(0).int()

@@ -106,6 +106,10 @@ std::string attention_forward_refusal(const AttentionOutputs& outputs,
   if (outputs.entropy) {
     return "the entropy output";
   }
+  // A NaN behind the end would reach the result: the kernel masks P there but multiplies by V.
+  if (options.sequences.used_query || options.sequences.used_key) {
+    return "used lengths";
+  }
   return tensor_refusal("out", outputs.out, inputs.q.dtype, inputs.q.shape[inputs.q.rank - 1]);
 }
 
@@ -120,7 +124,7 @@ std::string attention_backward_refusal(const AttentionGradients& gradients,
     const char* name;
     bool used;
   } fields[] = {{"dentropy", static_cast<bool>(saved.dentropy)},
-                {"dsinks", static_cast<bool>(gradients.dsinks)},
+                {"sinks in the backward pass", options.score.sinks || gradients.dsinks},
                 {"dbias", static_cast<bool>(gradients.dbias)},
                 {"accumulate", gradients.accumulate},
                 {"packed or padded sequences in the backward pass",
