@@ -52,7 +52,7 @@ StepShape plan_steps(int64_t batch_tokens, int64_t sequence_length, int64_t max_
 
 PackedStream::PackedStream(const TokenDocuments& documents, const StepShape& shape,
                            PackingOptions options)
-    : documents_(documents), shape_(shape), options_(options) {
+    : documents_(documents), shape_(shape), options_(options), lengths_(documents.lengths()) {
   if (documents.size() == 0) {
     throw InvalidArgument("PackedStream", "documents", "one or more", "none");
   }
@@ -61,10 +61,6 @@ PackedStream::PackedStream(const TokenDocuments& documents, const StepShape& sha
                           fmt::format("{}", shape.bins_per_step));
   }
   options_.capacity = shape.bin_capacity;
-  lengths_.reserve(static_cast<size_t>(documents.size()));
-  for (int64_t i = 0; i < documents.size(); ++i) {
-    lengths_.push_back(documents.length(i));
-  }
   plan_ = pack_documents(lengths_, options_, 0);
 }
 

@@ -101,4 +101,14 @@ PackingPlan pack_documents(std::span<const int64_t> lengths, const PackingOption
   return plan;
 }
 
+int64_t most_documents_in_a_bin(std::vector<int64_t> lengths, int64_t capacity) {
+  std::sort(lengths.begin(), lengths.end());
+  int64_t room = capacity;
+  const auto first_out = std::find_if(lengths.begin(), lengths.end(), [&](int64_t length) {
+    room -= length;
+    return room < 0;
+  });
+  return first_out - lengths.begin();
+}
+
 }  // namespace flashloom

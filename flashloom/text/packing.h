@@ -42,4 +42,7 @@ struct PackingPlan {
 PackingPlan pack_documents(std::span<const int64_t> lengths, const PackingOptions& options,
                            int64_t epoch);
 
+/// The most documents that one bin can hold: how many of the shortest fit its capacity.
+int64_t most_documents_in_a_bin(std::vector<int64_t> lengths, int64_t capacity);
+
 }  // namespace flashloom

@@ -169,6 +169,13 @@ TEST(PackedStream, GoesOnFromASavedPosition) {
   EXPECT_THROW(two.seek({.epoch = -1, .bin = 0}), InvalidArgument);
 }
 
+TEST(Packing, BoundsTheDocumentsOfABin) {
+  EXPECT_EQ(most_documents_in_a_bin({9, 2, 5, 2, 3}, 12), 4);
+  EXPECT_EQ(most_documents_in_a_bin({9, 2, 5, 2, 3}, 11), 3);
+  EXPECT_EQ(most_documents_in_a_bin({9, 2, 5, 2, 3}, 100), 5);
+  EXPECT_EQ(most_documents_in_a_bin({9, 2, 5, 2, 3}, 1), 0);
+}
+
 TEST(PlanSteps, CutsAStepIntoEqualBins) {
   const auto shape = [](int64_t batch, int64_t sequence, int64_t most) {
     const StepShape planned = plan_steps(batch, sequence, most);

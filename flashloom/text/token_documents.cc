@@ -29,6 +29,14 @@ int64_t TokenDocuments::longest() const {
   return length;
 }
 
+std::vector<int64_t> TokenDocuments::lengths() const {
+  std::vector<int64_t> lengths(static_cast<size_t>(size()));
+  for (size_t i = 0; i < lengths.size(); ++i) {
+    lengths[i] = offsets_[i + 1] - offsets_[i];
+  }
+  return lengths;
+}
+
 TokenDocument TokenDocuments::operator[](int64_t index) const {
   const auto first = static_cast<size_t>(offsets_[static_cast<size_t>(index)]);
   const auto count = static_cast<size_t>(length(index));

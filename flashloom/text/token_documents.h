@@ -30,6 +30,9 @@ class TokenDocuments {
   /// Tokens of the longest document; 0 without one.
   int64_t longest() const;
 
+  /// Tokens of each document.
+  std::vector<int64_t> lengths() const;
+
   TokenDocument operator[](int64_t index) const;
 
   int64_t total_tokens() const { return offsets_.back(); }

@@ -26,12 +26,8 @@ EvaluationResult evaluate_documents(LlamaModel& model, const TokenDocuments& doc
                                     int64_t bin_tokens) {
   check(documents.total_loss_tokens() > 0, "evaluate_documents", "documents",
         "at least one loss-bearing token", "none");
-  std::vector<int64_t> lengths(static_cast<size_t>(documents.size()));
-  for (int64_t i = 0; i < documents.size(); ++i) {
-    lengths[static_cast<size_t>(i)] = documents.length(i);
-  }
   const PackingPlan plan =
-      pack_documents(lengths, {.capacity = bin_tokens, .shuffle = false}, /*epoch=*/0);
+      pack_documents(documents.lengths(), {.capacity = bin_tokens, .shuffle = false}, /*epoch=*/0);
   EvaluationResult result;
   PackedBatch batch;
   for (int64_t i = 0; i < plan.bins(); ++i) {

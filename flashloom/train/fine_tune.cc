@@ -47,6 +47,18 @@ void validate(const FineTuneOptions& options, const TokenDocuments& train) {
   check(train.total_loss_tokens() > 0, "finetune", "data", "loss-bearing tokens", "none");
 }
 
+// The largest bins that fit, but never smaller than the longest document.
+StepShape largest_bins(int64_t batch_tokens, int64_t longest,
+                       const std::function<bool(const StepShape&)>& fits) {
+  int64_t accepted = longest;
+  int64_t refused = std::max(longest, batch_tokens) + 1;
+  for (int64_t tried = refused - 1; refused - accepted > 1;
+       tried = accepted + (refused - accepted) / 2) {
+    (fits(plan_steps(batch_tokens, longest, tried)) ? accepted : refused) = tried;
+  }
+  return plan_steps(batch_tokens, longest, accepted);
+}
+
 }  // namespace
 
 FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
@@ -54,22 +66,30 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
     : bundle_(bundle), options_(std::move(options)), held_out_(held_out) {
   validate(options_, train);
   const ModelConfig& config = bundle.files.config();
-  const int64_t document = train.longest();
-  const int64_t held_out_document = held_out != nullptr ? held_out->longest() : 0;
-  LlamaModel::Options model_options = {.training = true, .lora = options_.lora};
   const int64_t trainable = llama_trainable_size(config, options_.lora);
+  const std::vector<int64_t> lengths = train.lengths();
+  const std::vector<int64_t> held_out_lengths =
+      held_out != nullptr ? held_out->lengths() : std::vector<int64_t>();
+  const int64_t longest = train.longest();
+  const int64_t longest_anywhere = std::max(longest, held_out != nullptr ? held_out->longest() : 0);
+  const auto model_options = [&](const StepShape& shape) {
+    const int64_t tokens = std::max(shape.bin_capacity, longest_anywhere);
+    return LlamaModel::Options{
+        .training = true,
+        .lora = options_.lora,
+        .max_tokens = tokens,
+        .max_sequence_length = longest_anywhere,
+        .max_sequences = std::max(most_documents_in_a_bin(lengths, tokens),
+                                  most_documents_in_a_bin(held_out_lengths, tokens))};
+  };
+  shape_ = largest_bins(options_.batch_tokens, longest, [&](const StepShape& shape) {
+    MemoryPlan plan;
+    const LlamaModel model(config, model_options(shape), plan);
+    const Optimizer optimizer(options_.optimizer, trainable, plan);
+    return plan.total_bytes() <= memory_budget;
+  });
 
-  // As many tokens a micro-batch as memory allows, never fewer than the longest document.
-  const LlamaMemory memory = llama_memory(config, model_options);
-  const int64_t optimizer_bytes = 2 * trainable * static_cast<int64_t>(sizeof(float));
-  const int64_t affordable =
-      std::max<int64_t>(0, memory_budget - memory.fixed_bytes - optimizer_bytes) /
-      std::max<int64_t>(1, memory.bytes_per_token);
-  shape_ = plan_steps(options_.batch_tokens, document, std::max(document, affordable));
-  model_options.max_tokens = std::max(shape_.bin_capacity, held_out_document);
-  model_options.max_sequence_length = std::max(document, held_out_document);
-
-  model_ = std::make_unique<LlamaModel>(config, model_options, plan_);
+  model_ = std::make_unique<LlamaModel>(config, model_options(shape_), plan_);
   optimizer_ = std::make_unique<Optimizer>(options_.optimizer, trainable, plan_);
   plan_.require(memory_budget);
   arena_ = std::make_unique<Arena>(plan_);

@@ -76,6 +76,8 @@ class FineTune {
   /// Bytes by purpose, for the user.
   std::string plan_table() const { return plan_.table(); }
 
+  int64_t planned_bytes() const { return plan_.total_bytes(); }
+
   int64_t steps() const { return steps_; }
 
   int64_t trainable_parameters() const;

@@ -199,22 +199,4 @@ int64_t llama_trainable_size(const ModelConfig& config, const std::optional<Lora
   return config.layers * layer;
 }
 
-LlamaMemory llama_memory(const ModelConfig& config, const LlamaModel::Options& options) {
-  // Two sizes far enough apart that alignment and workspaces of fixed size do not show.
-  constexpr int64_t kSmall = 1024;
-  constexpr int64_t kLarge = 8192;
-  const auto total = [&](int64_t tokens) {
-    LlamaModel::Options sized = options;
-    sized.max_tokens = tokens;
-    MemoryPlan plan;
-    LlamaModel(config, sized, plan);
-    return plan.total_bytes();
-  };
-  const int64_t small = total(kSmall);
-  LlamaMemory memory;
-  memory.bytes_per_token = (total(kLarge) - small) / (kLarge - kSmall);
-  memory.fixed_bytes = std::max<int64_t>(small - memory.bytes_per_token * kSmall, 0);
-  return memory;
-}
-
 }  // namespace flashloom

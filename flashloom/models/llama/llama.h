@@ -107,18 +107,7 @@ class LlamaModel {
   const Arena* arena_ = nullptr;
 };
 
-/// Memory of a plan as a line: bytes = fixed + per_token x max_tokens. An estimate, as workspaces
-/// grow in steps; a plan gives the exact number.
-struct LlamaMemory {
-  int64_t fixed_bytes = 0;
-  int64_t bytes_per_token = 0;
-};
-
 /// Numbers that training changes: all weights, or the adapters if there are any.
 int64_t llama_trainable_size(const ModelConfig& config, const std::optional<LoraOptions>& lora);
-
-/// What a model with these options takes (options.max_tokens is ignored), without allocating it.
-/// The optimizer's state is not included.
-LlamaMemory llama_memory(const ModelConfig& config, const LlamaModel::Options& options);
 
 }  // namespace flashloom

@@ -268,22 +268,5 @@ TEST(LlamaModel, PlansForOneLongDocumentAsForManyShortOnes) {
   EXPECT_GT(model->loss_and_gradients(many.view(), many.gradient_scale()), 0);
 }
 
-TEST(LlamaModel, EstimatesItsMemory) {
-  const ModelConfig config = ModelFiles::open(golden_folder("qwen3")).config();
-  const LlamaModel::Options options = {
-      .training = true, .lora = LoraOptions{}, .max_sequence_length = 512};
-  const LlamaMemory memory = llama_memory(config, options);
-  for (const int64_t tokens : {2048, 5000, 16384}) {
-    LlamaModel::Options sized = options;
-    sized.max_tokens = tokens;
-    MemoryPlan plan;
-    const LlamaModel model(config, sized, plan);
-    const auto actual = static_cast<double>(plan.total_bytes());
-    EXPECT_NEAR(static_cast<double>(memory.fixed_bytes + tokens * memory.bytes_per_token), actual,
-                0.05 * actual)
-        << tokens;
-  }
-}
-
 }  // namespace
 }  // namespace flashloom

@@ -1,0 +1,75 @@
+#include "flashloom/train/fine_tune.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <fstream>
+#include <iterator>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "flashloom/core/error.h"
+#include "flashloom/core/philox.h"
+
+namespace flashloom {
+namespace {
+
+constexpr int64_t kAnyMemory = std::numeric_limits<int64_t>::max();
+
+std::string read_text(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+class FineTuneTest : public testing::Test {
+ protected:
+  FineTuneTest() {
+    RandomSequence random(3, RandomStream::test);
+    for (int i = 0; i < 40; ++i) {
+      std::vector<int32_t> tokens(8 + static_cast<size_t>(i) % 17);
+      for (int32_t& token : tokens) {
+        token = static_cast<int32_t>(random.bits() % 64);
+      }
+      documents_.add(tokens, std::vector<uint8_t>(tokens.size(), 1));
+    }
+  }
+
+  FineTune plan(int64_t memory) const {
+    return FineTune(bundle_, documents_, nullptr,
+                    {.optimizer = {.learning_rate = 1e-3}, .steps = 1, .batch_tokens = 256},
+                    memory);
+  }
+
+  const std::string golden_ = std::string(FLASHLOOM_SOURCE_DIR) + "/tests/golden/";
+  const ModelBundle bundle_ = {
+      .path = golden_ + "models/smollm2",
+      .files = ModelFiles::open(golden_ + "models/smollm2"),
+      .tokenizer = Tokenizer::from_json(read_text(golden_ + "text/tokenizer_smollm2.json"),
+                                        "tokenizer_smollm2.json")};
+  TokenDocuments documents_;
+};
+
+TEST_F(FineTuneTest, TakesAStepAsOneMicroBatchIfMemoryAllows) {
+  const FineTune run = plan(kAnyMemory);
+  EXPECT_EQ(run.step_shape().bin_capacity, 256);
+  EXPECT_EQ(run.step_shape().bins_per_step, 1);
+}
+
+TEST_F(FineTuneTest, CutsAStepIntoTheFewestMicroBatchesThatFit) {
+  const int64_t whole = plan(kAnyMemory).planned_bytes();
+  const FineTune exact = plan(whole);
+  EXPECT_EQ(exact.step_shape().bins_per_step, 1);
+  const FineTune halved = plan(whole - 1);
+  EXPECT_EQ(halved.step_shape().bins_per_step, 2);
+  EXPECT_EQ(halved.step_shape().bin_capacity, 128);
+  EXPECT_LT(halved.planned_bytes(), whole);
+}
+
+TEST_F(FineTuneTest, RefusesMemoryThatDoesNotHoldTheLongestDocument) {
+  EXPECT_THAT([&] { plan(1 << 14); },
+              testing::ThrowsMessage<OutOfMemory>(testing::HasSubstr("weights")));
+}
+
+}  // namespace
+}  // namespace flashloom
