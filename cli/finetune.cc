@@ -43,6 +43,7 @@ struct Options {
   int64_t eval_steps = 0;
   int64_t save_steps = 0;
   std::string save_dtype = "f32";
+  std::string resume = "auto";
   int64_t threads = 0;
   int64_t seed = 0;
   int64_t preview = 0;
@@ -83,6 +84,8 @@ FineTuneOptions training_options(const Options& options) {
   constexpr double kLoraLearningRate = 2e-4;
   constexpr double kFullLearningRate = 2e-5;
   FineTuneOptions training = {
+      .output = options.output,
+      .resume = options.resume == "auto",
       .optimizer = {.learning_rate = options.learning_rate.value_or(
                         options.method == "lora" ? kLoraLearningRate : kFullLearningRate),
                     .adapter_b_ratio = options.lora_plus,
@@ -109,20 +112,21 @@ FineTuneOptions training_options(const Options& options) {
 }
 
 nlohmann::ordered_json result_json(const FineTuneResult& result, const std::string& output) {
+  const TrainingState& state = result.state;
   nlohmann::ordered_json json = {{"output", output},
-                                 {"steps", result.steps},
+                                 {"steps", state.step},
                                  {"stopped", result.stopped},
-                                 {"seconds", result.seconds},
-                                 {"tokens", result.tokens}};
+                                 {"seconds", state.seconds},
+                                 {"tokens", state.tokens}};
   const auto add = [&](const char* name, const std::optional<EvaluationResult>& evaluation) {
     if (evaluation) {
       json[name] = evaluation->loss;
       json["eval_tokens"] = evaluation->tokens;
     }
   };
-  add("eval_loss_before", result.before);
+  add("eval_loss_before", state.before);
   add("eval_loss", result.after);
-  add("best_eval_loss", result.best);
+  add("best_eval_loss", state.best);
   return json;
 }
 
@@ -157,13 +161,26 @@ int train(const Options& options, const ModelBundle& bundle, const SupervisedDat
     status.end();
     note("saved " + directory);
   };
+  observer.resumed = [&](int64_t step) {
+    note(step == run.steps()
+             ? fmt::format("{} holds this run, finished after {} steps; more --steps continue it",
+                           options.output, step)
+             : fmt::format("going on after step {} of the run in {}", step, options.output));
+    progress = Progress(run.steps(), step);
+  };
+  observer.damaged = [](const std::string& what) {
+    note("warning: a checkpoint is damaged, the one before it is used: " + what);
+  };
   observer.stop = interrupted;
-  const FineTuneResult result = run.run(options.output, observer);
+  const FineTuneResult result = run.run(observer);
   if (result.stopped) {
-    note(fmt::format("interrupted after step {}; what was trained is saved", result.steps));
+    note(
+        fmt::format("interrupted after step {}; what was trained is saved, and the same command "
+                    "goes on",
+                    result.state.step));
   }
-  note(fmt::format("{} steps, {} tokens in {}", result.steps, result.tokens,
-                   format_duration(result.seconds)));
+  note(fmt::format("{} steps, {} tokens in {}", result.state.step, result.state.tokens,
+                   format_duration(result.state.seconds)));
   if (options.json) {
     fmt::print("{}\n", result_json(result, options.output).dump());
   }
@@ -253,6 +270,11 @@ Command finetune_command() {
            {"--batch-tokens", &o->batch_tokens, "tokens an optimizer step"},
            {"--eval-steps", &o->eval_steps, "evaluate every so many steps; 0: before and after"},
            {"--save-steps", &o->save_steps, "checkpoint every so many steps; 0: at the end"},
+           {"--resume",
+            &o->resume,
+            "go on with the run in --output if there is one; or start anew and replace it",
+            false,
+            {"auto", "never"}},
            {"--save-dtype",
             &o->save_dtype,
             "type of full weights in files",

@@ -108,12 +108,12 @@ void AtomicFile::commit() {
     unlink(temporary_.c_str());
     fail(path_, "close", code);
   }
-  if (rename(temporary_.c_str(), path_.c_str()) != 0) {
-    const int code = errno;
+  try {
+    rename_durably(temporary_, path_);
+  } catch (...) {
     unlink(temporary_.c_str());
-    fail(path_, "rename", code);
+    throw;
   }
-  sync_directory(path_);
 }
 
 void AtomicFile::discard() noexcept {
@@ -121,6 +121,13 @@ void AtomicFile::discard() noexcept {
     close(std::exchange(descriptor_, -1));
     unlink(temporary_.c_str());
   }
+}
+
+void rename_durably(const std::string& from, const std::string& to) {
+  if (rename(from.c_str(), to.c_str()) != 0) {
+    fail(to, "rename", errno);
+  }
+  sync_directory(to);
 }
 
 void write_file_atomically(const std::string& path, std::string_view content) {

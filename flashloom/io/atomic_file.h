@@ -40,6 +40,9 @@ class AtomicFile {
   int64_t end_ = 0;
 };
 
+/// Renames a file or directory so that it survives a power cut, given that its content does.
+void rename_durably(const std::string& from, const std::string& to);
+
 /// The whole content at once.
 void write_file_atomically(const std::string& path, std::string_view content);
 

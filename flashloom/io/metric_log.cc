@@ -8,12 +8,16 @@
 #include <array>
 #include <cerrno>
 #include <cmath>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <system_error>
 #include <type_traits>
 #include <utility>
 
 #include "flashloom/core/error.h"
+#include "flashloom/io/atomic_file.h"
+#include "flashloom/io/mapped_file.h"
+#include "flashloom/io/strict_json.h"
 
 namespace flashloom {
 namespace {
@@ -103,6 +107,28 @@ void MetricLog::append(std::span<const Metric> metrics) {
     }
     rest.remove_prefix(static_cast<size_t>(written));
   }
+}
+
+void cut_metric_log(const std::string& path, int64_t step) {
+  if (!std::filesystem::exists(path)) {
+    return;
+  }
+  std::string kept;
+  {
+    const MappedFile file(path);
+    std::string_view rest = file.text();
+    // An unfinished last line is no line.
+    for (size_t end = rest.find('\n'); end != std::string_view::npos; end = rest.find('\n')) {
+      const std::string_view line = rest.substr(0, end + 1);
+      const nlohmann::json object = parse_strict_json(line, path);
+      const auto found = object.find("step");
+      if (found == object.end() || !found->is_number_integer() || found->get<int64_t>() <= step) {
+        kept += line;
+      }
+      rest.remove_prefix(end + 1);
+    }
+  }
+  write_file_atomically(path, kept);
 }
 
 }  // namespace flashloom

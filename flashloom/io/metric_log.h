@@ -38,4 +38,8 @@ class MetricLog {
   int descriptor_ = -1;
 };
 
+/// Drops the lines of a log whose "step" lies beyond `step`: a run that goes on from there writes
+/// them again. A missing file stays missing. Throws IoError naming a line that is not an object.
+void cut_metric_log(const std::string& path, int64_t step);
+
 }  // namespace flashloom

@@ -8,8 +8,6 @@
 
 #include "flashloom/core/check.h"
 #include "flashloom/models/llama/llama_flops.h"
-#include "flashloom/train/adapter_files.h"
-#include "flashloom/train/export.h"
 #include "flashloom/train/machine_rate.h"
 #include "flashloom/train/schedule.h"
 
@@ -65,6 +63,7 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
                    const TokenDocuments* held_out, FineTuneOptions options, int64_t memory_budget)
     : bundle_(bundle), options_(std::move(options)), held_out_(held_out) {
   validate(options_, train);
+  const std::optional<StepShape> recorded = open_output();
   const ModelConfig& config = bundle.files.config();
   const int64_t trainable = llama_trainable_size(config, options_.lora);
   const std::vector<int64_t> lengths = train.lengths();
@@ -82,12 +81,13 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
         .max_sequences = std::max(most_documents_in_a_bin(lengths, tokens),
                                   most_documents_in_a_bin(held_out_lengths, tokens))};
   };
-  shape_ = largest_bins(options_.batch_tokens, longest, [&](const StepShape& shape) {
+  const auto fits = [&](const StepShape& shape) {
     MemoryPlan plan;
     const LlamaModel model(config, model_options(shape), plan);
     const Optimizer optimizer(options_.optimizer, trainable, plan);
     return plan.total_bytes() <= memory_budget;
-  });
+  };
+  shape_ = recorded ? *recorded : largest_bins(options_.batch_tokens, longest, fits);
 
   model_ = std::make_unique<LlamaModel>(config, model_options(shape_), plan_);
   optimizer_ = std::make_unique<Optimizer>(options_.optimizer, trainable, plan_);
@@ -97,6 +97,7 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
   model_->load(bundle.files);
   model_->initialize_adapters(options_.seed);
   optimizer_->bind(*arena_, model_->parameters());
+  open_run(train, recorded.has_value());
   stream_ = std::make_unique<PackedStream>(train, shape_, PackingOptions{.seed = options_.seed});
   steps_ = options_.steps > 0 ? options_.steps : options_.epochs * stream_->steps_per_epoch();
   peak_flops_ = measure_gemm_rate();
@@ -153,87 +154,22 @@ StepReport FineTune::step(int64_t index) {
   return report;
 }
 
-void FineTune::save(const std::string& directory) const {
-  make_directory(directory);
-  if (options_.lora) {
-    save_tokenizer(directory, bundle_.tokenizer);
-    save_adapter(directory, *model_, bundle_.path);
-  } else {
-    save_hugging_face(directory, *model_, bundle_.tokenizer, options_.save_dtype);
-  }
-}
-
-FineTuneResult FineTune::run(const std::string& output, const FineTuneObserver& observer) {
-  make_directory(output);
-  MetricLog log(output + "/metrics.jsonl");
-  FineTuneResult result;
-  const auto start = Clock::now();
-
-  const auto evaluate = [&](int64_t step) {
-    const EvaluationResult held_out =
-        evaluate_documents(*model_, *held_out_, model_->options().max_tokens);
-    log.append({{"step", step}, {"eval_loss", held_out.loss}, {"eval_tokens", held_out.tokens}});
-    if (observer.evaluated) {
-      observer.evaluated(step, held_out);
-    }
-    if (step == 0) {
-      result.before = held_out;
-    } else if (!result.best || held_out.loss < result.best->loss) {
-      result.best = held_out;
-      result.best_step = step;
-      save(output + "/best");
-    }
-    result.after = held_out;
-  };
-
-  if (held_out_ != nullptr) {
-    evaluate(0);
-  }
-  int64_t evaluated = 0;
-  while (result.steps < steps_ && !result.stopped) {
-    const StepReport report = step(result.steps);
-    ++result.steps;
-    result.tokens += report.tokens;
-    const double rate = 1 / report.seconds;
-    log.append(
-        {{"step", report.step},
-         {"epoch", report.epoch},
-         {"loss", report.loss},
-         {"learning_rate", report.learning_rate},
-         {"gradient_norm", report.gradient_norm},
-         {"seconds", report.seconds},
-         // Bins are packed without padding, so all tokens are real; `packing` is the share
-         // of the bins' room that they fill.
-         {"all_tokens_per_second", static_cast<double>(report.tokens) * rate},
-         {"real_tokens_per_second", static_cast<double>(report.tokens) * rate},
-         {"loss_tokens_per_second", static_cast<double>(report.loss_tokens) * rate},
-         {"packing", static_cast<double>(report.tokens) / static_cast<double>(report.capacity)},
-         {"mfu", report.utilisation}});
-    if (observer.stepped) {
-      observer.stepped(report);
-    }
-    result.stopped = observer.stop && observer.stop();
-    if (held_out_ != nullptr && options_.eval_steps > 0 && report.step % options_.eval_steps == 0) {
-      evaluate(report.step);
-      evaluated = report.step;
-    }
-    if (options_.save_steps > 0 && report.step % options_.save_steps == 0) {
-      const std::string directory = fmt::format("{}/checkpoint-{}", output, report.step);
-      save(directory);
-      if (observer.saved) {
-        observer.saved(directory);
-      }
-    }
-  }
-  if (held_out_ != nullptr && evaluated != result.steps && !result.stopped) {
-    evaluate(result.steps);
-  }
-  save(output);
-  if (observer.saved) {
-    observer.saved(output);
-  }
-  result.seconds = seconds_since(start);
-  return result;
+void FineTune::log_step(MetricLog& log, const StepReport& report) {
+  const double rate = 1 / report.seconds;
+  log.append(
+      {{"step", report.step},
+       {"epoch", report.epoch},
+       {"loss", report.loss},
+       {"learning_rate", report.learning_rate},
+       {"gradient_norm", report.gradient_norm},
+       {"seconds", report.seconds},
+       // Bins are packed without padding, so all tokens are real; `packing` is the share of
+       // the bins' room that they fill.
+       {"all_tokens_per_second", static_cast<double>(report.tokens) * rate},
+       {"real_tokens_per_second", static_cast<double>(report.tokens) * rate},
+       {"loss_tokens_per_second", static_cast<double>(report.loss_tokens) * rate},
+       {"packing", static_cast<double>(report.tokens) / static_cast<double>(report.capacity)},
+       {"mfu", report.utilisation}});
 }
 
 }  // namespace flashloom

@@ -8,10 +8,12 @@
 #include <vector>
 
 #include "flashloom/core/memory_plan.h"
+#include "flashloom/io/directory_lock.h"
 #include "flashloom/io/metric_log.h"
 #include "flashloom/models/llama/llama.h"
 #include "flashloom/text/packed_batches.h"
 #include "flashloom/text/token_documents.h"
+#include "flashloom/train/checkpoint.h"
 #include "flashloom/train/evaluation.h"
 #include "flashloom/train/model_bundle.h"
 #include "flashloom/train/optimizer.h"
@@ -19,6 +21,8 @@
 namespace flashloom {
 
 struct FineTuneOptions {
+  std::string output;  // directory of the run, made if missing
+  bool resume = true;  // go on with the run that is there; else replace it
   std::optional<LoraOptions> lora = LoraOptions();  // absent: all weights are trained
   OptimizerOptions optimizer;
   int64_t warmup_steps = 0;
@@ -26,7 +30,7 @@ struct FineTuneOptions {
   int64_t epochs = 1;           // passes over the data, if steps is 0
   int64_t batch_tokens = 1024;  // of an optimizer step
   int64_t eval_steps = 0;       // evaluate every so many steps, and at the end; 0: only at the end
-  int64_t save_steps = 0;       // checkpoint every so many steps; 0: only at the end
+  int64_t save_steps = 0;       // checkpoint every so many steps, and at the end
   DType save_dtype = DType::f32;  // of full weights
   uint64_t seed = 0;
 };
@@ -51,24 +55,29 @@ struct FineTuneObserver {
   std::function<void(const StepReport&)> stepped;
   std::function<void(int64_t step, const EvaluationResult&)> evaluated;
   std::function<void(const std::string& directory)> saved;
+  /// The run goes on from `step`, or was finished already (step == steps).
+  std::function<void(int64_t step)> resumed;
+  /// A checkpoint is damaged, and the one before it is tried.
+  std::function<void(const std::string& what)> damaged;
   /// Asked after each step: true ends the run in good order.
   std::function<bool()> stop;
 };
 
 struct FineTuneResult {
-  int64_t steps = 0;
+  TrainingState state;  // at the end, with what a resumed run did before
   bool stopped = false;
-  double seconds = 0;
-  int64_t tokens = 0;
-  std::optional<EvaluationResult> before, after, best;
-  int64_t best_step = 0;
+  std::optional<EvaluationResult> after;  // of the last step, unless stopped
 };
 
-/// A fine-tuning run: everything is planned in the constructor, nothing allocated in a step.
+/// A fine-tuning run: everything is planned in the constructor, nothing allocated in a step. The
+/// weights at its end are bit for bit the same for any number of threads and however often the
+/// process was ended and started again (on one kind of processor).
 class FineTune {
  public:
   /// Borrows the model bundle and the documents. Throws OutOfMemory with the table if the plan does
-  /// not fit `memory_budget`; micro-batches are made as small as a document before that.
+  /// not fit `memory_budget`; micro-batches are made as small as a document before that, unless the
+  /// output directory holds a run, whose micro-batches stay. Throws Error if that run has other
+  /// settings or data, IoError if another process is writing there.
   FineTune(const ModelBundle& bundle, const TokenDocuments& train, const TokenDocuments* held_out,
            FineTuneOptions options, int64_t memory_budget);
   ~FineTune();
@@ -85,20 +94,34 @@ class FineTune {
   /// Tokens of a micro-batch, and micro-batches of a step.
   const StepShape& step_shape() const { return shape_; }
 
-  /// Trains, and writes into `output` (made if missing): at its top the adapter or the Hugging Face
-  /// directory, `metrics.jsonl`, `checkpoint-N` for each save and `best` for the lowest held-out
-  /// loss. A run that is stopped saves what it has.
-  FineTuneResult run(const std::string& output, const FineTuneObserver& observer);
+  /// Trains, and writes into the output directory: at its top the adapter or the Hugging Face
+  /// directory, `metrics.jsonl`, `checkpoint-N` for each save, the last two kept, and `best` for
+  /// the lowest held-out loss. A run that is stopped saves what it has. With options.resume it goes
+  /// on after the newest whole checkpoint; a finished run changes nothing.
+  FineTuneResult run(const FineTuneObserver& observer);
 
   const LlamaModel& model() const { return *model_; }
 
  private:
+  // Locks the output directory; how the run that is there cuts its steps.
+  std::optional<StepShape> open_output();
+  // Compares with the run that is there, or writes down this one.
+  void open_run(const TokenDocuments& train, bool recorded);
+
+  std::string log_path() const { return options_.output + "/metrics.jsonl"; }
+
   StepReport step(int64_t index);
-  void save(const std::string& directory) const;
+  static void log_step(MetricLog& log, const StepReport& report);
+  std::vector<Metric> settings() const;
+  std::vector<StateTensor> state_tensors() const;
+  TrainingState resume(const FineTuneObserver& observer);
+  void save_model(const std::string& directory) const;
 
   const ModelBundle& bundle_;
   FineTuneOptions options_;
   const TokenDocuments* held_out_;
+  std::string model_sum_, data_sum_, held_out_sum_;  // checksums of what the run starts from
+  std::optional<DirectoryLock> lock_;
   StepShape shape_;
   std::unique_ptr<PackedStream> stream_;
   int64_t steps_ = 0;

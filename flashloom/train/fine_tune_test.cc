@@ -11,6 +11,7 @@
 
 #include "flashloom/core/error.h"
 #include "flashloom/core/philox.h"
+#include "flashloom/io/temporary_directory_for_test.h"
 
 namespace flashloom {
 namespace {
@@ -35,12 +36,17 @@ class FineTuneTest : public testing::Test {
     }
   }
 
-  FineTune plan(int64_t memory) const {
+  FineTune plan(int64_t memory) {
     return FineTune(bundle_, documents_, nullptr,
-                    {.optimizer = {.learning_rate = 1e-3}, .steps = 1, .batch_tokens = 256},
+                    {.output = folder_ / std::to_string(++runs_),
+                     .optimizer = {.learning_rate = 1e-3},
+                     .steps = 1,
+                     .batch_tokens = 256},
                     memory);
   }
 
+  TemporaryDirectory folder_;
+  int runs_ = 0;
   const std::string golden_ = std::string(FLASHLOOM_SOURCE_DIR) + "/tests/golden/";
   const ModelBundle bundle_ = {
       .path = golden_ + "models/smollm2",

@@ -38,6 +38,15 @@ void Optimizer::bind(const Arena& arena, std::span<const Parameter> parameters) 
         fmt::format("{} trainable numbers", elements_), fmt::format("{}", begin));
 }
 
+std::vector<StateTensor> Optimizer::state() const {
+  std::vector<StateTensor> tensors;
+  for (const Slot& slot : slots_) {
+    tensors.push_back({"m." + slot.parameter.name, slot.m});
+    tensors.push_back({"v." + slot.parameter.name, slot.v});
+  }
+  return tensors;
+}
+
 OptimizerStep Optimizer::step(double factor) {
   double sum = 0;
   for (const Slot& slot : slots_) {

@@ -6,6 +6,7 @@
 
 #include "flashloom/core/memory_plan.h"
 #include "flashloom/models/parameter.h"
+#include "flashloom/train/state_tensor.h"
 
 namespace flashloom {
 
@@ -40,8 +41,13 @@ class Optimizer {
   /// throws Error naming the parameter, and changes nothing.
   OptimizerStep step(double factor);
 
-  /// Updates so far.
+  /// The state to keep, m and v of each parameter, with the number of updates so far.
+  std::vector<StateTensor> state() const;
+
   int64_t steps() const { return steps_; }
+
+  /// After state() was filled from a checkpoint.
+  void set_steps(int64_t steps) { steps_ = steps; }
 
  private:
   struct Slot {

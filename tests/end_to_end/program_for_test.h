@@ -25,10 +25,13 @@ struct ProgramResult {
   std::string err;
 };
 
-/// Runs the built program; `arguments` is a shell line.
-inline ProgramResult run_program(const std::string& arguments, const std::string& folder) {
+/// Runs the built program; `arguments` is a shell line, `before` may be another program with its
+/// arguments that runs ours.
+inline ProgramResult run_program(const std::string& arguments, const std::string& folder,
+                                 const std::string& before = "") {
   const std::string errors = folder + "/stderr.txt";
-  const std::string line = std::string(FLASHLOOM_PROGRAM) + " " + arguments + " 2>" + errors;
+  const std::string line =
+      before + " " + std::string(FLASHLOOM_PROGRAM) + " " + arguments + " 2>" + errors;
   FILE* pipe = popen(line.c_str(), "r");
   if (pipe == nullptr) {
     throw std::runtime_error("popen failed");

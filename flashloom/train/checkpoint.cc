@@ -1,0 +1,247 @@
+#include "flashloom/train/checkpoint.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <string_view>
+#include <system_error>
+#include <vector>
+
+#include "flashloom/core/error.h"
+#include "flashloom/io/atomic_file.h"
+#include "flashloom/io/checksum.h"
+#include "flashloom/io/mapped_file.h"
+#include "flashloom/io/safetensors.h"
+#include "flashloom/io/safetensors_writer.h"
+#include "flashloom/io/strict_json.h"
+#include "flashloom/train/export.h"
+
+namespace flashloom {
+namespace {
+
+namespace fs = std::filesystem;
+using nlohmann::ordered_json;
+
+constexpr std::string_view kFolder = "checkpoint-";
+constexpr const char* kTensors = "/training_state.safetensors";
+constexpr const char* kState = "/checkpoint.json";
+constexpr size_t kKept = 2;
+
+int64_t step_of(const fs::path& folder) {
+  const std::string name = folder.filename().string();
+  int64_t step = -1;
+  if (name.starts_with(kFolder)) {
+    const char* end = name.data() + name.size();
+    const auto [rest, code] = std::from_chars(name.data() + kFolder.size(), end, step);
+    step = code == std::errc() && rest == end ? step : -1;
+  }
+  return step;
+}
+
+// Newest first.
+std::vector<fs::path> folders(const std::string& output) {
+  std::vector<fs::path> found;
+  for (const fs::directory_entry& entry : fs::directory_iterator(output)) {
+    if (entry.is_directory() && step_of(entry.path()) >= 0) {
+      found.push_back(entry.path());
+    }
+  }
+  std::sort(found.begin(), found.end(),
+            [](const fs::path& a, const fs::path& b) { return step_of(a) > step_of(b); });
+  return found;
+}
+
+// A folder that is half gone must not look like a damaged checkpoint. What cannot be removed stays:
+// a checkpoint too many harms nobody.
+void remove_folder(const fs::path& folder) {
+  std::error_code ignored;
+  const fs::path removed = folder.string() + ".removed";
+  fs::rename(folder, removed, ignored);
+  fs::remove_all(removed, ignored);
+}
+
+bool is_unfinished(const fs::directory_entry& entry) {
+  const std::string name = entry.path().filename().string();
+  const bool folder = entry.is_directory() && name.starts_with(kFolder) &&
+                      (name.ends_with(".partial") || name.ends_with(".removed"));
+  return folder || (entry.is_regular_file() && name.find(".partial-") != std::string::npos);
+}
+
+ordered_json to_json(const EvaluationResult& result) {
+  return {{"loss", result.loss}, {"tokens", result.tokens}, {"all_tokens", result.all_tokens}};
+}
+
+EvaluationResult evaluation_from(const nlohmann::json& json) {
+  return {.loss = json.at("loss").get<double>(),
+          .tokens = json.at("tokens").get<int64_t>(),
+          .all_tokens = json.at("all_tokens").get<int64_t>()};
+}
+
+ordered_json to_json(const TrainingState& state) {
+  ordered_json json = {{"step", state.step},       {"epoch", state.data.epoch},
+                       {"bin", state.data.bin},    {"tokens", state.tokens},
+                       {"seconds", state.seconds}, {"best_step", state.best_step}};
+  if (state.before) {
+    json["before"] = to_json(*state.before);
+  }
+  if (state.best) {
+    json["best"] = to_json(*state.best);
+  }
+  return json;
+}
+
+TrainingState state_from(const nlohmann::json& json) {
+  TrainingState state = {
+      .step = json.at("step").get<int64_t>(),
+      .data = {.epoch = json.at("epoch").get<int64_t>(), .bin = json.at("bin").get<int64_t>()},
+      .tokens = json.at("tokens").get<int64_t>(),
+      .seconds = json.at("seconds").get<double>(),
+      .best_step = json.at("best_step").get<int64_t>()};
+  if (json.contains("before")) {
+    state.before = evaluation_from(json["before"]);
+  }
+  if (json.contains("best")) {
+    state.best = evaluation_from(json["best"]);
+  }
+  return state;
+}
+
+std::string text_checksum(std::string_view text) {
+  return checksum(std::as_bytes(std::span(text)));
+}
+
+// checkpoint.json: {"content": {state and files}, "xxh3": of the content's text}.
+void write_record(const std::string& folder, const TrainingState& state) {
+  ordered_json content = to_json(state);
+  std::vector<fs::path> files;
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
+    if (entry.is_regular_file()) {
+      files.push_back(entry.path());
+    }
+  }
+  std::sort(files.begin(), files.end());
+  content["files"] = ordered_json::object();
+  for (const fs::path& file : files) {
+    content["files"][file.lexically_relative(folder).string()] = file_checksum(file.string());
+  }
+  const ordered_json record = {{"content", content}, {"xxh3", text_checksum(content.dump())}};
+  write_file_atomically(folder + kState, record.dump(2) + "\n");
+}
+
+// Throws IoError, or a JSON exception, for a folder that is not whole.
+TrainingState read_record(const std::string& folder) {
+  const std::string path = folder + kState;
+  const MappedFile file(path);
+  parse_strict_json(file.text(), path);
+  const ordered_json record = ordered_json::parse(file.text());  // keeps the order of the content
+  const ordered_json& content = record.at("content");
+  if (record.at("xxh3").get<std::string>() != text_checksum(content.dump())) {
+    throw IoError(path, "", "differs from its checksum");
+  }
+  for (const auto& [name, sum] : content.at("files").items()) {
+    const std::string member = folder + "/" + name;
+    if (file_checksum(member) != sum.get<std::string>()) {
+      throw IoError(member, "", "differs from its checksum");
+    }
+  }
+  return state_from(content);
+}
+
+void read_tensors(const std::string& folder, std::span<const StateTensor> tensors) {
+  const SafetensorsFile file(folder + kTensors);
+  if (file.tensors().size() != tensors.size()) {
+    throw IoError(
+        file.path(), "",
+        fmt::format("expected {} tensors, found {}", tensors.size(), file.tensors().size()));
+  }
+  for (const StateTensor& tensor : tensors) {
+    const ConstTensorView stored = file.view(tensor.name);
+    if (stored.dtype != tensor.value.dtype || stored.bytes() != tensor.value.bytes()) {
+      throw IoError(file.path(), tensor.name,
+                    fmt::format("expected {}, found {}", describe(tensor.value), describe(stored)));
+    }
+  }
+  for (const StateTensor& tensor : tensors) {
+    std::memcpy(tensor.value.data, file.view(tensor.name).data,
+                static_cast<size_t>(tensor.value.bytes()));
+  }
+}
+
+}  // namespace
+
+CheckpointFolders::CheckpointFolders(std::string output) : output_(std::move(output)) {
+  std::vector<fs::path> unfinished;
+  for (const fs::directory_entry& entry : fs::recursive_directory_iterator(output_)) {
+    if (is_unfinished(entry)) {
+      unfinished.push_back(entry.path());
+    }
+  }
+  std::error_code ignored;
+  for (const fs::path& path : unfinished) {
+    fs::remove_all(path, ignored);
+  }
+}
+
+std::string CheckpointFolders::write(
+    const TrainingState& state, std::span<const StateTensor> tensors,
+    const std::function<void(const std::string& folder)>& write_model) const {
+  const std::string folder = fmt::format("{}/{}{}", output_, kFolder, state.step);
+  const std::string partial = folder + ".partial";
+  fs::remove_all(partial);
+  make_directory(partial);
+  write_model(partial);
+  std::vector<SafetensorsEntry> entries;
+  for (const StateTensor& tensor : tensors) {
+    const TensorView& value = tensor.value;
+    entries.push_back(
+        {tensor.name, value.dtype, {value.shape.begin(), value.shape.begin() + value.rank}});
+  }
+  SafetensorsWriter writer(partial + kTensors, std::move(entries));
+  for (const StateTensor& tensor : tensors) {
+    writer.write(tensor.name, tensor.value);
+  }
+  writer.finish();
+  write_record(partial, state);
+  if (fs::exists(folder)) {
+    remove_folder(folder);
+  }
+  rename_durably(partial, folder);
+  const std::vector<fs::path> all = folders(output_);
+  for (size_t i = kKept; i < all.size(); ++i) {
+    remove_folder(all[i]);
+  }
+  return folder;
+}
+
+std::optional<TrainingState> CheckpointFolders::read_newest(
+    std::span<const StateTensor> tensors,
+    const std::function<void(const std::string& what)>& damaged) const {
+  for (const fs::path& folder : folders(output_)) {
+    std::string what;
+    try {
+      const TrainingState state = read_record(folder.string());
+      read_tensors(folder.string(), tensors);
+      return state;
+    } catch (const IoError& error) {
+      what = error.what();
+    } catch (const nlohmann::json::exception& error) {
+      what = fmt::format("{}{}: {}", folder.string(), kState, error.what());
+    }
+    if (damaged) {
+      damaged(what);
+    }
+  }
+  return std::nullopt;
+}
+
+void CheckpointFolders::clear() const {
+  for (const fs::path& folder : folders(output_)) {
+    remove_folder(folder);
+  }
+}
+
+}  // namespace flashloom

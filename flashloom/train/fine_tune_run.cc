@@ -1,0 +1,192 @@
+// A run over its output directory: evaluation, checkpoints, and going on from one.
+#include <fmt/format.h>
+
+#include <chrono>
+#include <filesystem>
+
+#include "flashloom/core/check.h"
+#include "flashloom/io/checksum.h"
+#include "flashloom/train/adapter_files.h"
+#include "flashloom/train/export.h"
+#include "flashloom/train/fine_tune.h"
+#include "flashloom/train/run_record.h"
+
+namespace flashloom {
+namespace {
+
+namespace fs = std::filesystem;
+
+std::string weights_checksum(const LlamaModel& model) {
+  Checksum sum;
+  for (const Parameter& parameter : model.parameters()) {
+    if (parameter.role == ParameterRole::matrix || parameter.role == ParameterRole::vector) {
+      const TensorView& value = parameter.value;
+      sum.add({static_cast<const std::byte*>(value.data), static_cast<size_t>(value.bytes())});
+    }
+  }
+  return sum.hex();
+}
+
+}  // namespace
+
+std::optional<StepShape> FineTune::open_output() {
+  const std::string& output = options_.output;
+  check(!output.empty(), "finetune", "output", "a directory", "nothing");
+  make_directory(output);
+  lock_.emplace(output);
+  std::optional<StepShape> shape;
+  if (options_.resume) {
+    shape = recorded_shape(output);
+  }
+  if (!shape) {
+    CheckpointFolders(output).clear();
+    fs::remove(log_path());
+  }
+  return shape;
+}
+
+void FineTune::open_run(const TokenDocuments& train, bool recorded) {
+  model_sum_ = weights_checksum(*model_);
+  data_sum_ = documents_checksum(train);
+  held_out_sum_ = held_out_ != nullptr ? documents_checksum(*held_out_) : "none";
+  if (recorded) {
+    require_same_settings(options_.output, settings());
+  } else {
+    write_run_record(options_.output, {.settings = settings(), .shape = shape_});
+  }
+}
+
+std::vector<Metric> FineTune::settings() const {
+  const OptimizerOptions& optimizer = options_.optimizer;
+  std::vector<Metric> settings = {{"model", model_sum_},
+                                  {"data", data_sum_},
+                                  {"eval_data", held_out_sum_},
+                                  {"method", std::string_view(options_.lora ? "lora" : "full")},
+                                  {"learning_rate", optimizer.learning_rate},
+                                  {"weight_decay", optimizer.weight_decay},
+                                  {"clip", optimizer.clip_norm},
+                                  {"warmup", options_.warmup_steps},
+                                  {"batch_tokens", options_.batch_tokens},
+                                  {"seed", static_cast<int64_t>(options_.seed)}};
+  if (options_.lora) {
+    settings.push_back({"lora_plus", optimizer.adapter_b_ratio});
+    settings.push_back({"lora_rank", options_.lora->rank});
+    settings.push_back({"lora_alpha", options_.lora->alpha});
+    for (size_t i = 0; i < kLlamaLinears; ++i) {
+      settings.push_back(
+          {llama_linear_name(static_cast<LlamaLinear>(i)), options_.lora->targets[i]});
+    }
+  }
+  return settings;
+}
+
+std::vector<StateTensor> FineTune::state_tensors() const {
+  std::vector<StateTensor> tensors = optimizer_->state();
+  for (const Parameter& parameter : model_->parameters()) {
+    if (parameter.trainable()) {
+      tensors.push_back({parameter.name, parameter.value});
+    }
+  }
+  return tensors;
+}
+
+void FineTune::save_model(const std::string& directory) const {
+  make_directory(directory);
+  if (options_.lora) {
+    save_tokenizer(directory, bundle_.tokenizer);
+    save_adapter(directory, *model_, bundle_.path);
+  } else {
+    save_hugging_face(directory, *model_, bundle_.tokenizer, options_.save_dtype);
+  }
+}
+
+TrainingState FineTune::resume(const FineTuneObserver& observer) {
+  const std::optional<TrainingState> state =
+      CheckpointFolders(options_.output).read_newest(state_tensors(), observer.damaged);
+  cut_metric_log(log_path(), state ? state->step : -1);
+  if (!state) {
+    return {};
+  }
+  check(state->step <= steps_, "finetune", "steps",
+        fmt::format("at least the {} that {} has taken", state->step, options_.output),
+        fmt::format("{}", steps_));
+  optimizer_->set_steps(state->step);
+  stream_->seek(state->data);
+  if (observer.resumed) {
+    observer.resumed(state->step);
+  }
+  return *state;
+}
+
+FineTuneResult FineTune::run(const FineTuneObserver& observer) {
+  using Clock = std::chrono::steady_clock;
+  FineTuneResult result = {.state = resume(observer)};
+  TrainingState& state = result.state;
+  // The checkpoint of the last step is written last of all, so it says that nothing is left to do.
+  if (state.step == steps_) {
+    return result;
+  }
+  const double seconds_before = state.seconds;
+  const auto start = Clock::now();
+  MetricLog log(log_path());
+  const CheckpointFolders checkpoints(options_.output);
+
+  const auto evaluate = [&] {
+    const EvaluationResult held_out =
+        evaluate_documents(*model_, *held_out_, model_->options().max_tokens);
+    log.append(
+        {{"step", state.step}, {"eval_loss", held_out.loss}, {"eval_tokens", held_out.tokens}});
+    if (observer.evaluated) {
+      observer.evaluated(state.step, held_out);
+    }
+    if (state.step == 0) {
+      state.before = held_out;
+    } else if (!state.best || held_out.loss < state.best->loss) {
+      state.best = held_out;
+      state.best_step = state.step;
+      save_model(options_.output + "/best");
+    }
+    result.after = held_out;
+  };
+  const auto checkpoint = [&] {
+    state.data = stream_->position();
+    state.seconds = seconds_before + std::chrono::duration<double>(Clock::now() - start).count();
+    const std::string folder = checkpoints.write(
+        state, state_tensors(), [&](const std::string& directory) { save_model(directory); });
+    if (observer.saved) {
+      observer.saved(folder);
+    }
+  };
+  const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
+
+  if (held_out_ != nullptr && state.step == 0) {
+    evaluate();
+  }
+  while (state.step < steps_ && !result.stopped) {
+    const StepReport report = step(state.step);
+    ++state.step;
+    state.tokens += report.tokens;
+    log_step(log, report);
+    if (observer.stepped) {
+      observer.stepped(report);
+    }
+    const bool last = state.step == steps_;
+    result.stopped = !last && observer.stop && observer.stop();
+    if (held_out_ != nullptr && (last || due(options_.eval_steps))) {
+      evaluate();
+    }
+    if (!last && (result.stopped || due(options_.save_steps))) {
+      checkpoint();
+    }
+  }
+  save_model(options_.output);
+  if (observer.saved) {
+    observer.saved(options_.output);
+  }
+  if (!result.stopped) {
+    checkpoint();
+  }
+  return result;
+}
+
+}  // namespace flashloom

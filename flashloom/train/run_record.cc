@@ -1,0 +1,92 @@
+#include "flashloom/train/run_record.h"
+
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+
+#include "flashloom/core/error.h"
+#include "flashloom/io/atomic_file.h"
+#include "flashloom/io/checksum.h"
+#include "flashloom/io/mapped_file.h"
+#include "flashloom/io/strict_json.h"
+
+namespace flashloom {
+namespace {
+
+std::string path_of(const std::string& output) {
+  return output + "/run.json";
+}
+
+nlohmann::json read(const std::string& output) {
+  const MappedFile file(path_of(output));
+  return parse_strict_json(file.text(), file.path());
+}
+
+std::string text(const nlohmann::json& object, const std::string& name) {
+  const auto found = object.find(name);
+  return found == object.end() ? "nothing" : found->dump();
+}
+
+}  // namespace
+
+void write_run_record(const std::string& output, const RunRecord& record) {
+  nlohmann::ordered_json settings = nlohmann::ordered_json::object();
+  for (const Metric& setting : record.settings) {
+    std::visit([&](const auto& value) { settings[std::string(setting.name)] = value; },
+               setting.value);
+  }
+  const nlohmann::ordered_json json = {{"settings", settings},
+                                       {"bin_capacity", record.shape.bin_capacity},
+                                       {"bins_per_step", record.shape.bins_per_step}};
+  write_file_atomically(path_of(output), json.dump(2) + "\n");
+}
+
+std::optional<StepShape> recorded_shape(const std::string& output) {
+  if (!std::filesystem::exists(path_of(output))) {
+    return std::nullopt;
+  }
+  try {
+    const nlohmann::json json = read(output);
+    return StepShape{.bin_capacity = json.at("bin_capacity").get<int64_t>(),
+                     .bins_per_step = json.at("bins_per_step").get<int64_t>()};
+  } catch (const nlohmann::json::exception& error) {
+    throw IoError(path_of(output), "", error.what());
+  }
+}
+
+void require_same_settings(const std::string& output, std::span<const Metric> settings) {
+  nlohmann::json was;
+  try {
+    was = read(output).at("settings");
+  } catch (const nlohmann::json::exception& error) {
+    throw IoError(path_of(output), "", error.what());
+  }
+  std::string differences;
+  for (const Metric& setting : settings) {
+    const std::string name(setting.name);
+    const nlohmann::json now =
+        std::visit([](const auto& value) { return nlohmann::json(value); }, setting.value);
+    if (!was.is_object() || !was.contains(name) || was[name] != now) {
+      differences += fmt::format("\n  {}: was {}, now {}", name, text(was, name), now.dump());
+    }
+  }
+  if (!differences.empty()) {
+    throw Error(
+        fmt::format("the run in {} was started with other settings:{}", output, differences));
+  }
+}
+
+std::string documents_checksum(const TokenDocuments& documents) {
+  Checksum sum;
+  for (int64_t i = 0; i < documents.size(); ++i) {
+    const TokenDocument document = documents[i];
+    const int64_t length = documents.length(i);
+    sum.add(std::as_bytes(std::span(&length, 1)));
+    sum.add(std::as_bytes(document.tokens));
+    sum.add(std::as_bytes(document.loss));
+  }
+  return sum.hex();
+}
+
+}  // namespace flashloom

@@ -1,0 +1,193 @@
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <nlohmann/json.hpp>
+#include <optional>
+
+#include "flashloom/core/philox.h"
+#include "flashloom/io/directory_lock.h"
+#include "flashloom/io/temporary_directory_for_test.h"
+#include "tests/end_to_end/program_for_test.h"
+
+namespace flashloom {
+namespace {
+
+using testing::HasSubstr;
+
+constexpr int kKilled = 128 + 9;
+
+class Resume : public testing::Test {
+ protected:
+  static void SetUpTestSuite() {
+    folder_ = new TemporaryDirectory();
+    write_tiny_model(path("model"));
+    std::string rows;
+    for (int i = 0; i < 60; ++i) {
+      rows += fmt::format(R"({{"prompt": "What is number {}?", "completion": "It is {}."}})"
+                          "\n",
+                          i, i * i);
+    }
+    write_file_atomically(path("train.jsonl"), rows);
+    write_file_atomically(path("held.jsonl"), rows.substr(0, rows.find('\n', 300) + 1));
+    // The run that nobody disturbed.
+    const ProgramResult result = run(training("whole", kSteps));
+    ASSERT_EQ(result.code, 0) << result.err;
+  }
+
+  static void TearDownTestSuite() { delete folder_; }
+
+  static std::string path(const std::string& name) { return *folder_ / name; }
+
+  static ProgramResult run(const std::string& arguments, const std::string& before = "") {
+    return run_program(arguments, folder_->path(), before);
+  }
+
+  static std::string training(const std::string& output, int steps, const char* rate = "1e-2") {
+    return fmt::format(
+        "finetune --model {} --data {} --eval-data {} --output {} --batch-tokens 128 --lr {} "
+        "--warmup 3 --eval-steps 4 --save-steps 2 --steps {} ",
+        path("model"), path("train.jsonl"), path("held.jsonl"), path(output), rate, steps);
+  }
+
+  static std::string weights(const std::string& output) {
+    return read_for_test(path(output) + "/adapter_model.safetensors");
+  }
+
+  // What the log says of training, without the times.
+  static std::vector<std::string> history(const std::string& output) {
+    std::vector<std::string> lines;
+    std::istringstream text(read_for_test(path(output) + "/metrics.jsonl"));
+    for (std::string line; std::getline(text, line);) {
+      const auto json = nlohmann::json::parse(line);
+      lines.push_back(fmt::format("{} {} {}", json.at("step").dump(),
+                                  json.value("loss", nlohmann::json()).dump(),
+                                  json.value("eval_loss", nlohmann::json()).dump()));
+    }
+    return lines;
+  }
+
+  static void expect_the_whole_run(const std::string& output) {
+    EXPECT_TRUE(weights(output) == weights("whole"));
+    EXPECT_TRUE(weights(output + "/best") == weights("whole/best"));
+    EXPECT_EQ(history(output), history("whole"));
+  }
+
+  static constexpr int kSteps = 30;
+  static TemporaryDirectory* folder_;
+};
+
+TemporaryDirectory* Resume::folder_ = nullptr;
+
+TEST_F(Resume, EndsInTheSameBitsHoweverOftenItIsKilled) {
+  RandomSequence random(11, RandomStream::test);
+  int kills = 0;
+  ProgramResult result;
+  do {
+    const std::string threads = fmt::format("--threads {}", 1 + kills % 3);
+    // Once it has been killed often enough, it may end; a slow machine must not go on for ever.
+    const std::string killer =
+        kills < 6 ? fmt::format("timeout -s KILL {:.3f}", random.uniform(0.05F, 0.9F)) : "";
+    result = run(training("killed", kSteps) + threads, killer);
+    kills += result.code == 0 ? 0 : 1;
+    ASSERT_TRUE(result.code == 0 || result.code == kKilled) << result.code << result.err;
+  } while (result.code != 0);
+  EXPECT_GE(kills, 1);
+  expect_the_whole_run("killed");
+}
+
+TEST_F(Resume, LeavesAFinishedRunAsItIsAndContinuesItForMoreSteps) {
+  ASSERT_EQ(run(training("more", 10)).code, 0);
+  const std::string ten = weights("more");
+  const ProgramResult again = run(training("more", 10));
+  EXPECT_EQ(again.code, 0) << again.err;
+  EXPECT_THAT(again.err, HasSubstr("finished after 10 steps"));
+  EXPECT_TRUE(weights("more") == ten);
+
+  const ProgramResult more = run(training("more", 12));
+  EXPECT_EQ(more.code, 0) << more.err;
+  EXPECT_THAT(more.err, HasSubstr("going on after step 10"));
+  EXPECT_FALSE(weights("more") == ten);
+  const ProgramResult fewer = run(training("more", 8));
+  EXPECT_NE(fewer.code, 0);
+  EXPECT_THAT(fewer.err, HasSubstr("at least the 12"));
+}
+
+TEST_F(Resume, KeepsTheLastTwoCheckpoints) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(path("whole"))) {
+    const std::string name = entry.path().filename().string();
+    if (name.starts_with("checkpoint")) {
+      names.push_back(name);
+    }
+  }
+  EXPECT_THAT(names, testing::UnorderedElementsAre("checkpoint-28", "checkpoint-30"));
+}
+
+TEST_F(Resume, PassesOverDamagedCheckpointsAndSaysSo) {
+  for (const char* file :
+       {"training_state.safetensors", "checkpoint.json", "adapter_model.safetensors"}) {
+    for (const bool cut : {false, true}) {
+      const std::string output = fmt::format("damaged_{}_{}", file, cut);
+      std::filesystem::copy(path("whole"), path(output), std::filesystem::copy_options::recursive);
+      const std::string victim = path(output) + "/checkpoint-30/" + file;
+      std::string bytes = read_for_test(victim);
+      if (cut) {
+        bytes.resize(bytes.size() / 2);
+      } else {
+        bytes[bytes.size() / 2] ^= 4;
+      }
+      write_file_atomically(victim, bytes);
+      const ProgramResult result = run(training(output, kSteps));
+      EXPECT_EQ(result.code, 0) << result.err;
+      EXPECT_THAT(result.err, HasSubstr("damaged"));
+      EXPECT_THAT(result.err, HasSubstr(file));
+      EXPECT_THAT(result.err, HasSubstr("going on after step 28"));
+      expect_the_whole_run(output);
+    }
+  }
+}
+
+TEST_F(Resume, NamesTheSettingsAndTheDataThatDiffer) {
+  const ProgramResult settings = run(training("whole", kSteps, "2e-2") + "--seed 3 --lora-rank 8");
+  EXPECT_NE(settings.code, 0);
+  EXPECT_THAT(settings.err, HasSubstr("learning_rate: was 0.01, now 0.02"));
+  EXPECT_THAT(settings.err, HasSubstr("seed: was 0, now 3"));
+  EXPECT_THAT(settings.err, HasSubstr("lora_rank: was 16, now 8"));
+
+  const ProgramResult data = run(training("whole", kSteps) + "--data " + path("held.jsonl"));
+  EXPECT_NE(data.code, 0);
+  EXPECT_THAT(data.err, HasSubstr("\n  data: was"));
+  EXPECT_THAT(data.err, testing::Not(HasSubstr("eval_data")));
+}
+
+TEST_F(Resume, StartsAnewIfAsked) {
+  ASSERT_EQ(run(training("anew", 4) + "--seed 5").code, 0);
+  const ProgramResult result = run(training("anew", kSteps) + "--resume never");
+  ASSERT_EQ(result.code, 0) << result.err;
+  expect_the_whole_run("anew");
+}
+
+TEST_F(Resume, GoesOnAfterAnInterrupt) {
+  ProgramResult result;
+  int interrupts = 0;
+  do {
+    result = run(training("interrupted", kSteps),
+                 interrupts < 3 ? fmt::format("timeout -s INT {}", 0.7 + 0.1 * interrupts) : "");
+    interrupts += result.code == 0 ? 0 : 1;
+  } while (result.code != 0 && interrupts < 10);
+  ASSERT_EQ(result.code, 0) << result.err;
+  expect_the_whole_run("interrupted");
+}
+
+TEST_F(Resume, KeepsASecondRunOutOfTheDirectory) {
+  std::filesystem::create_directories(path("busy"));
+  const DirectoryLock lock(path("busy"));
+  const ProgramResult result = run(training("busy", 2));
+  EXPECT_NE(result.code, 0);
+  EXPECT_THAT(result.err, HasSubstr("is writing to this directory"));
+}
+
+}  // namespace
+}  // namespace flashloom
