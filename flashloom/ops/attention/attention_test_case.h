@@ -53,7 +53,7 @@ class Tensor {
   /// i32 from values.
   static Tensor index(std::initializer_list<int64_t> shape, const std::vector<int32_t>& values) {
     Tensor tensor(DType::i32, shape);
-    std::memcpy(tensor.view_.data, values.data(), values.size() * 4);
+    std::copy(values.begin(), values.end(), tensor.view_.as<int32_t>());
     return tensor;
   }
 

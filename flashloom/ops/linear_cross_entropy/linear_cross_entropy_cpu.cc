@@ -298,9 +298,12 @@ void linear_cross_entropy_cpu(TensorView loss, TensorView dhidden, TensorView dw
       std::fill_n(dhidden.as<float>() + t * dhidden.stride(0), dhidden.dim(1), 0.0f);
     }
   }
+  if (count == 0) {
+    return;
+  }
   // Chunks of nearly equal size, in whole register tiles: a last chunk of a few rows would read all
   // of the weight for them.
-  const int64_t chunks = std::max<int64_t>(1, tile_count(count, plan.rows));
+  const int64_t chunks = tile_count(count, plan.rows);
   const int64_t rows = std::min(tile_count(tile_count(count, chunks), 12) * 12, plan.rows);
   for (int64_t first = 0; first < count; first += rows) {
     pass.chunk(loss, hidden, first, std::min(rows, count - first));
