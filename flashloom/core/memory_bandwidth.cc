@@ -4,8 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstddef>
-#include <cstring>
+#include <cstdint>
 #include <vector>
 
 #include "flashloom/core/error.h"
@@ -13,23 +12,38 @@
 
 namespace flashloom {
 
+namespace {
+
+// A loop of ours, in the widest vectors of the machine. glibc's memcpy reached 4 GB/s instead of 70
+// for some pairs of addresses on Zen 3 (`rep movsb`), 16-byte vectors 23. The addition keeps the
+// compiler from calling memcpy here.
+#if defined(__x86_64__) && defined(__GLIBC__)
+__attribute__((target_clones("avx512f", "avx2", "default")))
+#endif
+void copy_numbers(uint64_t* __restrict to, const uint64_t* __restrict from, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    to[i] = from[i] + 1;
+  }
+}
+
+}  // namespace
+
 double measure_copy_bytes_per_second(int64_t working_set) {
-  constexpr int64_t kTile = int64_t{1} << 16;  // fits the second-level cache of every current core
+  constexpr int64_t kTile = 8192;  // numbers: 64 KB fit the second-level cache of current cores
   constexpr int kRounds = 40;
   constexpr double kSecondsPerRound = 0.001;
   using Clock = std::chrono::steady_clock;
-  const int64_t size = working_set / 2;
+  const int64_t size = working_set / 2 / static_cast<int64_t>(sizeof(uint64_t));
   if (size <= 0) {
-    throw InvalidArgument("measure_copy_bytes_per_second", "working_set", "2 bytes or more",
+    throw InvalidArgument("measure_copy_bytes_per_second", "working_set", "16 bytes or more",
                           fmt::format("{}", working_set));
   }
-  std::vector<std::byte> source(static_cast<size_t>(size), std::byte{1});
-  std::vector<std::byte> target(static_cast<size_t>(size));
+  std::vector<uint64_t> source(static_cast<size_t>(size), 1);
+  std::vector<uint64_t> target(static_cast<size_t>(size));
   const auto copy = [&] {
-    parallel_for(tile_count(size, kTile), [&](int64_t i) {
-      const int64_t first = i * kTile;
-      std::memcpy(target.data() + first, source.data() + first,
-                  static_cast<size_t>(std::min(kTile, size - first)));
+    parallel_for(tile_count(size, kTile), [&](int64_t tile) {
+      const int64_t first = tile * kTile;
+      copy_numbers(target.data() + first, source.data() + first, std::min(kTile, size - first));
     });
   };
   copy();
@@ -43,7 +57,7 @@ double measure_copy_bytes_per_second(int64_t working_set) {
       ++copies;
       seconds = std::chrono::duration<double>(Clock::now() - start).count();
     } while (seconds < kSecondsPerRound);
-    best = std::max(best, static_cast<double>(2 * size * copies) / seconds);
+    best = std::max(best, static_cast<double>(16 * size * copies) / seconds);
   }
   return best;
 }
