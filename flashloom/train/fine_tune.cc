@@ -8,7 +8,7 @@
 
 #include "flashloom/core/check.h"
 #include "flashloom/models/llama/llama_flops.h"
-#include "flashloom/train/machine_rate.h"
+#include "flashloom/ops/linear/peak_flops.h"
 #include "flashloom/train/schedule.h"
 
 namespace flashloom {
@@ -100,7 +100,7 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
   open_run(train, recorded.has_value());
   stream_ = std::make_unique<PackedStream>(train, shape_, PackingOptions{.seed = options_.seed});
   steps_ = options_.steps > 0 ? options_.steps : options_.epochs * stream_->steps_per_epoch();
-  peak_flops_ = measure_gemm_rate();
+  peak_flops_ = measure_peak_flops();
 }
 
 FineTune::~FineTune() = default;

@@ -47,7 +47,7 @@ struct StepReport {
   int64_t tokens = 0;       // that went through the model: packed bins hold no padding
   int64_t loss_tokens = 0;  // that bear loss
   int64_t capacity = 0;     // what the step's bins could have held ("all", with their empty room)
-  double utilisation = 0;   // MFU: FLOPs of the step / seconds / measured rate of the machine
+  double utilisation = 0;   // MFU: FLOPs of the step / seconds / measure_peak_flops()
 };
 
 /// What a run tells its caller; every function may be empty.
@@ -130,7 +130,7 @@ class FineTune {
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Arena> arena_;
   std::vector<PackedBatch> batches_;
-  double peak_flops_ = 0;  // measured f32 matrix product rate
+  double peak_flops_ = 0;  // measure_peak_flops() at the start
 };
 
 }  // namespace flashloom

@@ -4,6 +4,7 @@
 #include "flashloom/core/parallel.h"
 #include "flashloom/ops/linear/gemm.h"
 #include "flashloom/ops/linear/machine_rate.h"
+#include "flashloom/ops/linear/peak_flops.h"
 #include "flashloom/ops/linear/test_matrix.h"
 
 namespace flashloom {
@@ -28,6 +29,9 @@ struct Layer {
         benchmark::Counter(operations * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
     state.counters["of_big_gemm"] = benchmark::Counter(
         operations / machine_gemm_rate(), benchmark::Counter::kIsIterationInvariantRate);
+    static const double peak = measure_peak_flops();
+    state.counters["of_peak"] =
+        benchmark::Counter(operations / peak, benchmark::Counter::kIsIterationInvariantRate);
   }
 
   Pass pass;
