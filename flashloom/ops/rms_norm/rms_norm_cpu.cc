@@ -11,6 +11,7 @@
 #include "hwy/foreach_target.h"
 // clang-format on
 #include "flashloom/ops/vector_math/storage-inl.h"
+#include "flashloom/ops/vector_math/sum-inl.h"
 #include "hwy/highway.h"
 
 #ifndef FLASHLOOM_OPS_RMS_NORM_RMS_NORM_CPU_ROWS_
@@ -71,35 +72,6 @@ namespace {
 
 using detail::RmsNormBackwardArguments;
 using detail::RmsNormForwardArguments;
-
-// Four sums hide the latency of the addition; the lanes are added in a fixed order at the end.
-// `term(d, i, sum)` returns sum plus the terms of the lanes at i.
-template <class Term>
-HWY_INLINE float sum_of(size_t count, Term term) {
-  const hn::ScalableTag<float> d;
-  const size_t lanes = hn::Lanes(d);
-  auto s0 = hn::Zero(d);
-  auto s1 = hn::Zero(d);
-  auto s2 = hn::Zero(d);
-  auto s3 = hn::Zero(d);
-  size_t i = 0;
-  for (; i + 4 * lanes <= count; i += 4 * lanes) {
-    s0 = term(d, i, s0);
-    s1 = term(d, i + lanes, s1);
-    s2 = term(d, i + 2 * lanes, s2);
-    s3 = term(d, i + 3 * lanes, s3);
-  }
-  for (; i + lanes <= count; i += lanes) {
-    s0 = term(d, i, s0);
-  }
-  const hn::CappedTag<float, 1> d1;
-  auto rest = hn::Zero(d1);
-  for (; i < count; ++i) {
-    rest = term(d1, i, rest);
-  }
-  const auto all = hn::Add(hn::Add(s0, s1), hn::Add(s2, s3));
-  return hn::GetLane(hn::SumOfLanes(d, all)) + hn::GetLane(rest);
-}
 
 template <class T, class W>
 void forward_rows(const RmsNormForwardArguments& a, int64_t first, int64_t last) {
