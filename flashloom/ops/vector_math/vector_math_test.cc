@@ -16,6 +16,7 @@
 #include "hwy/foreach_target.h"
 // clang-format on
 #include "flashloom/ops/vector_math/exp-inl.h"
+#include "flashloom/ops/vector_math/normal-inl.h"
 #include "flashloom/ops/vector_math/sincos-inl.h"
 #include "flashloom/ops/vector_math/storage-inl.h"
 #include "hwy/highway.h"
@@ -35,6 +36,14 @@ void logistic_all(const float* x, float* value, float* complement, size_t count)
     const auto s = logistic_f32(d, load_f32(d, x + i));
     store_f32(d, s.value, value + i);
     store_f32(d, s.complement, complement + i);
+  });
+}
+
+void normal_all(const float* x, float* cumulative, float* density, size_t count) {
+  for_vectors(count, [&](auto d, size_t i) HWY_ATTR {
+    const auto n = normal_f32(d, load_f32(d, x + i));
+    store_f32(d, n.cumulative, cumulative + i);
+    store_f32(d, n.density, density + i);
   });
 }
 
@@ -64,6 +73,7 @@ namespace flashloom {
 
 HWY_EXPORT(exp_all);
 HWY_EXPORT(logistic_all);
+HWY_EXPORT(normal_all);
 HWY_EXPORT(sincos_all);
 HWY_EXPORT(round_all);
 
@@ -133,6 +143,49 @@ TEST(Logistic, BothSidesKeepTheirRelativePrecision) {
       ASSERT_NEAR(value[i], s, s * 4 * 0x1p-23) << x[i];
       ASSERT_NEAR(complement[i], c, c * 4 * 0x1p-23) << x[i];
     }
+  });
+}
+
+TEST(Normal, KeepsRelativePrecisionInBothTails) {
+  std::vector<float> x;
+  for (double v = -13; v < 13; v += 0.0007) {  // e^(-13^2 / 2) is still a normal number
+    x.push_back(static_cast<float>(v));
+  }
+  std::vector<float> cumulative(x.size());
+  std::vector<float> density(x.size());
+  for_each_target([&] {
+    HWY_DYNAMIC_DISPATCH(normal_all)(x.data(), cumulative.data(), density.data(), x.size());
+    double worst = 0;
+    for (size_t i = 0; i < x.size(); ++i) {
+      const double v = x[i];
+      const double unit = (20 + v * v / 2) * 0x1p-24;
+      const double exact = 0.5 * std::erfc(-v / std::numbers::sqrt2);
+      const double slope = std::exp(-v * v / 2) * std::numbers::inv_sqrtpi / std::numbers::sqrt2;
+      worst = std::max(worst, std::fabs(cumulative[i] / exact - 1) / unit);
+      worst = std::max(worst, std::fabs(density[i] / slope - 1) / unit);
+    }
+    EXPECT_LE(worst, 1);
+  });
+}
+
+TEST(Normal, HandlesSpecialValues) {
+  const std::vector<float> x = {0, -0.0f, 40, -40, kInfinity, -kInfinity, std::nanf("")};
+  std::vector<float> cumulative(x.size());
+  std::vector<float> density(x.size());
+  for_each_target([&] {
+    HWY_DYNAMIC_DISPATCH(normal_all)(x.data(), cumulative.data(), density.data(), x.size());
+    EXPECT_NEAR(cumulative[0], 0.5, 4 * 0x1p-24);
+    EXPECT_NEAR(cumulative[1], 0.5, 4 * 0x1p-24);
+    for (const size_t i : {2, 4}) {
+      EXPECT_EQ(cumulative[i], 1);
+      EXPECT_EQ(density[i], 0);
+    }
+    for (const size_t i : {3, 5}) {
+      EXPECT_EQ(cumulative[i], 0);
+      EXPECT_EQ(density[i], 0);
+    }
+    EXPECT_TRUE(std::isnan(cumulative[6]));
+    EXPECT_TRUE(std::isnan(density[6]));
   });
 }
 
