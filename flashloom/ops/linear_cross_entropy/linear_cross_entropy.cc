@@ -59,6 +59,12 @@ void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweigh
                "a number in [0, 1]", options.label_smoothing);
   check_number(options.z_loss >= 0, "z_loss", "a number >= 0", options.z_loss);
   check_number(options.softcap >= 0, "softcap", "a number > 0, or 0 for none", options.softcap);
+  check_number(options.filter >= 0 && options.filter < 1, "filter", "a number in [0, 1)",
+               options.filter);
+  check(options.filter == 0 || options.label_smoothing == 0, kOp, "filter",
+        "0 with label smoothing", fmt::format("{}", options.filter));
+  check(options.filter > 0 || !options.filter_weight_gradient, kOp, "filter_weight_gradient",
+        "false without a filter", "true");
   check_labels(labels, vocabulary);
   const int64_t needed =
       linear_cross_entropy_workspace_bytes(tokens, channels, vocabulary, dhidden || dweight);

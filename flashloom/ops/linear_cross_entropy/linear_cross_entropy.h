@@ -16,6 +16,15 @@ struct LinearCrossEntropyOptions {
   float label_smoothing = 0;  // e: (1 - e)(lse - z_y) + e (lse - mean z)
   float z_loss = 0;           // lambda: adds lambda lse^2
   float softcap = 0;          // c: z becomes c tanh(z / c)
+
+  /// Softmax entries below this count as 0 in dhidden, the label's excepted; 0 keeps all. What is
+  /// left are a few rows of the weight, so that nearly all of dhidden's operations fall away.
+  /// Wijmans et al. use 2^-12. At most 1 / filter entries of a row are kept, and what a row loses
+  /// is its probability in the tail: much for a model that knows nothing yet.
+  float filter = 0;
+  /// Filters dweight too. Tokens that are rare then never learn that they are: for fine-tuning
+  /// only.
+  bool filter_weight_gradient = false;
 };
 
 /// Losses of logits = hidden weight^T without ever storing them: the logits of a few rows, or of a
@@ -26,12 +35,15 @@ struct LinearCrossEntropyOptions {
 ///          dhidden optional (T, C): overwritten, 0 on ignored rows. dweight optional (V, C) f32:
 ///          added to. Gradients are formed in the same pass, times options.gradient_scale.
 ///          With neither (evaluation) a tile of logits is all that lives.
-/// Cost:    2 N C V operations for the loss of N loss-bearing rows, 2 N C V more for each gradient:
-///          nothing is computed twice.
+/// Cost:    2 N C V operations for the loss of N loss-bearing rows, 2 N C V more for each gradient
+///          that is not filtered: nothing is computed twice.
 /// Memory:  workspace of linear_cross_entropy_workspace_bytes(), at most about 100 MB for any
 ///          number of tokens (unless the logits of 12 rows need more).
 /// Order:   the same bits for any number of threads.
 /// Faults:  a logit that is NaN or +infinity makes the loss (and the gradients) of its row NaN.
+/// Filter:  drops entries, not blocks of them as a kernel of matrix tiles must, so the vocabulary
+///          need not be sorted for it. Not with label smoothing, whose gradient reaches every
+///          token.
 /// Throws:  InvalidArgument, also for a label outside [0, V) that is not kIgnoredLabel.
 /// Source:  Wijmans et al. 2024 (cut cross-entropy); Hsu et al. 2024 (chunks of rows).
 void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweight,

@@ -1,6 +1,7 @@
 #include "flashloom/ops/linear_cross_entropy/linear_cross_entropy_cpu.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 
@@ -8,6 +9,7 @@
 #include "flashloom/ops/linear/gemm.h"
 #include "flashloom/ops/linear_cross_entropy/linear_cross_entropy_plan.h"
 #include "flashloom/ops/linear_cross_entropy/logit_rows.h"
+#include "flashloom/ops/linear_cross_entropy/sparse_rows.h"
 
 namespace flashloom {
 namespace {
@@ -67,6 +69,8 @@ class Pass {
       if (dhidden_) {
         parallel_for(rows, [&](int64_t i) { sum_partials(i); });
       }
+    } else if (plan_.storage == LogitStorage::filtered) {
+      filtered_gradients();
     }
   }
 
@@ -186,6 +190,8 @@ class Pass {
     row.maximum = all.maximum;
     const double factor = scale * (1 + 2.0 * options_.z_loss * lse) / all.exp_sum;
     row.factor = static_cast<float>(factor);
+    row.least_logit =
+        static_cast<float>(all.maximum + std::log(options_.filter * all.exp_sum));  // or -infinity
     const double label = row.label_logit;
     const double ratio = options_.softcap > 0 ? label / options_.softcap : 0;
     row.label_gradient =
@@ -214,7 +220,7 @@ class Pass {
           row[column] = state(i).label_gradient;
         }
       }
-      if (dhidden_) {
+      if (dhidden_ && plan_.storage == LogitStorage::chunk) {
         gemm(partial(slice), dz, weight_tile(tile), {.beta = tile > begin ? 1.0f : 0.0f});
       }
       if (dweight_) {
@@ -255,6 +261,82 @@ class Pass {
     }
   }
 
+  // dhidden comes first: differentiate() puts gradients where the logits were.
+  void filtered_gradients() const {
+    if (dhidden_) {
+      parallel_for(rows_, [&](int64_t i) { gather_row(i); });
+    }
+    if (dweight_) {
+      parallel_for(plan_.slices, [&](int64_t slice) {
+        if (options_.filter_weight_gradient) {
+          scatter(slice);
+        } else {
+          differentiate(slice);
+        }
+      });
+    }
+  }
+
+  // What the filter keeps of a row of a tile, the label's place always among it.
+  struct Kept {
+    std::array<int32_t, kLogitTile> columns;
+    std::array<float, kLogitTile> dz;
+    int64_t count = 0;
+  };
+
+  void keep(Kept& kept, int64_t tile, int64_t i) const {
+    const TensorView z = logits(tile);
+    const float* row = z.as<float>() + i * kLogitTile;
+    const LogitRow& of = state(i);
+    const int64_t label = label_column(i, tile);
+    // The label's logit is kept whether it is found or not.
+    int32_t* end =
+        kept.columns.data() + find_logits(row, z.dim(1), of.least_logit, kept.columns.data());
+    end = std::remove(kept.columns.data(), end, static_cast<int32_t>(label));
+    kept.count = end - kept.columns.data();
+    for (int64_t k = 0; k < kept.count; ++k) {
+      const auto at = static_cast<size_t>(k);
+      const float logit = row[kept.columns[at]];
+      const float ratio = options_.softcap > 0 ? logit / options_.softcap : 0;
+      kept.dz[at] = of.factor * std::exp(logit - of.maximum) * (1 - ratio * ratio);
+    }
+    if (label >= 0) {
+      kept.columns[static_cast<size_t>(kept.count)] = static_cast<int32_t>(label);
+      kept.dz[static_cast<size_t>(kept.count)] = of.label_gradient;
+      ++kept.count;
+    }
+  }
+
+  void gather_row(int64_t i) const {
+    float* out = dhidden_.as<float>() + token(i) * dhidden_.stride(0);
+    std::fill_n(out, channels_, 0.0f);
+    Kept kept;
+    for (int64_t tile = 0; tile < plan_.tiles; ++tile) {
+      keep(kept, tile, i);
+      const ConstTensorView rows = weight_tile(tile);
+      add_rows(out, channels_, rows.as<float>(), rows.stride(0), kept.columns.data(),
+               kept.dz.data(), kept.count);
+    }
+  }
+
+  void scatter(int64_t slice) const {
+    constexpr int32_t kThis = 0;
+    Kept kept;
+    const int64_t end = std::min(plan_.tiles, (slice + 1) * plan_.slice_tiles);
+    for (int64_t tile = slice * plan_.slice_tiles; tile < end; ++tile) {
+      float* rows = dweight_.as<float>() + tile * kLogitTile * dweight_.stride(0);
+      for (int64_t i = 0; i < rows_; ++i) {
+        keep(kept, tile, i);
+        const float* hidden = x().as<float>() + i * channels_;
+        for (int64_t k = 0; k < kept.count; ++k) {
+          const auto at = static_cast<size_t>(k);
+          add_rows(rows + kept.columns[at] * dweight_.stride(0), channels_, hidden, channels_,
+                   &kThis, &kept.dz[at], 1);
+        }
+      }
+    }
+  }
+
   LinearCrossEntropyPlan plan_;
   LinearCrossEntropyOptions options_;
   TensorView dhidden_;
@@ -273,6 +355,9 @@ LogitStorage storage_of(const TensorView& dhidden, const TensorView& dweight,
                         const LinearCrossEntropyOptions& options) {
   if (!dhidden && !dweight) {
     return LogitStorage::none;
+  }
+  if (options.filter > 0) {
+    return LogitStorage::filtered;
   }
   return dweight || options.label_smoothing > 0 ? LogitStorage::chunk : LogitStorage::online;
 }
@@ -315,7 +400,8 @@ int64_t linear_cross_entropy_workspace_bytes_cpu(int64_t tokens, int64_t channel
   const auto bytes = [&](LogitStorage storage) {
     return plan_linear_cross_entropy(tokens, channels, vocabulary, storage).bytes;
   };
-  return with_gradients ? std::max(bytes(LogitStorage::online), bytes(LogitStorage::chunk))
+  return with_gradients ? std::max({bytes(LogitStorage::online), bytes(LogitStorage::chunk),
+                                    bytes(LogitStorage::filtered)})
                         : bytes(LogitStorage::none);
 }
 

@@ -25,9 +25,9 @@ LinearCrossEntropyPlan plan_linear_cross_entropy(int64_t tokens, int64_t channel
   plan.slice_tiles = std::max<int64_t>(1, tile_count(plan.tiles, kMaxSlices));
   plan.slices = tile_count(plan.tiles, plan.slice_tiles);
   // Of one row of a chunk.
-  const int64_t logit_bytes =
-      4 * kLogitTile * (storage == LogitStorage::chunk ? plan.tiles : plan.slices);
-  const int64_t partial_bytes = storage == LogitStorage::none ? 0 : 4 * plan.slices * channels;
+  const int64_t logit_bytes = 4 * kLogitTile * (keeps_chunk(storage) ? plan.tiles : plan.slices);
+  const bool has_partials = storage == LogitStorage::online || storage == LogitStorage::chunk;
+  const int64_t partial_bytes = has_partials ? 4 * plan.slices * channels : 0;
   const int64_t sum_bytes = plan.slices * static_cast<int64_t>(sizeof(LogitSums));
   const auto state_bytes = static_cast<int64_t>(sizeof(LogitRow));
   const int64_t row_bytes = 4 * channels + logit_bytes + partial_bytes + sum_bytes + state_bytes;

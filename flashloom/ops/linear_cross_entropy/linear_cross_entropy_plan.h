@@ -13,7 +13,15 @@ enum class LogitStorage : uint8_t {
   online,
   /// All logits of a chunk of rows.
   chunk,
+  /// The same; dhidden is summed row by row from the few tokens that a filter keeps, so it needs no
+  /// partial sums.
+  filtered,
 };
+
+/// Whether all logits of a chunk are kept.
+constexpr bool keeps_chunk(LogitStorage storage) {
+  return storage == LogitStorage::chunk || storage == LogitStorage::filtered;
+}
 
 /// Columns of logits that are computed, measured and turned into gradients while they are in cache:
 /// one block of the depth of gemm(), so that sums of dhidden are read and written once a tile.
@@ -31,6 +39,7 @@ struct LogitRow {
   float factor;  // of exp(z - maximum) in dz
   float label_logit;
   float label_gradient;
+  float least_logit;  // that a filter keeps
 };
 
 /// Cuts of the work and places in the workspace: a function of sizes alone.
@@ -47,7 +56,7 @@ struct LinearCrossEntropyPlan {
   int64_t slice_sums = 0;  // (slices, rows) LogitSums
   int64_t row_state = 0;   // (rows) LogitRow
   int64_t logits = 0;      // (slices, rows, tile); for chunks (tiles, rows, tile)
-  int64_t partial = 0;     // (slices, rows, C) with gradients
+  int64_t partial = 0;     // (slices, rows, C) for online and chunk
   int64_t bytes = 0;
 };
 

@@ -60,14 +60,16 @@ void linear_cross_entropy_reference(TensorView loss, TensorView dhidden, TensorV
                  smoothing * (lse - mean) + options.z_loss * lse * lse;
       for (int64_t v = 0; (dhidden || dweight) && v < vocabulary; ++v) {
         const double logit = z[static_cast<size_t>(v)];
-        double dz = std::exp(logit - lse) * (1 + 2 * options.z_loss * lse) -
+        const double probability = std::exp(logit - lse);
+        const bool keeps = v == label || probability >= options.filter;
+        double dz = probability * (1 + 2 * options.z_loss * lse) -
                     smoothing / static_cast<double>(vocabulary);
         dz -= v == label ? 1 - smoothing : 0;
         dz *= softcap > 0 ? 1 - (logit / softcap) * (logit / softcap) : 1;
         dz *= options.gradient_scale;
         for (int64_t c = 0; c < channels; ++c) {
-          dx[static_cast<size_t>(c)] += dz * load_element(weight, v, c);
-          if (dweight) {
+          dx[static_cast<size_t>(c)] += keeps ? dz * load_element(weight, v, c) : 0;
+          if (dweight && (keeps || !options.filter_weight_gradient)) {
             store_element(dweight, v, c,
                           load_element(dweight, v, c) + dz * load_element(hidden, t, c));
           }

@@ -4,67 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 
 #include "flashloom/core/error.h"
 #include "flashloom/core/parallel.h"
-#include "flashloom/ops/linear/test_matrix.h"
+#include "flashloom/ops/linear_cross_entropy/head_for_test.h"
 
 namespace flashloom {
 namespace {
-
-constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-template <class T>
-struct Head {
-  // A third of the rows is ignored.
-  Head(int64_t row_count, int64_t channel_count, int64_t vocabulary_size, int64_t gap = 0)
-      : tokens(row_count),
-        channels(channel_count),
-        vocabulary(vocabulary_size),
-        hidden(tokens, channels, 1, gap),
-        weight(vocabulary, channels, 2, gap),
-        loss(1, tokens, 3),
-        dhidden(tokens, channels, 4, gap),
-        dweight(vocabulary, channels, 5, gap) {
-    RandomSequence random(6, RandomStream::test);
-    for (int64_t t = 0; t < tokens; ++t) {
-      const auto label = static_cast<int32_t>(random.below(static_cast<uint32_t>(vocabulary)));
-      labels.push_back(t % 3 == 1 ? kIgnoredLabel : label);
-    }
-  }
-
-  TensorView loss_view() const { return loss.view.select(0, 0); }
-
-  ConstTensorView labels_view() const { return {labels.data(), {tokens}}; }
-
-  void run(const LinearCrossEntropyOptions& options = {}, bool with_dhidden = true,
-           bool with_dweight = true) {
-    std::vector<std::byte> workspace(
-        static_cast<size_t>(linear_cross_entropy_workspace_bytes(tokens, channels, vocabulary,
-                                                                 with_dhidden || with_dweight)),
-        std::byte{0xff});  // NaN: garbage must not matter
-    linear_cross_entropy(loss_view(), with_dhidden ? dhidden.view : TensorView(),
-                         with_dweight ? dweight.view : TensorView(), hidden.view, weight.view,
-                         labels_view(), workspace, options);
-  }
-
-  void run_reference(const LinearCrossEntropyOptions& options = {}) {
-    linear_cross_entropy_reference(loss_view(), dhidden.view, dweight.view, hidden.view,
-                                   weight.view, labels_view(), options);
-  }
-
-  int64_t tokens, channels, vocabulary;
-  TestMatrix<T> hidden, weight, loss, dhidden, dweight;
-  std::vector<int32_t> labels;
-};
-
-void expect_near(const TestMatrix<>& actual, const TestMatrix<>& expected, double bound) {
-  for (size_t i = 0; i < actual.memory.size(); ++i) {
-    ASSERT_NEAR(actual.memory[i], expected.memory[i], bound) << "element " << i;
-  }
-}
 
 // Entries of hidden and weight are below 1, so logits are below C and within C (C + 2) u of the
 // truth; a loss is a difference of two such numbers. dz is within 2 C (C + 2) u + 16 u of itself
@@ -119,6 +65,77 @@ TEST(LinearCrossEntropy, OptionsEqualTheReference) {
     SCOPED_TRACE(testing::Message()
                  << options.label_smoothing << " " << options.z_loss << " " << options.softcap);
     expect_equals_reference(Head<float>(33, 20, 601), options);
+  }
+}
+
+// Two tokens whose (capped) logits are 0 and ln 3: lse is ln 4, the probabilities 1/4 and 3/4.
+struct ClosedForm {
+  const char* name;
+  LinearCrossEntropyOptions options;
+  double logit;  // of the second token, before the cap
+  double loss;
+  double dz0, dz1;
+};
+
+const double kLn3 = std::log(3.0);
+const double kLn4 = std::log(4.0);
+
+const std::vector<ClosedForm> kClosedForms = {
+    {"none", {}, kLn3, kLn4, 0.25 - 1, 0.75},
+    {"gradient scale", {.gradient_scale = 3}, kLn3, kLn4, 3 * (0.25 - 1), 3 * 0.75},
+    {"label smoothing",
+     {.label_smoothing = 0.5f},
+     kLn3,
+     0.5 * kLn4 + 0.5 * (kLn4 - kLn3 / 2),
+     0.25 - 0.5 - 0.25,
+     0.75 - 0.25},
+    {"z-loss",
+     {.z_loss = 0.5f},
+     kLn3,
+     kLn4 + 0.5 * kLn4* kLn4,
+     0.25 * (1 + kLn4) - 1,
+     0.75 * (1 + kLn4)},
+    {"softcap",
+     {.softcap = 2},
+     2 * std::atanh(kLn3 / 2),
+     kLn4,
+     0.25 - 1,
+     0.75 * (1 - kLn3 * kLn3 / 4)},
+};
+
+template <class T>
+Head<T> closed_form_head(const ClosedForm& form) {
+  Head<T> head(1, 1, 2);
+  head.labels[0] = 0;
+  head.hidden.memory[0] = 1;
+  head.weight.memory[0] = 0;
+  head.weight.memory[1] = static_cast<T>(form.logit);
+  std::fill_n(head.dweight.memory.begin(), 2, T{0});
+  return head;
+}
+
+TEST(LinearCrossEntropy, EachOptionHasItsClosedForm) {
+  for (const ClosedForm& form : kClosedForms) {
+    SCOPED_TRACE(form.name);
+    Head<double> exact = closed_form_head<double>(form);
+    exact.run_reference(form.options);
+    EXPECT_NEAR(exact.loss.memory[0], form.loss, 1e-12);
+    EXPECT_NEAR(exact.dweight.memory[0], form.dz0, 1e-12);
+    EXPECT_NEAR(exact.dweight.memory[1], form.dz1, 1e-12);
+    EXPECT_NEAR(exact.dhidden.memory[0], form.dz1 * form.logit, 1e-12);
+    for (const bool with_dweight : {false, true}) {  // each has a kernel of its own
+      Head<float> head = closed_form_head<float>(form);
+      head.run(form.options, true, with_dweight);
+      EXPECT_NEAR(head.loss.memory[0], form.loss, 1e-6);
+      EXPECT_NEAR(head.dhidden.memory[0], form.dz1 * form.logit, 2e-6);
+      if (with_dweight) {
+        EXPECT_NEAR(head.dweight.memory[0], form.dz0, 1e-6);
+        EXPECT_NEAR(head.dweight.memory[1], form.dz1, 1e-6);
+      }
+    }
+    Head<float> evaluation = closed_form_head<float>(form);
+    evaluation.run(form.options, false, false);
+    EXPECT_NEAR(evaluation.loss.memory[0], form.loss, 1e-6);
   }
 }
 
