@@ -121,6 +121,27 @@ TEST_P(LlamaKinds, FreshAdaptersChangeNothing) {
   EXPECT_EQ(logits_of(*adapted.model, batch_), logits_of(*plain.model, batch_));
 }
 
+TEST_P(LlamaKinds, AdaptersThatReadTheSameInputAreRowsOfOneTensor) {
+  // So the op multiplies them with it in one pass.
+  const TestModel model = open({.training = true, .lora = LoraOptions{.rank = 4}});
+  const std::array<std::pair<std::string, std::string>, 3> neighbours = {
+      {{"q_proj", "k_proj"}, {"k_proj", "v_proj"}, {"gate_proj", "up_proj"}}};
+  for (const std::string layer : {"0.", "1."}) {
+    for (const auto& [first, second] : neighbours) {
+      const auto find = [&](const std::string& name) {
+        const std::string block = name == "gate_proj" || name == "up_proj" ? "mlp." : "self_attn.";
+        return model.find("base_model.model.model.layers." + layer + block + name +
+                          ".lora_A.weight");
+      };
+      const Parameter* a = find(first);
+      const Parameter* b = find(second);
+      ASSERT_TRUE(a != nullptr && b != nullptr) << first << " " << second;
+      EXPECT_EQ(a->value.as<float>() + a->value.size(), b->value.as<float>());
+      EXPECT_EQ(a->gradient.as<float>() + a->gradient.size(), b->gradient.as<float>());
+    }
+  }
+}
+
 TEST_P(LlamaKinds, MergedAdaptersAnswerAsBefore) {
   const TestModel plain = open({});
   const TestModel model = open({.lora = LoraOptions{.rank = 4, .alpha = 12}});

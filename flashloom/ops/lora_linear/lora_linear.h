@@ -33,6 +33,10 @@ struct LoraProjection {
 void lora_linear_forward(std::span<const TensorView> y, TensorView hidden, ConstTensorView x,
                          std::span<const LoraProjection> projections, Stream stream = {});
 
+/// Passes over x that the A of a group take: one if they are rows of one tensor, none without
+/// adapters.
+int64_t lora_linear_adapter_passes(std::span<const LoraProjection> projections);
+
 struct LoraGradients {
   TensorView da;  // (R, K) f32, added to
   TensorView db;  // (N, R) f32, added to

@@ -44,6 +44,14 @@ void for_each_run(size_t count, FunctionRef<View(size_t)> part,
 
 }  // namespace
 
+int64_t lora_linear_adapter_passes(std::span<const LoraProjection> projections) {
+  int64_t passes = 0;
+  for_each_run<ConstTensorView>(
+      projections.size(), [&](size_t i) { return projections[i].a; },
+      [&](int64_t, ConstTensorView) { ++passes; });
+  return passes;
+}
+
 void lora_linear_forward_cpu(std::span<const TensorView> y, TensorView hidden, ConstTensorView x,
                              std::span<const LoraProjection> projections) {
   for_each_run<ConstTensorView>(

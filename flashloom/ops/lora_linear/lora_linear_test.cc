@@ -182,6 +182,19 @@ TEST(LoraLinear, JoinedAdaptersGiveTheSameSumsAsSeparateOnes) {
   }
 }
 
+TEST(LoraLinear, JoinedAdaptersReadTheInputOnce) {
+  const Group<float> joined(4, 45, kQkv, true);
+  EXPECT_EQ(lora_linear_adapter_passes(joined.projections()), 1);
+  EXPECT_EQ(lora_linear_adapter_passes(Group<float>(4, 45, kQkv, false).projections()), 3);
+  EXPECT_EQ(lora_linear_adapter_passes(Group<float>(4, 45, kPlain, false).projections()), 0);
+  // Projections without an adapter do not part those that have one.
+  EXPECT_EQ(lora_linear_adapter_passes(Group<float>(4, 45, kMixed, true).projections()), 1);
+  // Rows of one tensor with a gap between them are not one matrix.
+  auto apart = joined.projections();
+  apart[1].a = apart[1].a.slice(0, 1, 7);
+  EXPECT_EQ(lora_linear_adapter_passes(apart), 2);
+}
+
 TEST(LoraLinear, AZeroBIsThePlainLinear) {
   Group<float> group(19, 30, kQkv, true);
   for (auto& matrix : group.b) {
