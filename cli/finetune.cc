@@ -44,6 +44,7 @@ struct Options {
   int64_t save_steps = 0;
   std::string save_dtype = "f32";
   std::string resume = "auto";
+  std::string guards = "on";
   int64_t threads = 0;
   int64_t seed = 0;
   int64_t preview = 0;
@@ -99,6 +100,7 @@ FineTuneOptions training_options(const Options& options) {
       .save_steps = options.save_steps,
       .save_dtype = parse_float_dtype(options.save_dtype),
       .seed = static_cast<uint64_t>(options.seed),
+      .guards = options.guards == "on",
   };
   if (options.method == "lora") {
     training.lora = LoraOptions{
@@ -170,6 +172,12 @@ int train(const Options& options, const ModelBundle& bundle, const SupervisedDat
   };
   observer.damaged = [](const std::string& what) {
     note("warning: a checkpoint is damaged, the one before it is used: " + what);
+  };
+  observer.guarded = [&](const GuardFinding& finding) {
+    status.end();
+    note(fmt::format("warning ({}, {}): {}", finding.guard,
+                     finding.step == 0 ? "before training" : fmt::format("step {}", finding.step),
+                     finding.what));
   };
   observer.stop = interrupted;
   const FineTuneResult result = run.run(observer);
@@ -280,6 +288,11 @@ Command finetune_command() {
             "type of full weights in files",
             false,
             {"f32", "bf16", "f16"}},
+           {"--guards",
+            &o->guards,
+            "warn of signs that the run does not train",
+            false,
+            {"on", "off"}},
            {"--threads", &o->threads, "0: all cores; results do not depend on it"},
            {"--seed", &o->seed, "of data order and adapter"},
            {"--preview", &o->preview, "print so many examples with their loss mask, and stop"},

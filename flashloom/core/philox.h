@@ -40,6 +40,7 @@ enum class RandomStream : uint64_t {
   dropout = 4,
   stochastic_rounding = 5,
   test = 6,
+  probe = 7,
 };
 
 /// Uniform in [0, 1), 24 bits.

@@ -9,6 +9,7 @@
 #include "flashloom/core/check.h"
 #include "flashloom/models/llama/llama_flops.h"
 #include "flashloom/ops/linear/peak_flops.h"
+#include "flashloom/train/probes.h"
 #include "flashloom/train/schedule.h"
 
 namespace flashloom {
@@ -72,14 +73,15 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
   const int64_t longest = train.longest();
   const int64_t longest_anywhere = std::max(longest, held_out != nullptr ? held_out->longest() : 0);
   const auto model_options = [&](const StepShape& shape) {
-    const int64_t tokens = std::max(shape.bin_capacity, longest_anywhere);
+    const int64_t tokens = std::max({shape.bin_capacity, longest_anywhere, kProbeTokens});
     return LlamaModel::Options{
         .training = true,
         .lora = options_.lora,
         .max_tokens = tokens,
-        .max_sequence_length = longest_anywhere,
-        .max_sequences = std::max(most_documents_in_a_bin(lengths, tokens),
-                                  most_documents_in_a_bin(held_out_lengths, tokens))};
+        .max_sequence_length = std::max(longest_anywhere, kProbeLength),
+        .max_sequences =
+            std::max({most_documents_in_a_bin(lengths, tokens),
+                      most_documents_in_a_bin(held_out_lengths, tokens), kProbeDocuments})};
   };
   const auto fits = [&](const StepShape& shape) {
     MemoryPlan plan;
@@ -113,7 +115,48 @@ int64_t FineTune::trainable_parameters() const {
   return count;
 }
 
-StepReport FineTune::step(int64_t index) {
+double FineTune::gradients(std::span<const PackedBatch> batches) {
+  int64_t loss_tokens = 0;
+  for (const PackedBatch& batch : batches) {
+    loss_tokens += batch.loss_tokens;
+  }
+  // Every loss-bearing token of the step weighs the same, whichever micro-batch it is in.
+  const float scale = loss_tokens > 0 ? 1.0f / static_cast<float>(loss_tokens) : 0.0f;
+  double sum = 0;
+  model_->zero_gradients();
+  for (const PackedBatch& batch : batches) {
+    if (batch.loss_tokens > 0) {
+      sum += model_->loss_and_gradients(batch_view(batch), scale);
+    }
+  }
+  return sum / static_cast<double>(std::max<int64_t>(1, loss_tokens));
+}
+
+double FineTune::mean_loss(std::span<const PackedBatch> batches) {
+  double sum = 0;
+  int64_t loss_tokens = 0;
+  for (const PackedBatch& batch : batches) {
+    sum += model_->evaluate(batch_view(batch));
+    loss_tokens += batch.loss_tokens;
+  }
+  return sum / static_cast<double>(loss_tokens);
+}
+
+void FineTune::probe(TrainingGuards& guards) {
+  const int64_t vocabulary = model_->config().vocabulary_size;
+  guards.check_parameters(model_->config(), options_.lora, model_->parameters());
+  const int64_t leaks = probe_packing(vocabulary, [&](const PackedBatch& batch) {
+    model_->evaluate(batch_view(batch));
+    return model_->token_losses();
+  });
+  guards.check_packing(leaks);
+  guards.check_gradient_probe(probe_gradients(
+      vocabulary, model_->parameters(),
+      [&](std::span<const PackedBatch> batches) { gradients(batches); },
+      [&](std::span<const PackedBatch> batches) { return mean_loss(batches); }));
+}
+
+StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
   const auto start = Clock::now();
   StepReport report = {.step = index + 1, .steps = steps_};
   stream_->next(batches_);
@@ -129,29 +172,41 @@ StepReport FineTune::step(int64_t index) {
   report.epoch = static_cast<double>(stream_->position().epoch) +
                  static_cast<double>(stream_->position().bin) /
                      static_cast<double>(std::max<int64_t>(1, stream_->bins()));
-
-  // Every loss-bearing token of the step weighs the same, whichever micro-batch it is in.
-  const float scale = report.loss_tokens > 0 ? 1.0f / static_cast<float>(report.loss_tokens) : 0.0f;
-  model_->zero_gradients();
-  for (const PackedBatch& batch : batches_) {
-    if (batch.loss_tokens > 0) {
-      report.loss += model_->loss_and_gradients(batch_view(batch), scale);
-    }
+  if (guards != nullptr) {
+    guards->check_batches(report.step, batches_);
   }
-  report.loss /= static_cast<double>(std::max<int64_t>(1, report.loss_tokens));
+  report.loss = gradients(batches_);
   if (!std::isfinite(report.loss)) {
-    throw Error(
-        fmt::format("the loss is not finite in step {}; the weights keep the values of the "
-                    "step before",
-                    report.step));
+    fail_not_finite(report.step);
+  }
+  if (guards != nullptr) {
+    guards->before_update(model_->parameters());
   }
   const OptimizerStep update =
       optimizer_->step(cosine_schedule(index, steps_, options_.warmup_steps));
+  if (guards != nullptr) {
+    guards->after_update(report.step, update.learning_rate, model_->parameters());
+    guards->check_loss(report.step, report.loss);
+    report.update_ratio = guards->update_ratio();
+    report.lost_updates = guards->lost_updates();
+  }
   report.learning_rate = update.learning_rate;
   report.gradient_norm = update.gradient_norm;
   report.seconds = seconds_since(start);
   report.utilisation = flops / report.seconds / peak_flops_;
   return report;
+}
+
+void FineTune::fail_not_finite(int64_t step) {
+  std::string place;
+  for (size_t i = 0; i < batches_.size() && place.empty(); ++i) {
+    place = model_->first_non_finite(batch_view(batches_[i]));
+  }
+  throw Error(
+      fmt::format("the loss is not finite in step {}, first in {}; the weights keep the "
+                  "values of the step before. A smaller learning rate, a longer warm-up or "
+                  "f32 weights may help",
+                  step, place.empty() ? "the backward pass" : place));
 }
 
 void FineTune::log_step(MetricLog& log, const StepReport& report) {

@@ -15,6 +15,7 @@
 #include "flashloom/text/token_documents.h"
 #include "flashloom/train/checkpoint.h"
 #include "flashloom/train/evaluation.h"
+#include "flashloom/train/guards.h"
 #include "flashloom/train/model_bundle.h"
 #include "flashloom/train/optimizer.h"
 
@@ -33,6 +34,7 @@ struct FineTuneOptions {
   int64_t save_steps = 0;       // checkpoint every so many steps, and at the end
   DType save_dtype = DType::f32;  // of full weights
   uint64_t seed = 0;
+  bool guards = true;  // watch for signs that the run does not train; under 1 % of the time
 };
 
 /// One optimizer step, as the metrics record it. Rates are over the step's own time.
@@ -48,6 +50,8 @@ struct StepReport {
   int64_t loss_tokens = 0;  // that bear loss
   int64_t capacity = 0;     // what the step's bins could have held ("all", with their empty room)
   double utilisation = 0;   // MFU: FLOPs of the step / seconds / measure_peak_flops()
+  double update_ratio = 0;  // |dw| / |w|, sampled by the guards
+  double lost_updates = 0;  // share of updates that rounding swallowed, sampled by the guards
 };
 
 /// What a run tells its caller; every function may be empty.
@@ -55,6 +59,8 @@ struct FineTuneObserver {
   std::function<void(const StepReport&)> stepped;
   std::function<void(int64_t step, const EvaluationResult&)> evaluated;
   std::function<void(const std::string& directory)> saved;
+  /// A guard found a sign that the run does not train as it should.
+  std::function<void(const GuardFinding&)> guarded;
   /// The run goes on from `step`, or was finished already (step == steps).
   std::function<void(int64_t step)> resumed;
   /// A checkpoint is damaged, and the one before it is tried.
@@ -110,7 +116,12 @@ class FineTune {
 
   std::string log_path() const { return options_.output + "/metrics.jsonl"; }
 
-  StepReport step(int64_t index);
+  StepReport step(int64_t index, TrainingGuards* guards);
+  // Forward and backward of a step; the mean loss.
+  double gradients(std::span<const PackedBatch> batches);
+  double mean_loss(std::span<const PackedBatch> batches);
+  void probe(TrainingGuards& guards);
+  [[noreturn]] void fail_not_finite(int64_t step);
   static void log_step(MetricLog& log, const StepReport& report);
   std::vector<Metric> settings() const;
   std::vector<StateTensor> state_tensors() const;

@@ -159,11 +159,22 @@ FineTuneResult FineTune::run(const FineTuneObserver& observer) {
   };
   const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
 
+  TrainingGuards guards([&](const GuardFinding& finding) {
+    log.append({{"step", finding.step},
+                {"guard", std::string_view(finding.guard)},
+                {"finding", std::string_view(finding.what)}});
+    if (observer.guarded) {
+      observer.guarded(finding);
+    }
+  });
+  if (options_.guards) {
+    probe(guards);
+  }
   if (held_out_ != nullptr && state.step == 0) {
     evaluate();
   }
   while (state.step < steps_ && !result.stopped) {
-    const StepReport report = step(state.step);
+    const StepReport report = step(state.step, options_.guards ? &guards : nullptr);
     ++state.step;
     state.tokens += report.tokens;
     log_step(log, report);

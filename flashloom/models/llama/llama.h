@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 #include <vector>
 
 #include "flashloom/core/memory_plan.h"
@@ -66,6 +67,10 @@ class LlamaModel {
 
   /// The same sum of losses without gradients, in one layer's buffers.
   double evaluate(const LlamaBatch& batch);
+
+  /// Where the forward pass of this batch first leaves the finite numbers, for a human; empty if
+  /// nowhere. Needs options().training.
+  std::string first_non_finite(const LlamaBatch& batch);
 
   /// Loss of each token of the last batch, (T) f32; 0 where none is borne.
   ConstTensorView token_losses() const { return token_losses_; }
