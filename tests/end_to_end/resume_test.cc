@@ -61,9 +61,11 @@ class Resume : public testing::Test {
     std::istringstream text(read_for_test(path(output) + "/metrics.jsonl"));
     for (std::string line; std::getline(text, line);) {
       const auto json = nlohmann::json::parse(line);
-      lines.push_back(fmt::format("{} {} {}", json.at("step").dump(),
-                                  json.value("loss", nlohmann::json()).dump(),
-                                  json.value("eval_loss", nlohmann::json()).dump()));
+      const auto field = [&](const char* name) {
+        return json.value(name, nlohmann::json()).dump();
+      };
+      lines.push_back(fmt::format("{} {} {} {}", field("step"), field("loss"), field("eval_loss"),
+                                  field("finding")));
     }
     return lines;
   }
