@@ -54,12 +54,16 @@ inline Problem make_problem(const ConstTensorView& q, const ConstTensorView& k,
   problem.right = clamp_distance(options.visibility.right);
   const AttentionPositions& positions = options.positions;
   if (positions.query_start) {
-    problem.offset = static_cast<int32_t>(*positions.query_start - *positions.key_start);
+    problem.query_start = static_cast<int32_t>(*positions.query_start);
+    problem.key_start = static_cast<int32_t>(*positions.key_start);
   } else if (positions.offset) {
-    problem.offset = static_cast<int32_t>(*positions.offset);
+    problem.query_start = static_cast<int32_t>(*positions.offset);
   } else {
     problem.default_offset = 1;
   }
+  problem.total_query = static_cast<int32_t>(q.shape[2]);
+  problem.total_key = static_cast<int32_t>(k.shape[2]);
+  problem.status = static_cast<int32_t*>(options.execution.status.data);
   problem.cu_query = integers(sequences.cu_query);
   problem.cu_key = integers(sequences.cu_key);
   problem.used_query = integers(sequences.used_query);
