@@ -43,6 +43,7 @@ struct Options {
   int64_t eval_steps = 0;
   int64_t save_steps = 0;
   std::string save_dtype = "f32";
+  std::string recompute = "norms";
   std::string resume = "auto";
   std::string guards = "on";
   int64_t threads = 0;
@@ -87,6 +88,7 @@ FineTuneOptions training_options(const Options& options) {
   FineTuneOptions training = {
       .output = options.output,
       .resume = options.resume == "auto",
+      .recompute = parse_llama_recompute(options.recompute),
       .optimizer = {.learning_rate = options.learning_rate.value_or(
                         options.method == "lora" ? kLoraLearningRate : kFullLearningRate),
                     .adapter_b_ratio = options.lora_plus,
@@ -276,6 +278,11 @@ Command finetune_command() {
            {"--epochs", &o->epochs, "passes over the data"},
            {"--seq-len", &o->sequence_length, "longer examples are cut"},
            {"--batch-tokens", &o->batch_tokens, "tokens an optimizer step"},
+           {"--recompute",
+            &o->recompute,
+            "what the backward pass computes again to save memory; results do not depend on it",
+            false,
+            {"none", "norms", "attention", "blocks"}},
            {"--eval-steps", &o->eval_steps, "evaluate every so many steps; 0: before and after"},
            {"--save-steps", &o->save_steps, "checkpoint every so many steps; 0: at the end"},
            {"--resume",

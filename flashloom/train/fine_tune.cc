@@ -77,6 +77,7 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
     return LlamaModel::Options{
         .training = true,
         .lora = options_.lora,
+        .recompute = options_.recompute,
         .max_tokens = tokens,
         .max_sequence_length = std::max(longest_anywhere, kProbeLength),
         .max_sequences =

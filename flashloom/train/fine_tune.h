@@ -25,6 +25,9 @@ struct FineTuneOptions {
   std::string output;  // directory of the run, made if missing
   bool resume = true;  // go on with the run that is there; else replace it
   std::optional<LoraOptions> lora = LoraOptions();  // absent: all weights are trained
+  /// What is computed again to save memory. The weights do not depend on it, so a run may go on
+  /// with another level.
+  LlamaRecompute recompute = LlamaRecompute::norms;
   OptimizerOptions optimizer;
   int64_t warmup_steps = 0;
   int64_t steps = 0;            // optimizer steps; 0: as many as `epochs` take

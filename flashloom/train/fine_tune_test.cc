@@ -36,9 +36,10 @@ class FineTuneTest : public testing::Test {
     }
   }
 
-  FineTune plan(int64_t memory) {
+  FineTune plan(int64_t memory, LlamaRecompute recompute = LlamaRecompute::norms) {
     return FineTune(bundle_, documents_, nullptr,
                     {.output = folder_ / std::to_string(++runs_),
+                     .recompute = recompute,
                      .optimizer = {.learning_rate = 1e-3},
                      .steps = 1,
                      .batch_tokens = 256},
@@ -70,6 +71,12 @@ TEST_F(FineTuneTest, CutsAStepIntoTheFewestMicroBatchesThatFit) {
   EXPECT_EQ(halved.step_shape().bins_per_step, 2);
   EXPECT_EQ(halved.step_shape().bin_capacity, 128);
   EXPECT_LT(halved.planned_bytes(), whole);
+}
+
+TEST_F(FineTuneTest, RecomputationMakesRoomForLargerMicroBatches) {
+  const int64_t whole = plan(kAnyMemory, LlamaRecompute::blocks).planned_bytes();
+  EXPECT_EQ(plan(whole, LlamaRecompute::blocks).step_shape().bins_per_step, 1);
+  EXPECT_EQ(plan(whole, LlamaRecompute::none).step_shape().bins_per_step, 2);
 }
 
 TEST_F(FineTuneTest, RefusesMemoryThatDoesNotHoldTheLongestDocument) {

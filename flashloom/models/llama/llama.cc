@@ -13,17 +13,14 @@
 #include "flashloom/ops/rms_norm/rms_norm.h"
 
 namespace flashloom {
-namespace {
 
-LlamaSequences sequences_of(const LlamaBatch& batch) {
+LlamaSequences llama_sequences(const LlamaBatch& batch) {
   LlamaSequences sequences;
   sequences.positions = batch.positions;
   sequences.cu_seqlens = batch.cu_seqlens;
   sequences.max_length = batch.max_length;
   return sequences;
 }
-
-}  // namespace
 
 LlamaModel::LlamaModel(const ModelConfig& config, const Options& options, MemoryPlan& plan)
     : config_(config), options_(options) {
@@ -44,6 +41,7 @@ LlamaModel::LlamaModel(const ModelConfig& config, const Options& options, Memory
   if (options_.max_tokens > 0) {
     activations_ = LlamaActivations(config, adapters_,
                                     {.training = options.training,
+                                     .recompute = options.recompute,
                                      .max_tokens = options_.max_tokens,
                                      .max_length = options_.max_sequence_length,
                                      .max_sequences = options_.max_sequences},
@@ -117,7 +115,7 @@ void LlamaModel::check_batch(const LlamaBatch& batch, bool labels) const {
 ConstTensorView LlamaModel::forward(const LlamaBatch& batch, bool save) {
   const int64_t tokens = batch.tokens.dim(0);
   const LlamaWorkspace workspace = activations_.workspace(tokens);
-  const LlamaSequences sequences = sequences_of(batch);
+  const LlamaSequences sequences = llama_sequences(batch);
   ConstTensorView residual;
   for (int64_t n = 0; n < config_.layers; ++n) {
     const LlamaLayerActivations activations = activations_.layer(n, tokens, save);
@@ -157,7 +155,8 @@ void LlamaModel::logits(TensorView out, const LlamaBatch& batch) {
   linear_forward(out, forward(batch, /*save=*/false), weights_.values().head);
 }
 
-double LlamaModel::loss_and_gradients(const LlamaBatch& batch, float gradient_scale) {
+double LlamaModel::loss_and_gradients(const LlamaBatch& batch, float gradient_scale,
+                                      const Watch& watch) {
   check(options_.training, "LlamaModel::loss_and_gradients", "options.training", "true", "false");
   check_batch(batch, /*labels=*/true);
   const int64_t tokens = batch.tokens.dim(0);
@@ -172,14 +171,22 @@ double LlamaModel::loss_and_gradients(const LlamaBatch& batch, float gradient_sc
                        {.gradient_scale = gradient_scale});
   rms_norm_backward(workspace.dstream, dweights.final_norm, dhidden, {}, workspace.final_input,
                     workspace.final_rms, weights_.values().final_norm, workspace.norm_backward);
+  if (watch) {
+    watch("the head and the final norm", workspace.dstream);
+  }
 
   for (int64_t n = config_.layers - 1; n >= 0; --n) {
     const LlamaLayerGradients gradients = {
         .weights = full ? &dweights.layers[static_cast<size_t>(n)] : nullptr,
         .adapters = full ? nullptr : &adapters_.layer(n),
         .input = full || n > 0};
+    // The last layer's activations are still in the buffers that all share.
+    const LlamaRecompute lost = n + 1 < config_.layers ? options_.recompute : LlamaRecompute::norms;
     llama_layer_backward(activations_.layer(n, tokens, /*save=*/true), workspace, layer(n),
-                         gradients, sequences_of(batch));
+                         gradients, llama_sequences(batch), lost);
+    if (watch && gradients.input) {
+      watch(fmt::format("layer {}", n), workspace.dstream);
+    }
   }
   if (full) {
     embedding_backward(dweights.embedding, workspace.dstream, batch.tokens);

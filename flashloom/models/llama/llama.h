@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -12,6 +13,7 @@
 #include "flashloom/models/llama/llama_activations.h"
 #include "flashloom/models/llama/llama_adapters.h"
 #include "flashloom/models/llama/llama_layer.h"
+#include "flashloom/models/llama/llama_recompute.h"
 #include "flashloom/models/llama/llama_rope.h"
 #include "flashloom/models/llama/llama_weights.h"
 #include "flashloom/models/parameter.h"
@@ -29,6 +31,9 @@ struct LlamaBatch {
   int64_t max_length = 0;      // longest document, or a bound of it
 };
 
+/// As the layers take it.
+LlamaSequences llama_sequences(const LlamaBatch& batch);
+
 /// A decoder of the Llama family (Llama 2 and 3, SmolLM2, Mistral, Qwen2, Qwen3): explicit forward
 /// and backward passes over planned buffers. Life: construct (adds every buffer to the plan), make
 /// an Arena, bind(), load(), then steps, which allocate nothing. Set the number of threads before:
@@ -39,10 +44,11 @@ class LlamaModel {
  public:
   struct Options {
     bool training = false;  // plans gradients and the activations that backward needs
-    std::optional<LoraOptions> lora = {};  // adapters
-    int64_t max_tokens = 0;                // of a micro-batch, all documents together
-    int64_t max_sequence_length = 0;       // of a document; 0: max_tokens
-    int64_t max_sequences = 0;             // documents of a micro-batch; 0: max_tokens
+    std::optional<LoraOptions> lora = {};              // adapters
+    LlamaRecompute recompute = LlamaRecompute::norms;  // the same bits at every level
+    int64_t max_tokens = 0;                            // of a micro-batch, all documents together
+    int64_t max_sequence_length = 0;                   // of a document; 0: max_tokens
+    int64_t max_sequences = 0;                         // documents of a micro-batch; 0: max_tokens
   };
 
   LlamaModel(const ModelConfig& config, const Options& options, MemoryPlan& plan);
@@ -63,13 +69,16 @@ class LlamaModel {
   /// of the whole optimizer step), are added to what zero_gradients() and earlier micro-batches
   /// left. Returns the sum of the losses, in nats. Throws InvalidArgument for a batch that is
   /// malformed or larger than planned, or a token or label outside the vocabulary.
-  double loss_and_gradients(const LlamaBatch& batch, float gradient_scale);
+  double loss_and_gradients(const LlamaBatch& batch, float gradient_scale) {
+    return loss_and_gradients(batch, gradient_scale, {});
+  }
 
   /// The same sum of losses without gradients, in one layer's buffers.
   double evaluate(const LlamaBatch& batch);
 
-  /// Where the forward pass of this batch first leaves the finite numbers, for a human; empty if
-  /// nowhere. Needs options().training.
+  /// The operation that first leaves the finite numbers with this batch, for a human ("layer 3:
+  /// v_proj"); empty if none does. With options().training the backward pass is looked at too, and
+  /// gradients are added to.
   std::string first_non_finite(const LlamaBatch& batch);
 
   /// Loss of each token of the last batch, (T) f32; 0 where none is borne.
@@ -96,6 +105,10 @@ class LlamaModel {
   LlamaLayer layer(int64_t index) const;
 
  private:
+  using Watch = std::function<void(const std::string& stage, const ConstTensorView& gradient)>;
+
+  // Tells `watch`, if there is one, the gradient of the residual stream after each stage.
+  double loss_and_gradients(const LlamaBatch& batch, float gradient_scale, const Watch& watch);
   ConstTensorView forward(const LlamaBatch& batch, bool save);
   double sum_of_losses(int64_t tokens);
   void check_batch(const LlamaBatch& batch, bool labels) const;

@@ -98,26 +98,44 @@ LlamaActivations::LayerIds LlamaActivations::plan_layer(int64_t index,
   const int64_t tokens = options_.max_tokens;
   const int64_t q_size = c.heads * c.head_dim;
   const int64_t kv_size = c.kv_heads * c.head_dim;
-  const auto add = [&](std::string_view name, std::initializer_list<int64_t> shape,
-                       bool present = true) {
-    return present ? plan.add(fmt::format("activations.{}.{}", index, name),
-                              MemoryKind::activations, DType::f32, shape)
-                   : kAbsent;
+  // A buffer of the layer's own, or, where the backward pass fills it again, the first layer's.
+  const auto add = [&](std::string_view name, bool kept, MemoryPlan::Id shared,
+                       std::initializer_list<int64_t> shape, bool present = true) {
+    if (!present) {
+      return kAbsent;
+    }
+    if (!kept && index > 0) {
+      return shared;
+    }
+    return plan.add(
+        kept ? fmt::format("activations.{}.{}", index, name) : fmt::format("activations.{}", name),
+        MemoryKind::activations, DType::f32, shape);
   };
+  const LlamaRecompute level = options_.recompute;
+  const bool inputs = level < LlamaRecompute::norms && options_.training;
+  const bool attention = level < LlamaRecompute::attention;
+  const bool block = level < LlamaRecompute::blocks;
+  const LayerIds& first = index > 0 ? layers_.front() : LayerIds();
   LayerIds ids;
-  ids.input = add("input", {tokens, c.hidden_size});
-  ids.attention_rms = add("attention_rms", {tokens});
-  ids.qkv = add("qkv", {tokens, q_size + 2 * kv_size});
-  ids.qk_raw = add("qk_raw", {tokens, q_size + kv_size}, c.qk_norm);
-  ids.qk_rms = add("qk_rms", {tokens, c.heads + c.kv_heads}, c.qk_norm);
-  ids.attended = add("attended", {tokens, q_size});
-  ids.lse = add("lse", {c.heads, tokens}, options_.cached_tokens == 0);
-  ids.middle = add("middle", {tokens, c.hidden_size});
-  ids.ffn_rms = add("ffn_rms", {tokens});
-  ids.gate_up = add("gate_up", {tokens, 2 * c.intermediate_size});
+  ids.input = add("input", true, kAbsent, {tokens, c.hidden_size});
+  ids.attention_rms = add("attention_rms", block, first.attention_rms, {tokens});
+  ids.attention_normed = add("attention_normed", true, kAbsent, {tokens, c.hidden_size}, inputs);
+  ids.qkv = add("qkv", attention, first.qkv, {tokens, q_size + 2 * kv_size});
+  ids.qk_raw = add("qk_raw", attention, first.qk_raw, {tokens, q_size + kv_size}, c.qk_norm);
+  ids.qk_rms = add("qk_rms", attention, first.qk_rms, {tokens, c.heads + c.kv_heads}, c.qk_norm);
+  ids.attended = add("attended", attention, first.attended, {tokens, q_size});
+  ids.lse = add("lse", attention, first.lse, {c.heads, tokens}, options_.cached_tokens == 0);
+  ids.middle = add("middle", block, first.middle, {tokens, c.hidden_size});
+  ids.ffn_rms = add("ffn_rms", block, first.ffn_rms, {tokens});
+  ids.ffn_normed = add("ffn_normed", true, kAbsent, {tokens, c.hidden_size}, inputs);
+  ids.gate_up = add("gate_up", block, first.gate_up, {tokens, 2 * c.intermediate_size});
+  ids.ffn_hidden = add("ffn_hidden", true, kAbsent, {tokens, c.intermediate_size}, inputs);
   for (size_t g = 0; g < kLlamaGroups; ++g) {
-    const int64_t ranks = group_ranks(adapters, static_cast<LlamaGroup>(g));
-    ids.lora_hidden[g] = add(fmt::format("lora_hidden{}", g), {tokens, ranks}, ranks > 0);
+    const auto group = static_cast<LlamaGroup>(g);
+    const int64_t ranks = group_ranks(adapters, group);
+    // Down is the one projection that no level does again: only the next layer reads its output.
+    ids.lora_hidden[g] = add(fmt::format("lora_hidden{}", g), block || group == LlamaGroup::down,
+                             first.lora_hidden[g], {tokens, ranks}, ranks > 0);
   }
   return ids;
 }
@@ -231,6 +249,11 @@ LlamaLayerActivations LlamaActivations::layer(int64_t index, int64_t tokens, boo
   a.attended = rows(ids.attended);
   if (ids.lse != kAbsent) {
     a.lse = (*arena_)[ids.lse].slice(1, 0, tokens);
+  }
+  if (ids.ffn_hidden != kAbsent) {
+    a.attention_normed = rows(ids.attention_normed);
+    a.ffn_normed = rows(ids.ffn_normed);
+    a.ffn_hidden = rows(ids.ffn_hidden);
   }
   a.middle = rows(ids.middle);
   a.ffn_rms = rows(ids.ffn_rms);

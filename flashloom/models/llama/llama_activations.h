@@ -10,22 +10,25 @@
 #include "flashloom/core/tensor_view.h"
 #include "flashloom/io/model_config.h"
 #include "flashloom/models/llama/llama_adapters.h"
+#include "flashloom/models/llama/llama_recompute.h"
 
 namespace flashloom {
 
-/// What a layer's forward pass leaves for its backward pass. Not kept, but computed again: the
-/// normalised inputs of the linears (one multiplication an element) and the output of SwiGLU.
+/// What a layer's forward pass leaves for its backward pass. What LlamaRecompute says is computed
+/// again lies in buffers that all layers share, or is absent.
 struct LlamaLayerActivations {
-  TensorView input;          // (T, C) residual stream before the layer
-  TensorView attention_rms;  // (T)
-  TensorView q, k, v;        // (T, H D), (T, G D), (T, G D) as attention reads them
-  TensorView q_raw, k_raw;   // before QK norm; q and k themselves without one
-  TensorView q_rms, k_rms;   // (T H), (T G), with QK norm
-  TensorView attended;       // (T, H D) output of attention
-  TensorView lse;            // (H, T)
-  TensorView middle;         // (T, C) residual stream after attention
-  TensorView ffn_rms;        // (T)
-  TensorView gate, up;       // (T, I)
+  TensorView input;                         // (T, C) residual stream before the layer
+  TensorView attention_rms;                 // (T)
+  TensorView q, k, v;                       // (T, H D), (T, G D), (T, G D) as attention reads them
+  TensorView q_raw, k_raw;                  // before QK norm; q and k themselves without one
+  TensorView q_rms, k_rms;                  // (T H), (T G), with QK norm
+  TensorView attended;                      // (T, H D) output of attention
+  TensorView lse;                           // (H, T)
+  TensorView attention_normed, ffn_normed;  // (T, C) inputs of q, k, v and gate, up; only if kept
+  TensorView ffn_hidden;                    // (T, I) output of SwiGLU; only if kept
+  TensorView middle;                        // (T, C) residual stream after attention
+  TensorView ffn_rms;                       // (T)
+  TensorView gate, up;                      // (T, I)
   std::array<TensorView, kLlamaGroups> lora_hidden;  // (T, ranks of the group): x A^T
 };
 
@@ -57,6 +60,7 @@ class LlamaActivations {
   struct Options {
     bool training = false;  // keep each layer's activations; else all share one set
     bool loss = true;       // plan the workspace of the loss
+    LlamaRecompute recompute = LlamaRecompute::norms;
     int64_t max_tokens = 0;
     int64_t max_length = 0;     // longest document
     int64_t max_sequences = 0;  // documents
@@ -69,7 +73,8 @@ class LlamaActivations {
 
   void bind(const Arena& arena) { arena_ = &arena; }
 
-  /// Views for a batch of `tokens`. Without `save`, every layer gets the same buffers.
+  /// Views for a batch of `tokens`. Without `save`, every layer gets the same buffers; with it, its
+  /// own for what is kept for the backward pass.
   LlamaLayerActivations layer(int64_t index, int64_t tokens, bool save) const;
   LlamaWorkspace workspace(int64_t tokens) const;
 
@@ -78,7 +83,7 @@ class LlamaActivations {
  private:
   struct LayerIds {
     MemoryPlan::Id input, attention_rms, qkv, qk_raw, qk_rms, attended, lse, middle, ffn_rms,
-        gate_up;
+        gate_up, attention_normed, ffn_normed, ffn_hidden;
     std::array<MemoryPlan::Id, kLlamaGroups> lora_hidden;
   };
 

@@ -1,9 +1,12 @@
+// Which operation makes a number that is not finite: the passes once more, with a look after each.
 #include <fmt/format.h>
 
 #include <algorithm>
 #include <cmath>
 
 #include "flashloom/models/llama/llama.h"
+#include "flashloom/ops/embedding/embedding.h"
+#include "flashloom/ops/rms_norm/rms_norm.h"
 
 namespace flashloom {
 namespace {
@@ -18,34 +21,84 @@ bool finite(const ConstTensorView& rows) {
   return true;
 }
 
+struct Stage {
+  const char* name;
+  ConstTensorView output;
+};
+
+// The first stage whose output is not finite; null if all are.
+const char* first_fault(std::initializer_list<Stage> stages) {
+  for (const Stage& stage : stages) {
+    if (!finite(stage.output)) {
+      return stage.name;
+    }
+  }
+  return nullptr;
+}
+
+// In the order of the data's way through the layer.
+const char* layer_fault(const LlamaLayerActivations& a, const LlamaWorkspace& w,
+                        const LlamaLayer& layer, const LlamaSequences& sequences,
+                        ConstTensorView residual) {
+  llama_attention_forward(a, w, layer, sequences, residual);
+  const TensorView attention_normed = a.attention_normed ? a.attention_normed : w.normed;
+  if (const char* fault = first_fault({{"input_layernorm", attention_normed},
+                                       {"q_proj", a.q_raw},
+                                       {"k_proj", a.k_raw},
+                                       {"v_proj", a.v},
+                                       {"q_norm or rotation", a.q},
+                                       {"k_norm or rotation", a.k},
+                                       {"attention", a.attended}})) {
+    return fault;
+  }
+  llama_gate_up_forward(a, w, layer);
+  if (const char* fault =
+          first_fault({{"o_proj", a.middle},
+                       {"post_attention_layernorm", a.ffn_normed ? a.ffn_normed : w.normed},
+                       {"gate_proj", a.gate},
+                       {"up_proj", a.up}})) {
+    return fault;
+  }
+  llama_down_forward(a, w, layer);
+  return first_fault(
+      {{"SwiGLU", a.ffn_hidden ? a.ffn_hidden : w.ffn_hidden}, {"down_proj", w.branch}});
+}
+
 }  // namespace
 
 std::string LlamaModel::first_non_finite(const LlamaBatch& batch) {
   check_batch(batch, /*labels=*/true);
   const int64_t tokens = batch.tokens.dim(0);
-  forward(batch, /*save=*/true);
+  const LlamaWorkspace workspace = activations_.workspace(tokens);
+  const LlamaLayerActivations a = activations_.layer(0, tokens, /*save=*/false);
+  embedding_forward(a.input, weights_.values().embedding, batch.tokens);
+  if (!finite(a.input)) {
+    return "the embedding";
+  }
+  ConstTensorView residual;
   for (int64_t n = 0; n < config_.layers; ++n) {
-    const LlamaLayerActivations a = activations_.layer(n, tokens, /*save=*/true);
-    if (!finite(a.input)) {
-      return n == 0 ? "the embedding" : fmt::format("layer {}: the feed-forward's output", n - 1);
+    if (const char* fault = layer_fault(a, workspace, layer(n), llama_sequences(batch), residual)) {
+      return fmt::format("layer {}: {}", n, fault);
     }
-    if (!finite(a.q) || !finite(a.k) || !finite(a.v)) {
-      return fmt::format("layer {}: q, k or v", n);
-    }
-    if (!finite(a.attended)) {
-      return fmt::format("layer {}: attention", n);
-    }
-    if (!finite(a.middle)) {
-      return fmt::format("layer {}: attention's output projection", n);
-    }
-    if (!finite(a.gate) || !finite(a.up)) {
-      return fmt::format("layer {}: the feed-forward's gate or up", n);
-    }
+    residual = a.middle;
   }
-  if (!finite(activations_.workspace(tokens).final_input)) {
-    return fmt::format("layer {}: the feed-forward's output", config_.layers - 1);
+  rms_norm_forward(workspace.normed, workspace.final_rms, workspace.final_input, workspace.branch,
+                   residual, weights_.values().final_norm, {.epsilon = config_.rms_norm_epsilon});
+  if (!finite(workspace.normed)) {
+    return "the final norm";
   }
-  return std::isfinite(evaluate(batch)) ? "" : "the final norm or the loss";
+  if (!std::isfinite(evaluate(batch))) {
+    return "the head or the loss";
+  }
+  std::string found;
+  if (options_.training) {
+    loss_and_gradients(batch, 1, [&](const std::string& stage, const ConstTensorView& gradient) {
+      if (found.empty() && !finite(gradient)) {
+        found = "the gradient of " + stage;
+      }
+    });
+  }
+  return found;
 }
 
 }  // namespace flashloom

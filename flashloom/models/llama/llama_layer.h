@@ -6,6 +6,7 @@
 #include "flashloom/io/model_config.h"
 #include "flashloom/models/llama/llama_activations.h"
 #include "flashloom/models/llama/llama_adapters.h"
+#include "flashloom/models/llama/llama_recompute.h"
 #include "flashloom/models/llama/llama_weights.h"
 
 namespace flashloom {
@@ -39,6 +40,19 @@ void llama_layer_forward(const LlamaLayerActivations& activations, const LlamaWo
                          const LlamaLayer& layer, const LlamaSequences& sequences,
                          ConstTensorView residual);
 
+/// Its stages, for passes that stop between them or do one again. Up to attention's output;
+void llama_attention_forward(const LlamaLayerActivations& activations,
+                             const LlamaWorkspace& workspace, const LlamaLayer& layer,
+                             const LlamaSequences& sequences, ConstTensorView residual);
+
+/// from there to gate and up, uses workspace.branch;
+void llama_gate_up_forward(const LlamaLayerActivations& activations,
+                           const LlamaWorkspace& workspace, const LlamaLayer& layer);
+
+/// and the last addend, into workspace.branch.
+void llama_down_forward(const LlamaLayerActivations& activations, const LlamaWorkspace& workspace,
+                        const LlamaLayer& layer);
+
 /// What is trained in a layer, and how far back its input's gradient is wanted.
 struct LlamaLayerGradients {
   const LlamaLayerWeights* weights = nullptr;    // null: frozen
@@ -47,9 +61,10 @@ struct LlamaLayerGradients {
 };
 
 /// workspace.dstream holds the gradient of the stream behind the layer, and receives that of the
-/// stream before it. Uses up the activations. Gradients of parameters are added to.
+/// stream before it. Uses up the activations. Gradients of parameters are added to. `lost` says
+/// which activations were overwritten since the forward pass and are computed again first.
 void llama_layer_backward(const LlamaLayerActivations& activations, const LlamaWorkspace& workspace,
                           const LlamaLayer& layer, const LlamaLayerGradients& gradients,
-                          const LlamaSequences& sequences);
+                          const LlamaSequences& sequences, LlamaRecompute lost);
 
 }  // namespace flashloom

@@ -16,18 +16,31 @@ class Backward {
  public:
   Backward(const LlamaLayerActivations& activations, const LlamaWorkspace& workspace,
            const LlamaLayer& layer, const LlamaLayerGradients& gradients,
-           const LlamaSequences& sequences)
+           const LlamaSequences& sequences, LlamaRecompute lost)
       : a_(activations),
         w_(workspace),
         layer_(layer),
         gradients_(gradients),
         sequences_(sequences),
+        lost_(lost),
+        ffn_hidden_(activations.ffn_hidden ? activations.ffn_hidden
+                                           : workspace.backward_ffn_hidden),
+        attention_normed_(activations.attention_normed ? activations.attention_normed
+                                                       : workspace.normed),
+        ffn_normed_(activations.ffn_normed ? activations.ffn_normed : workspace.normed),
         dnormed_(workspace.branch) {}
 
   void run() {
+    if (lost_ == LlamaRecompute::blocks) {
+      attend_again();
+      llama_gate_up_forward(a_, w_, layer_);
+    }
     feed_forward();
     if (!gradients_.input && !trains(LlamaGroup::qkv) && !trains(LlamaGroup::o)) {
       return;
+    }
+    if (lost_ == LlamaRecompute::attention) {
+      attend_again();
     }
     const bool before_o = gradients_.input || trains(LlamaGroup::qkv);
     project(LlamaGroup::o, before_o ? w_.dattended : TensorView(), std::array{stream()},
@@ -57,24 +70,26 @@ class Backward {
     return gradients_.weights != nullptr ? gradients_.weights->*tensor : TensorView();
   }
 
+  void attend_again() const { llama_attention_forward(a_, w_, layer_, sequences_, {}); }
+
   /// normed = norm(input), computed again for the gradients of the linears that read it.
   void normalize_again(LlamaGroup group, TensorView rms, ConstTensorView input,
                        ConstTensorView weight) {
-    if (trains(group)) {
+    if (!a_.ffn_normed && trains(group)) {
       rms_norm_forward(w_.normed, rms, {}, input, {}, weight,
                        {.epsilon = layer_.config.rms_norm_epsilon});
     }
   }
 
   void feed_forward() {
-    if (trains(LlamaGroup::down)) {
-      swiglu_forward(w_.backward_ffn_hidden, a_.gate, a_.up);
+    if (!a_.ffn_hidden && trains(LlamaGroup::down)) {
+      swiglu_forward(ffn_hidden_, a_.gate, a_.up);
     }
-    project(LlamaGroup::down, w_.dffn_hidden, std::array{stream()}, w_.backward_ffn_hidden);
+    project(LlamaGroup::down, w_.dffn_hidden, std::array{stream()}, ffn_hidden_);
     swiglu_backward(a_.gate, a_.up, {}, w_.dffn_hidden, a_.gate, a_.up);
     normalize_again(LlamaGroup::gate_up, a_.ffn_rms, a_.middle, layer_.weights.ffn_norm);
     project(LlamaGroup::gate_up, dnormed_, std::array<ConstTensorView, 2>{a_.gate, a_.up},
-            w_.normed);
+            ffn_normed_);
     rms_norm_backward(w_.dstream, weight_gradient(&LlamaLayerWeights::ffn_norm), dnormed_,
                       w_.dstream, a_.middle, a_.ffn_rms, layer_.weights.ffn_norm, w_.norm_backward);
   }
@@ -121,7 +136,7 @@ class Backward {
   void inputs() {
     normalize_again(LlamaGroup::qkv, a_.attention_rms, a_.input, layer_.weights.attention_norm);
     project(LlamaGroup::qkv, gradients_.input ? dnormed_ : TensorView(),
-            std::array<ConstTensorView, 3>{dq_, dk_, w_.dv}, w_.normed);
+            std::array<ConstTensorView, 3>{dq_, dk_, w_.dv}, attention_normed_);
     if (gradients_.input) {
       rms_norm_backward(w_.dstream, weight_gradient(&LlamaLayerWeights::attention_norm), dnormed_,
                         w_.dstream, a_.input, a_.attention_rms, layer_.weights.attention_norm,
@@ -134,6 +149,8 @@ class Backward {
   const LlamaLayer& layer_;
   const LlamaLayerGradients& gradients_;
   const LlamaSequences& sequences_;
+  LlamaRecompute lost_;
+  TensorView ffn_hidden_, attention_normed_, ffn_normed_;
   TensorView dnormed_;
   TensorView dq_, dk_;
 };
@@ -142,8 +159,8 @@ class Backward {
 
 void llama_layer_backward(const LlamaLayerActivations& activations, const LlamaWorkspace& workspace,
                           const LlamaLayer& layer, const LlamaLayerGradients& gradients,
-                          const LlamaSequences& sequences) {
-  Backward(activations, workspace, layer, gradients, sequences).run();
+                          const LlamaSequences& sequences, LlamaRecompute lost) {
+  Backward(activations, workspace, layer, gradients, sequences, lost).run();
 }
 
 }  // namespace flashloom

@@ -57,31 +57,51 @@ void attend(const LlamaLayerActivations& a, const LlamaWorkspace& w, int64_t dim
                     w.attention_forward, llama_sequence_attention());
 }
 
+void project(const LlamaLayerActivations& a, const LlamaLayer& layer, LlamaGroup group,
+             std::span<const TensorView> y, ConstTensorView x) {
+  llama_projection_forward(y, a.lora_hidden[static_cast<size_t>(group)], x, layer, group);
+}
+
 }  // namespace
 
-void llama_layer_forward(const LlamaLayerActivations& a, const LlamaWorkspace& w,
-                         const LlamaLayer& layer, const LlamaSequences& sequences,
-                         ConstTensorView residual) {
+void llama_attention_forward(const LlamaLayerActivations& a, const LlamaWorkspace& w,
+                             const LlamaLayer& layer, const LlamaSequences& sequences,
+                             ConstTensorView residual) {
   const RmsNormOptions norm = {.epsilon = layer.config.rms_norm_epsilon};
+  const TensorView normed = a.attention_normed ? a.attention_normed : w.normed;
   if (residual) {
-    rms_norm_forward(w.normed, a.attention_rms, a.input, w.branch, residual,
+    rms_norm_forward(normed, a.attention_rms, a.input, w.branch, residual,
                      layer.weights.attention_norm, norm);
   } else {
-    rms_norm_forward(w.normed, a.attention_rms, {}, a.input, {}, layer.weights.attention_norm,
-                     norm);
+    rms_norm_forward(normed, a.attention_rms, {}, a.input, {}, layer.weights.attention_norm, norm);
   }
-  const auto project = [&](LlamaGroup group, std::span<const TensorView> y, ConstTensorView x) {
-    llama_projection_forward(y, a.lora_hidden[static_cast<size_t>(group)], x, layer, group);
-  };
-  project(LlamaGroup::qkv, std::array{a.q_raw, a.k_raw, a.v}, w.normed);
+  project(a, layer, LlamaGroup::qkv, std::array{a.q_raw, a.k_raw, a.v}, normed);
   rotate(a, layer, sequences.positions);
   attend(a, w, layer.config.head_dim, sequences);
-  project(LlamaGroup::o, std::array{w.branch}, a.attended);
+}
 
-  rms_norm_forward(w.normed, a.ffn_rms, a.middle, w.branch, a.input, layer.weights.ffn_norm, norm);
-  project(LlamaGroup::gate_up, std::array{a.gate, a.up}, w.normed);
-  swiglu_forward(w.ffn_hidden, a.gate, a.up);
-  project(LlamaGroup::down, std::array{w.branch}, w.ffn_hidden);
+void llama_gate_up_forward(const LlamaLayerActivations& a, const LlamaWorkspace& w,
+                           const LlamaLayer& layer) {
+  project(a, layer, LlamaGroup::o, std::array{w.branch}, a.attended);
+  const TensorView normed = a.ffn_normed ? a.ffn_normed : w.normed;
+  rms_norm_forward(normed, a.ffn_rms, a.middle, w.branch, a.input, layer.weights.ffn_norm,
+                   {.epsilon = layer.config.rms_norm_epsilon});
+  project(a, layer, LlamaGroup::gate_up, std::array{a.gate, a.up}, normed);
+}
+
+void llama_down_forward(const LlamaLayerActivations& a, const LlamaWorkspace& w,
+                        const LlamaLayer& layer) {
+  const TensorView hidden = a.ffn_hidden ? a.ffn_hidden : w.ffn_hidden;
+  swiglu_forward(hidden, a.gate, a.up);
+  project(a, layer, LlamaGroup::down, std::array{w.branch}, hidden);
+}
+
+void llama_layer_forward(const LlamaLayerActivations& activations, const LlamaWorkspace& workspace,
+                         const LlamaLayer& layer, const LlamaSequences& sequences,
+                         ConstTensorView residual) {
+  llama_attention_forward(activations, workspace, layer, sequences, residual);
+  llama_gate_up_forward(activations, workspace, layer);
+  llama_down_forward(activations, workspace, layer);
 }
 
 }  // namespace flashloom

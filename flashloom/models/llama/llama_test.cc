@@ -87,6 +87,63 @@ TEST_P(LlamaKinds, GradientsHaveTheSameBitsForAnyNumberOfThreads) {
   set_thread_count(0);
 }
 
+TEST_P(LlamaKinds, GradientsHaveTheSameBitsAtEveryLevelOfRecomputation) {
+  for (const bool lora : {false, true}) {
+    for (const int threads : {1, 3}) {
+      set_thread_count(threads);
+      std::vector<float> kept, kept_losses;
+      int64_t last_bytes = 0;
+      for (const LlamaRecompute level : kLlamaRecomputeLevels) {
+        const TestModel model =
+            open({.training = true,
+                  .lora = lora ? std::optional<LoraOptions>(LoraOptions{.rank = 4}) : std::nullopt,
+                  .recompute = level});
+        model.randomize_adapters(3);
+        // Two micro-batches: what one leaves in shared buffers must not matter to the next.
+        model->loss_and_gradients(batch_.part(1, 3).view(), batch_.gradient_scale());
+        model->evaluate(batch_.view());
+        model->loss_and_gradients(batch_.view(), batch_.gradient_scale());
+        const int64_t bytes = model.plan.kind_bytes(MemoryKind::activations);
+        if (level == LlamaRecompute::none) {
+          kept = model.gradients();
+          kept_losses = to_vector(model->token_losses());
+        } else {
+          EXPECT_LT(bytes, last_bytes) << llama_recompute_name(level);
+        }
+        last_bytes = bytes;
+        EXPECT_EQ(model.gradients(), kept) << llama_recompute_name(level) << ", lora " << lora;
+        EXPECT_EQ(to_vector(model->token_losses()), kept_losses);
+      }
+    }
+  }
+  set_thread_count(0);
+}
+
+TEST_P(LlamaKinds, KeepsOfALayerWhatTheLevelSays) {
+  const ModelConfig config = ModelFiles::open(golden_folder(GetParam())).config();
+  const auto bytes_of_a_layer = [&](LlamaRecompute level) {
+    const auto bytes = [&](int64_t layers) {
+      ModelConfig deep = config;
+      deep.layers = layers;
+      MemoryPlan plan;
+      const LlamaModel model(deep, {.training = true, .recompute = level, .max_tokens = 64}, plan);
+      return plan.kind_bytes(MemoryKind::activations);
+    };
+    return bytes(9) - bytes(8);
+  };
+  const int64_t hidden = config.hidden_size;
+  const int64_t qk = (config.heads + config.kv_heads) * config.head_dim;
+  const int64_t heads = config.heads * (config.qk_norm ? 2 : 1);
+  const int64_t kv_heads = config.qk_norm ? config.kv_heads : 0;
+  const int64_t attention = 2 * qk + (config.qk_norm ? qk : 0) + heads + kv_heads;
+  const int64_t ffn = config.intermediate_size;
+  const int64_t row = 64 * 4;
+  EXPECT_EQ(bytes_of_a_layer(LlamaRecompute::none), row * (4 * hidden + 3 * ffn + attention + 2));
+  EXPECT_EQ(bytes_of_a_layer(LlamaRecompute::norms), row * (2 * hidden + 2 * ffn + attention + 2));
+  EXPECT_EQ(bytes_of_a_layer(LlamaRecompute::attention), row * (2 * hidden + 2 * ffn + 2));
+  EXPECT_EQ(bytes_of_a_layer(LlamaRecompute::blocks), row * hidden);
+}
+
 TEST_P(LlamaKinds, GradientsOfMicroBatchesAddUp) {
   const TestModel whole = open({.training = true});
   const TestModel split = open({.training = true});
@@ -268,6 +325,14 @@ TEST(LlamaModel, RejectsAMalformedBatch) {
   rejects([](TestBatch& b) { b.cu_seqlens[1] = 30; }, "cu_seqlens");
   rejects([](TestBatch& b) { b.max_length = 12; }, "cu_seqlens");
   rejects([](TestBatch& b) { b.max_length = 15; }, "max_length");
+}
+
+TEST(LlamaModel, RecomputationHasNames) {
+  for (const LlamaRecompute level : kLlamaRecomputeLevels) {
+    EXPECT_EQ(parse_llama_recompute(llama_recompute_name(level)), level);
+  }
+  EXPECT_THAT([] { parse_llama_recompute("all"); },
+              ThrowsMessage<InvalidArgument>(AllOf(HasSubstr("blocks"), HasSubstr("all"))));
 }
 
 TEST(LlamaModel, TrainsOnlyIfPlannedForIt) {
