@@ -10,28 +10,8 @@
 // clang-format off: the order matters
 #include "hwy/foreach_target.h"
 // clang-format on
-#include "flashloom/ops/vector_math/storage-inl.h"
+#include "flashloom/ops/adamw/adamw_step-inl.h"
 #include "hwy/highway.h"
-
-#ifndef FLASHLOOM_OPS_ADAMW_ADAMW_CPU_FACTORS_
-#define FLASHLOOM_OPS_ADAMW_ADAMW_CPU_FACTORS_
-
-namespace flashloom::detail {
-
-// The options as PyTorch rounds them: each scalar is formed in float64, then rounded to f32.
-struct AdamwFactors {
-  float gradient_scale;
-  float decay;         // 1 - lr wd
-  float m_weight;      // 1 - beta1
-  float v_decay;       // beta2
-  float v_weight;      // 1 - beta2
-  float v_correction;  // sqrt(1 - beta2^step)
-  float epsilon;
-  float step_size;  // -lr / (1 - beta1^step)
-};
-
-}  // namespace flashloom::detail
-#endif
 
 HWY_BEFORE_NAMESPACE();
 
@@ -39,25 +19,40 @@ namespace flashloom {
 namespace HWY_NAMESPACE {
 namespace {
 
-void adamw_tile(float* parameter, float* m, float* v, const float* gradient, size_t count,
-                const detail::AdamwFactors& f) {
-  // torch.lerp starts from the nearer end.
-  const bool near_m = f.m_weight < 0.5f;
-  const float m_weight = near_m ? f.m_weight : f.m_weight - 1.0f;
+// Elements whose random bits are made at once: they stay in the nearest cache.
+constexpr size_t kStretch = 1024;
+
+template <class T>
+void stretch(T* parameter, float* m, float* v, const float* gradient, size_t count,
+             const uint16_t* bits, const detail::AdamwFactors& f) {
   for_vectors(count, [&](auto d, size_t i) HWY_ATTR {
-    const auto g = hn::Mul(hn::LoadU(d, gradient + i), hn::Set(d, f.gradient_scale));
-    const auto p = hn::Mul(hn::LoadU(d, parameter + i), hn::Set(d, f.decay));
-    const auto old_m = hn::LoadU(d, m + i);
-    const auto new_m = hn::MulAdd(hn::Set(d, m_weight), hn::Sub(g, old_m), near_m ? old_m : g);
-    const auto old_v = hn::Mul(hn::LoadU(d, v + i), hn::Set(d, f.v_decay));
-    const auto new_v = hn::MulAdd(hn::Mul(hn::Set(d, f.v_weight), g), g, old_v);
-    const auto root = hn::Div(hn::Sqrt(new_v), hn::Set(d, f.v_correction));
-    const auto denominator = hn::Add(root, hn::Set(d, f.epsilon));
-    const auto update = hn::Div(hn::Mul(hn::Set(d, f.step_size), new_m), denominator);
+    auto new_m = hn::LoadU(d, m + i);
+    auto new_v = hn::LoadU(d, v + i);
+    const auto p =
+        adamw_step(d, load_f32(d, parameter + i), new_m, new_v, hn::LoadU(d, gradient + i), f);
     hn::StoreU(new_m, d, m + i);
     hn::StoreU(new_v, d, v + i);
-    hn::StoreU(hn::Add(p, update), d, parameter + i);
+    store_parameter(d, p, bits, parameter, i);
   });
+}
+
+void tile_f32(float* parameter, float* m, float* v, const float* gradient, size_t count,
+              const detail::AdamwFactors& f) {
+  stretch(parameter, m, v, gradient, count, nullptr, f);
+}
+
+void tile_bf16(bf16* parameter, float* m, float* v, const float* gradient, size_t count,
+               uint64_t position, const AdamwOptions& options, const detail::AdamwFactors& f) {
+  const bool stochastic = options.rounding == AdamwRounding::stochastic;
+  uint16_t buffer[kStretch + kRoundingBitsSlack];
+  for (size_t i = 0; i < count; i += kStretch) {
+    const size_t size = std::min(kStretch, count - i);
+    const uint16_t* bits = stochastic
+                               ? rounding_bits_of(options.seed, static_cast<uint64_t>(options.step),
+                                                  position + i, size, buffer)
+                               : nullptr;
+    stretch(parameter + i, m + i, v + i, gradient + i, size, bits, f);
+  }
 }
 
 }  // namespace
@@ -69,7 +64,8 @@ HWY_AFTER_NAMESPACE();
 #if HWY_ONCE
 namespace flashloom {
 
-HWY_EXPORT(adamw_tile);
+HWY_EXPORT(tile_f32);
+HWY_EXPORT(tile_bf16);
 
 namespace detail {
 namespace {
@@ -79,12 +75,11 @@ constexpr int64_t kTile = 16384;
 
 }  // namespace
 
-void adamw_cpu(float* parameter, float* m, float* v, const float* gradient, int64_t count,
-               const AdamwOptions& options) {
+AdamwFactors adamw_factors(const AdamwOptions& options) {
   const auto step = static_cast<double>(options.step);
   const double correction1 = 1 - std::pow(options.beta1, step);
   const double correction2 = 1 - std::pow(options.beta2, step);
-  const AdamwFactors factors = {
+  return {
       .gradient_scale = static_cast<float>(options.gradient_scale),
       .decay = static_cast<float>(1 - options.learning_rate * options.weight_decay),
       .m_weight = static_cast<float>(1 - options.beta1),
@@ -94,11 +89,23 @@ void adamw_cpu(float* parameter, float* m, float* v, const float* gradient, int6
       .epsilon = static_cast<float>(options.epsilon),
       .step_size = static_cast<float>(-options.learning_rate / correction1),
   };
+}
+
+void adamw_cpu(const TensorView& parameter, float* m, float* v, const float* gradient,
+               const AdamwOptions& options) {
+  const AdamwFactors factors = adamw_factors(options);
+  const int64_t count = parameter.size();
   parallel_for(tile_count(count, kTile), [&](int64_t tile) {
     const int64_t first = tile * kTile;
-    HWY_DYNAMIC_DISPATCH(adamw_tile)
-    (parameter + first, m + first, v + first, gradient + first,
-     static_cast<size_t>(std::min(kTile, count - first)), factors);
+    const auto size = static_cast<size_t>(std::min(kTile, count - first));
+    if (parameter.dtype == DType::bf16) {
+      HWY_DYNAMIC_DISPATCH(tile_bf16)
+      (parameter.as<bf16>() + first, m + first, v + first, gradient + first, size,
+       static_cast<uint64_t>(options.position + first), options, factors);
+    } else {
+      HWY_DYNAMIC_DISPATCH(tile_f32)
+      (parameter.as<float>() + first, m + first, v + first, gradient + first, size, factors);
+    }
   });
 }
 

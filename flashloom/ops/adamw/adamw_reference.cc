@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "flashloom/core/element.h"
+#include "flashloom/core/stochastic_rounding.h"
 
 namespace flashloom {
 
@@ -24,8 +25,15 @@ void adamw_reference(TensorView parameter, TensorView m, TensorView v, ConstTens
     const double direction = m_i / correction1 / (std::sqrt(v_i / correction2) + options.epsilon);
     store_element(m, {i}, m_i);
     store_element(v, {i}, v_i);
-    store_element(parameter, {i},
-                  p - options.learning_rate * (direction + options.weight_decay * p));
+    const double updated = p - options.learning_rate * (direction + options.weight_decay * p);
+    if (parameter.dtype == DType::bf16 && options.rounding == AdamwRounding::stochastic) {
+      parameter.as<bf16>()[i] =
+          round_stochastically(static_cast<float>(updated),
+                               rounding_bits(options.seed, static_cast<uint64_t>(options.step),
+                                             static_cast<uint64_t>(options.position + i)));
+    } else {
+      store_element(parameter, {i}, updated);
+    }
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "flashloom/core/error.h"
 #include "flashloom/core/parallel.h"
+#include "flashloom/core/stochastic_rounding.h"
 #include "flashloom/core/tensor_for_test.h"
 #include "flashloom/ops/adamw/adamw_reference.h"
 
@@ -112,6 +113,71 @@ TEST(Adamw, WeightDecayDoesNotPassThroughTheMoments) {
   EXPECT_EQ(v.at({0}), 0);
 }
 
+// The f32 update of a bf16 parameter, before it is rounded.
+OwnedTensor updated_in_f32(const OwnedTensor& parameter, const OwnedTensor& gradient,
+                           const AdamwOptions& options) {
+  const int64_t count = parameter.view().size();
+  OwnedTensor updated = to_dtype(parameter, DType::f32);
+  const OwnedTensor m = normal_tensor(DType::f32, {count}, 2);
+  const OwnedTensor v(DType::f32, {count});
+  adamw(updated, m, v, gradient, options);
+  return updated;
+}
+
+TEST(Adamw, RoundsABf16ParameterOnceAsAsked) {
+  for (const int64_t count : {1, 7, 8, 1001, 40000}) {
+    for (const int64_t position : {0, 3, 16, 1 << 20}) {
+      AdamwOptions options = {
+          .learning_rate = 1e-4, .weight_decay = 0.1, .step = 9, .seed = 77, .position = position};
+      const OwnedTensor start = normal_tensor(DType::bf16, {count}, 1);
+      const OwnedTensor gradient = normal_tensor(DType::f32, {count}, 4);
+      const OwnedTensor exact = updated_in_f32(start, gradient, options);
+      for (const AdamwRounding rounding : {AdamwRounding::nearest, AdamwRounding::stochastic}) {
+        options.rounding = rounding;
+        const OwnedTensor p = start;
+        const OwnedTensor m = normal_tensor(DType::f32, {count}, 2);
+        const OwnedTensor v(DType::f32, {count});
+        adamw(p, m, v, gradient, options);
+        for (int64_t i = 0; i < count; ++i) {
+          const float value = exact.view().as<float>()[i];
+          const bf16 expected =
+              rounding == AdamwRounding::nearest
+                  ? bf16(value)
+                  : round_stochastically(value,
+                                         rounding_bits(77, 9, static_cast<uint64_t>(position + i)));
+          ASSERT_EQ(p.view().as<bf16>()[i].bits, expected.bits) << i << " of " << count;
+        }
+      }
+    }
+  }
+}
+
+TEST(Adamw, StochasticRoundingAddsUpWhatNearestLoses) {
+  // A learning rate of 2^-14 moves weights of 1 by a 64th of the way to the next bf16 below, 2^-8
+  // away, so that to nearest they never move.
+  constexpr int64_t kCount = 4096;
+  constexpr int64_t kSteps = 64;
+  for (const AdamwRounding rounding : {AdamwRounding::nearest, AdamwRounding::stochastic}) {
+    OwnedTensor p(DType::bf16, {kCount});
+    p.fill(1);
+    const OwnedTensor m(DType::f32, {kCount});
+    const OwnedTensor v(DType::f32, {kCount});
+    OwnedTensor gradient(DType::f32, {kCount});
+    gradient.fill(1);
+    AdamwOptions options = {.learning_rate = 0x1p-14, .epsilon = 0, .rounding = rounding};
+    for (options.step = 1; options.step <= kSteps; ++options.step) {
+      adamw(p, m, v, gradient, options);
+    }
+    double mean = 0;
+    for (int64_t i = 0; i < kCount; ++i) {
+      mean += p.at({i}) / kCount;
+    }
+    const double expected = rounding == AdamwRounding::nearest ? 1 : 1 - kSteps * 0x1p-14;
+    // A weight's deviation is 2^-8, that of the mean of 4096 a 64th of it.
+    EXPECT_NEAR(mean, expected, rounding == AdamwRounding::nearest ? 0 : 3 * 0x1p-14);
+  }
+}
+
 TEST(Adamw, GivesTheSameBitsForAnyNumberOfThreads) {
   const int64_t count = 100003;
   std::vector<OwnedTensor> results[2];
@@ -133,11 +199,13 @@ TEST(Adamw, GivesTheSameBitsForAnyNumberOfThreads) {
 TEST(Adamw, RejectsBadArguments) {
   const OwnedTensor x(DType::f32, {2, 3});
   const OwnedTensor turned(DType::f32, {3, 2});
-  const OwnedTensor half(DType::bf16, {2, 3});
+  const OwnedTensor half(DType::f16, {2, 3});
   const OwnedTensor gaps(DType::f32, {2, 3}, 1);
   EXPECT_THROW(adamw(x, x, x, turned, {}), InvalidArgument);
   EXPECT_THROW(adamw(x, turned, x, x, {}), InvalidArgument);
   EXPECT_THROW(adamw(x, x, half, x, {}), InvalidArgument);
+  EXPECT_THROW(adamw(half, x, x, x, {}), InvalidArgument);
+  EXPECT_THROW(adamw(x, x, x, x, {.position = -1}), InvalidArgument);
   EXPECT_THROW(adamw(gaps, x, x, x, {}), InvalidArgument);
   EXPECT_THROW(adamw({}, {}, {}, {}, {}), InvalidArgument);
   EXPECT_THROW(adamw(x, x, x, x, {.step = 0}), InvalidArgument);
