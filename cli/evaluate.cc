@@ -11,7 +11,7 @@
 #include "cli/loaded_model.h"
 #include "cli/terminal.h"
 #include "flashloom/core/parallel.h"
-#include "flashloom/text/supervised.h"
+#include "flashloom/text/supervised_data.h"
 #include "flashloom/train/evaluation.h"
 
 namespace flashloom::cli {
@@ -32,10 +32,13 @@ int run(const Options& options) {
         fmt::format("--seq-len: expected at least 2, got {}", options.sequence_length));
   }
   set_thread_count(static_cast<int>(options.threads));
+  const std::vector<DataFile> files(options.data.begin(), options.data.end());
+  const SupervisedOptions supervised = {
+      .sequence_length = options.sequence_length,
+      .spill_directory = std::filesystem::temp_directory_path().string()};
   const SupervisedData data =
-      load_supervised(std::vector<std::filesystem::path>(options.data.begin(), options.data.end()),
-                      SupervisedEncoder(open_tokenizer(options.model)), options.sequence_length);
-  note(describe(data.counts, options.sequence_length));
+      load_supervised(files, SupervisedEncoder(open_tokenizer(options.model)), supervised).train;
+  note(describe(data.counts, supervised));
   // Packed bins of a few short documents use the matrix products better than single ones.
   constexpr int64_t kBinTokens = 1024;
   const int64_t bin = std::max(kBinTokens, data.documents.longest());

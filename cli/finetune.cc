@@ -1,4 +1,5 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -7,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cli/commands.h"
@@ -15,7 +17,7 @@
 #include "flashloom/core/progress.h"
 #include "flashloom/text/data_reader.h"
 #include "flashloom/text/preview.h"
-#include "flashloom/text/supervised.h"
+#include "flashloom/text/supervised_data.h"
 #include "flashloom/train/export.h"
 #include "flashloom/train/fine_tune.h"
 
@@ -39,6 +41,8 @@ struct Options {
   int64_t steps = 0;
   int64_t epochs = 1;
   int64_t sequence_length = 1024;
+  std::string long_rows = "cut";
+  double held_out = 0;
   int64_t batch_tokens = 1024;
   int64_t eval_steps = 0;
   int64_t save_steps = 0;
@@ -77,9 +81,47 @@ void validate(const Options& options) {
   if (options.preview == 0 && options.output.empty()) {
     throw UsageError("--output: a directory is needed (or --preview N to look at the data)");
   }
-  if (options.eval_steps > 0 && options.eval_data.empty()) {
-    throw UsageError("--eval-steps needs --eval-data");
+  at_least("--held-out", options.held_out, 0);
+  if (options.held_out >= 1) {
+    throw UsageError(fmt::format("--held-out: expected a share below 1, got {}", options.held_out));
   }
+  if (options.held_out > 0 && !options.eval_data.empty()) {
+    throw UsageError("--held-out and --eval-data: expected one of them, got both");
+  }
+  if (options.eval_steps > 0 && options.eval_data.empty() && options.held_out == 0) {
+    throw UsageError("--eval-steps needs --eval-data or --held-out");
+  }
+}
+
+std::vector<DataFile> weighted_files(const std::vector<std::string>& names) {
+  std::vector<DataFile> files;
+  for (const std::string& name : names) {
+    try {
+      files.push_back(parse_data_file(name));
+    } catch (const InvalidArgument& error) {
+      throw UsageError(fmt::format("--data: {}", error.what()));
+    }
+  }
+  return files;
+}
+
+SupervisedOptions supervised_options(const Options& options) {
+  return {.sequence_length = options.sequence_length,
+          .long_rows = parse_long_rows(options.long_rows),
+          .held_out = options.held_out,
+          .spill_directory = options.output};
+}
+
+// What decides the run's data beside the files' content.
+std::vector<std::pair<std::string, std::string>> data_settings(const Options& options) {
+  std::vector<double> weights;
+  for (const DataFile& file : weighted_files(options.data)) {
+    weights.push_back(file.weight);
+  }
+  return {{"seq_len", fmt::format("{}", options.sequence_length)},
+          {"long", options.long_rows},
+          {"held_out", fmt::format("{}", options.held_out)},
+          {"data_weights", fmt::format("{}", fmt::join(weights, ", "))}};
 }
 
 FineTuneOptions training_options(const Options& options) {
@@ -103,6 +145,7 @@ FineTuneOptions training_options(const Options& options) {
       .save_dtype = parse_float_dtype(options.save_dtype),
       .seed = static_cast<uint64_t>(options.seed),
       .guards = options.guards == "on",
+      .data_settings = data_settings(options),
   };
   if (options.method == "lora") {
     training.lora = LoraOptions{
@@ -136,7 +179,6 @@ nlohmann::ordered_json result_json(const FineTuneResult& result, const std::stri
 
 int train(const Options& options, const ModelBundle& bundle, const SupervisedData& data,
           const SupervisedData* held_out) {
-  catch_interrupts();
   FineTune run(bundle, data.documents, held_out != nullptr ? &held_out->documents : nullptr,
                training_options(options), available_memory_bytes());
   note(fmt::format("memory plan\n{}", run.plan_table()));
@@ -197,18 +239,14 @@ int train(const Options& options, const ModelBundle& bundle, const SupervisedDat
   return result.stopped ? kInterrupted : kSuccess;
 }
 
-std::vector<std::filesystem::path> paths(const std::vector<std::string>& names) {
-  return {names.begin(), names.end()};
-}
-
 // Prints the first examples with their loss masks.
 void preview(const Options& options, const SupervisedEncoder& encoder) {
   struct Enough {};
 
   int64_t shown = 0;
   try {
-    for (const std::filesystem::path& file : paths(options.data)) {
-      read_data(file, [&](const DataRow& row) {
+    for (const DataFile& file : weighted_files(options.data)) {
+      read_data(file.path, [&](const DataRow& row) {
         if (shown == options.preview) {
           throw Enough();
         }
@@ -233,19 +271,31 @@ int run(const Options& options) {
     preview(options, encoder);
     return kSuccess;
   }
-  const auto load = [&](const char* name, const std::vector<std::string>& files) {
-    SupervisedData data = load_supervised(paths(files), encoder, options.sequence_length);
-    note(fmt::format("{}: {}; {} tokens, {} bear loss", name,
-                     describe(data.counts, options.sequence_length), data.documents.total_tokens(),
-                     data.documents.total_loss_tokens()));
-    return data;
-  };
-  const SupervisedData data = load("data", options.data);
-  std::optional<SupervisedData> held_out;
+  catch_interrupts();
+  make_directory(options.output);  // tokenized data that memory does not hold goes there
+  SupervisedOptions supervised = supervised_options(options);
+  const std::vector<DataFile> files = weighted_files(options.data);
+  SupervisedSplit data = load_supervised(files, encoder, supervised);
   if (!options.eval_data.empty()) {
-    held_out = load("held-out data", options.eval_data);
+    const std::vector<DataFile> held_out(options.eval_data.begin(), options.eval_data.end());
+    supervised.held_out = 0;
+    data.held_out = load_supervised(held_out, encoder, supervised).train;
   }
-  return train(options, bundle, data, held_out ? &*held_out : nullptr);
+  const auto tell = [&](const char* name, const SupervisedData& side) {
+    note(fmt::format("{}: {}; {} tokens, {} bear loss", name, describe(side.counts, supervised),
+                     side.documents.total_tokens(), side.documents.total_loss_tokens()));
+  };
+  tell("data", data.train);
+  for (size_t i = 0; i < files.size() && files.size() > 1; ++i) {
+    const DocumentGroup& group = data.train.documents.groups()[i];
+    note(fmt::format("  {}: {} examples, each drawn {} times an epoch", files[i].path.string(),
+                     group.count, group.weight));
+  }
+  const bool evaluates = data.held_out.documents.size() > 0;
+  if (evaluates) {
+    tell("held-out data", data.held_out);
+  }
+  return train(options, bundle, data.train, evaluates ? &data.held_out : nullptr);
 }
 
 }  // namespace
@@ -258,7 +308,9 @@ Command finetune_command() {
       .flags =
           {{"--model", &o->model, "Hugging Face directory or GGUF file", true},
            {"--data", &o->data,
-            "JSONL files (messages; prompt and completion; text; alpaca; sharegpt) or text", true},
+            "JSONL files (messages; prompt and completion; text; alpaca; sharegpt) or text; FILE:2 "
+            "is drawn twice an epoch",
+            true},
            {"--eval-data", &o->eval_data, "held-out files: their loss is measured, not trained on"},
            {"--output", &o->output, "directory for the adapter or the weights"},
            {"--method",
@@ -276,7 +328,13 @@ Command finetune_command() {
            {"--warmup", &o->warmup, "steps of rising learning rate; then it falls as a cosine"},
            {"--steps", &o->steps, "optimizer steps; 0: as many as the epochs take"},
            {"--epochs", &o->epochs, "passes over the data"},
-           {"--seq-len", &o->sequence_length, "longer examples are cut"},
+           {"--seq-len", &o->sequence_length, "tokens of an example; see --long"},
+           {"--long",
+            &o->long_rows,
+            "what becomes of rows longer than --seq-len",
+            false,
+            {"cut", "split", "drop", "refuse"}},
+           {"--held-out", &o->held_out, "share of the rows to hold out, chosen by their content"},
            {"--batch-tokens", &o->batch_tokens, "tokens an optimizer step"},
            {"--recompute",
             &o->recompute,

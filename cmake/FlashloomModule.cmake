@@ -164,6 +164,37 @@ function(flashloom_cross_tests)
   endif()
 endfunction()
 
+# flashloom_fuzz_targets(FOLDER f PROGRAM_SOURCES … DEPENDS … PACKAGES …): a test program that reads
+# the kept corpus with every <name>_fuzz.cc and, with FLASHLOOM_FUZZ, a libFuzzer program
+# fuzz_<name> for each. PROGRAM_SOURCES are parts of the program that targets call.
+function(flashloom_fuzz_targets)
+  cmake_parse_arguments(arg "" "FOLDER" "PROGRAM_SOURCES;DEPENDS;PACKAGES" ${ARGN})
+  _flashloom_prefixed(depends ${arg_DEPENDS})
+  file(GLOB sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/${arg_FOLDER}/*_fuzz.cc)
+  _flashloom_test_program(fuzz_tests LINK ${depends} ${arg_PACKAGES}
+                          SOURCES ${PROJECT_SOURCE_DIR}/${arg_FOLDER}/corpus_test.cc ${sources}
+                                  ${arg_PROGRAM_SOURCES})
+  if(FLASHLOOM_FUZZ)
+    add_custom_target(fuzzers COMMENT "All fuzz targets")
+    foreach(source ${sources})
+      get_filename_component(name ${source} NAME_WE)
+      string(REGEX REPLACE "_fuzz$" "" name ${name})
+      # Only the checkpoint's reader needs more of the house than the file readers.
+      set(links flashloom::io flashloom::text)
+      if(name STREQUAL checkpoint)
+        set(links ${depends})
+      endif()
+      add_executable(fuzz_${name} EXCLUDE_FROM_ALL ${source} ${arg_PROGRAM_SOURCES}
+                     ${PROJECT_SOURCE_DIR}/${arg_FOLDER}/libfuzzer_main.cc)
+      target_include_directories(fuzz_${name} PRIVATE ${PROJECT_SOURCE_DIR})
+      target_compile_definitions(fuzz_${name} PRIVATE FLASHLOOM_FUZZ_TARGET=read_${name})
+      target_link_libraries(fuzz_${name} PRIVATE ${links} ${arg_PACKAGES})
+      target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+      add_dependencies(fuzzers fuzz_${name})
+    endforeach()
+  endif()
+endfunction()
+
 # flashloom_instantiate(<ops folder>/<file>.cu.in NAME v1 v2 …) writes one .cu a value into the
 # build folder (never into git) and returns the list in flashloom_instances.
 function(flashloom_instantiate template name)

@@ -14,6 +14,9 @@ endif()
 add_library(flashloom_warnings INTERFACE)
 target_compile_options(flashloom_warnings INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wshadow -Werror -Wno-missing-field-initializers>)
+if(FLASHLOOM_FUZZ)  # the one build with clang; its warnings are clang-tidy's business
+  target_compile_options(flashloom_warnings INTERFACE -Wno-error)
+endif()
 
 # Portable code for every x86-64 (and others); the fast paths are chosen at run time by Highway.
 # -ffp-contract=off keeps a*b+c two roundings everywhere that does not ask for a fused one, so that
@@ -21,6 +24,11 @@ target_compile_options(flashloom_warnings INTERFACE
 add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fno-semantic-interposition>)
+endif()
+
+if(FLASHLOOM_FUZZ)
+  set(FLASHLOOM_SANITIZE ON)
+  add_compile_options($<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link>)
 endif()
 
 if(FLASHLOOM_SANITIZE)

@@ -41,6 +41,8 @@ enum class RandomStream : uint64_t {
   stochastic_rounding = 5,
   test = 6,
   probe = 7,
+  data_choice = 8,
+  embedding_noise = 9,
 };
 
 /// Uniform in [0, 1), 24 bits.

@@ -36,7 +36,7 @@ class TemporaryFile {
 std::vector<DataRow> rows_of(const std::string& ending, std::string_view content) {
   const TemporaryFile file(ending, content);
   std::vector<DataRow> rows;
-  read_data(file.path(), [&](const DataRow& row) { rows.push_back(row); });
+  read_data(file.path(), [&](DataRow&& row) { rows.push_back(std::move(row)); });
   return rows;
 }
 
@@ -95,6 +95,43 @@ TEST(DataReader, ReadsATextFileAsOneDocument) {
   ASSERT_EQ(rows.size(), 1u);
   EXPECT_EQ(rows[0].kind, DataRowKind::document);
   EXPECT_EQ(rows[0].text, "one\ntwo\n\nthree");
+}
+
+TEST(DataReader, ReadsLinesLongerThanItsBuffer) {
+  const std::string longest(3 << 20, 'x');  // three times the buffer's first size
+  const std::string row = R"({"text": ")" + longest + "\"}";
+  const std::string small = R"({"text": "small"})";
+  std::string content;
+  for (int i = 0; i < 3; ++i) {
+    content += small + "\n" + row + "\r\n";
+  }
+  const auto rows = rows_of(".jsonl", content + small);
+  ASSERT_EQ(rows.size(), 7u);
+  for (size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_TRUE(rows[i].text == (i % 2 == 0 ? "small" : longest)) << i;
+    EXPECT_EQ(rows[i].line, static_cast<int64_t>(i) + 1);
+    EXPECT_EQ(rows[i].hash, rows[i % 2].hash);
+    EXPECT_EQ(rows[i].bytes, static_cast<int64_t>(i % 2 == 0 ? small.size() : row.size()));
+  }
+  EXPECT_NE(rows[0].hash, rows[1].hash);
+}
+
+TEST(DataReader, ReadsATextFileOfManyMegabytesInRowsThatAreItsText) {
+  std::string text = "\n";
+  while (text.size() < (10U << 20)) {
+    text += text.size() % 3 == 0 ? "\n\n" : "a line of words\n";
+  }
+  text += "end";
+  const auto rows = rows_of(".txt", text);
+  ASSERT_GE(rows.size(), 2u);
+  std::string joined;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_EQ(rows[i].begins, i == 0);
+    EXPECT_EQ(rows[i].ends, i + 1 == rows.size());
+    EXPECT_LT(rows[i].text.size(), 5U << 20);
+    joined += rows[i].text;
+  }
+  EXPECT_TRUE(joined == text);
 }
 
 TEST(DataReader, NamesFileLineAndFault) {

@@ -130,8 +130,9 @@ std::string alpaca_prompt(std::string_view instruction, std::string_view input) 
       instruction, input);
 }
 
-DataRow parse_data_row(std::string_view json) {
-  const Value value = parse_json(json);
+namespace {
+
+DataRow row_of(const Value& value) {
   if (value.dict() == nullptr) {
     throw Error(fmt::format("expected a JSON object, got {}", value.type_name()));
   }
@@ -160,6 +161,16 @@ DataRow parse_data_row(std::string_view json) {
     }
   }
   return out;
+}
+
+}  // namespace
+
+DataRow parse_data_row(std::string_view json) {
+  return row_of(parse_json(json));
+}
+
+DataRow parse_data_row(std::string_view json, JsonParser& parser) {
+  return row_of(parser.parse_padded(json));
 }
 
 }  // namespace flashloom

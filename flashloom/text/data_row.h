@@ -25,7 +25,14 @@ struct DataRow {
   std::string text = {};
   std::string file = {};  ///< for errors
   int64_t line = 0;       ///< from 1
+  int64_t bytes = 0;      ///< that the row takes in the file
+  uint64_t hash = 0;      ///< of the row's bytes as the file has them, blanks around them apart
+  /// A plain text file of many megabytes comes in several rows: whether this is its first, its
+  /// last.
+  bool begins = true, ends = true;
 };
+
+class JsonParser;
 
 /// A JSON object as a row. The fields decide:
 /// - `messages` (and `tools`): as they are;
@@ -38,6 +45,10 @@ struct DataRow {
 /// - `text`.
 /// Other fields are ignored. Throws Error for fields of two formats, of none, or of wrong types.
 DataRow parse_data_row(std::string_view json);
+
+/// The same with a parser that is used again; JsonParser::kPadding bytes behind `json` are
+/// readable.
+DataRow parse_data_row(std::string_view json, JsonParser& parser);
 
 /// Taori et al. 2023, "Stanford Alpaca": the prompts with and without input.
 std::string alpaca_prompt(std::string_view instruction, std::string_view input);

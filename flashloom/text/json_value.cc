@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <simdjson.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "flashloom/core/error.h"
@@ -66,22 +67,38 @@ std::string_view describe(simdjson::error_code code) {
 
 }  // namespace
 
-Value parse_json(std::string_view text) {
+struct JsonParser::Implementation {
+  simdjson::dom::parser parser;
+};
+
+static_assert(JsonParser::kPadding >= simdjson::SIMDJSON_PADDING);
+
+JsonParser::JsonParser() : implementation_(std::make_unique<Implementation>()) {}
+
+JsonParser::~JsonParser() = default;
+
+Value JsonParser::parse_padded(std::string_view text) {
   if (text.size() > std::numeric_limits<uint32_t>::max() - simdjson::SIMDJSON_PADDING) {
     throw Error("JSON of more than 4 GB");
   }
-  simdjson::dom::parser parser;
-  // The parser reads beyond the end: it gets a padded copy.
-  const simdjson::padded_string padded(text);
-  simdjson::error_code code = parser.allocate(padded.size(), kMaxJsonDepth);
+  simdjson::dom::parser& parser = implementation_->parser;
+  simdjson::error_code code = simdjson::SUCCESS;
+  if (parser.capacity() < text.size() || parser.max_depth() != kMaxJsonDepth) {
+    code = parser.allocate(std::max(text.size(), 2 * parser.capacity()), kMaxJsonDepth);
+  }
   simdjson::dom::element element;
   if (code == simdjson::SUCCESS) {
-    code = parser.parse(padded).get(element);
+    code = parser.parse(text.data(), text.size(), /*realloc_if_needed=*/false).get(element);
   }
   if (code != simdjson::SUCCESS) {
     throw Error(std::string(describe(code)));
   }
   return convert(element);
+}
+
+Value parse_json(std::string_view text) {
+  const simdjson::padded_string padded(text);
+  return JsonParser().parse_padded(std::string_view(padded));
 }
 
 }  // namespace flashloom

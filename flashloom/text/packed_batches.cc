@@ -61,11 +61,11 @@ PackedStream::PackedStream(const TokenDocuments& documents, const StepShape& sha
                           fmt::format("{}", shape.bins_per_step));
   }
   options_.capacity = shape.bin_capacity;
-  plan_ = pack_documents(lengths_, options_, 0);
+  plan_ = pack_documents(lengths_, options_, 0, documents_.groups());
 }
 
 void PackedStream::next(std::vector<PackedBatch>& batches) {
-  if (position_.bin == plan_.bins()) {
+  while (position_.bin == plan_.bins()) {  // small weights may leave an epoch empty
     seek({.epoch = position_.epoch + 1, .bin = 0});
   }
   const int64_t count = std::min(shape_.bins_per_step, plan_.bins() - position_.bin);
@@ -79,7 +79,7 @@ void PackedStream::next(std::vector<PackedBatch>& batches) {
 void PackedStream::seek(const DataPosition& position) {
   PackingPlan plan = position.epoch == position_.epoch
                          ? plan_
-                         : pack_documents(lengths_, options_, position.epoch);
+                         : pack_documents(lengths_, options_, position.epoch, documents_.groups());
   if (position.epoch < 0 || position.bin < 0 || position.bin > plan.bins()) {
     throw InvalidArgument("PackedStream", "position",
                           fmt::format("a bin from 0 to {}", plan.bins()),

@@ -45,8 +45,9 @@ struct DataPosition {
   bool operator==(const DataPosition&) const = default;
 };
 
-/// The stream of optimizer steps: each epoch anew packed and shuffled, `bins_per_step` bins a step;
-/// the last step of an epoch takes what is left and never mixes two epochs.
+/// The stream of optimizer steps: each epoch draws its documents by the weights of their groups,
+/// anew packed and shuffled, `bins_per_step` bins a step; the last step of an epoch takes what is
+/// left and never mixes two epochs.
 class PackedStream {
  public:
   /// Borrows `documents`. `options.capacity` is shape.bin_capacity whatever it says.

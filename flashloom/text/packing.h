@@ -4,6 +4,8 @@
 #include <span>
 #include <vector>
 
+#include "flashloom/text/document_group.h"
+
 namespace flashloom {
 
 struct PackingOptions {
@@ -36,13 +38,16 @@ struct PackingPlan {
 /// goes first, each into the bin with the least room that suffices; then the order of all bins is
 /// shuffled. O(n log n); a window takes at most 11/9 of its best possible bins + 6/9 (Johnson 1974,
 /// Dósa 2007). A pure function of lengths, options and epoch, so that a run's place in its data is
-/// (seed, epoch, bin).
+/// (seed, epoch, bin). With `groups` the epoch's documents are those that they draw
+/// (epoch_documents); without, every document once.
 /// Throws InvalidArgument for a capacity or window below 1, a document that is empty or longer than
 /// the capacity, or more than 2^31 - 1 documents.
 PackingPlan pack_documents(std::span<const int64_t> lengths, const PackingOptions& options,
-                           int64_t epoch);
+                           int64_t epoch, std::span<const DocumentGroup> groups = {});
 
-/// The most documents that one bin can hold: how many of the shortest fit its capacity.
-int64_t most_documents_in_a_bin(std::vector<int64_t> lengths, int64_t capacity);
+/// The most documents that one bin of an epoch can hold: how many of the shortest fit its capacity,
+/// each as often as its group's weight may draw it.
+int64_t most_documents_in_a_bin(std::span<const int64_t> lengths, int64_t capacity,
+                                std::span<const DocumentGroup> groups = {});
 
 }  // namespace flashloom

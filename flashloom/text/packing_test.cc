@@ -96,6 +96,81 @@ TEST(Packing, OrderDependsOnSeedAndEpochAlone) {
   EXPECT_NE(documents(1, 0), documents(2, 0));
 }
 
+TEST(Packing, DrawsGroupsByTheirWeights) {
+  const std::vector<DocumentGroup> groups = {{0, 10, 2}, {10, 7, 0.5}, {17, 5, 1.3}, {22, 4, 1}};
+  std::vector<int> seen(26);
+  for (int64_t epoch = 0; epoch < 10; ++epoch) {
+    for (const int32_t document : epoch_documents(groups, 5, epoch)) {
+      ++seen[static_cast<size_t>(document)];
+    }
+    for (const DocumentGroup& group : groups) {
+      const auto first = seen.begin() + group.first;
+      const auto [least, most] = std::minmax_element(first, first + group.count);
+      EXPECT_LE(*most - *least, 1) << epoch;
+      const double drawn = std::accumulate(first, first + group.count, 0);
+      EXPECT_NEAR(drawn,
+                  static_cast<double>(epoch + 1) * group.weight * static_cast<double>(group.count),
+                  1)
+          << epoch;
+    }
+  }
+  EXPECT_EQ(epoch_documents(groups, 5, 3), epoch_documents(groups, 5, 3));
+  EXPECT_NE(epoch_documents(groups, 5, 3), epoch_documents(groups, 6, 3));
+  // Halves of a group change from epoch to epoch, and two of them are all of it.
+  const std::vector<DocumentGroup> half = {{0, 100, 0.5}};
+  std::vector<int32_t> both = epoch_documents(half, 1, 0);
+  EXPECT_EQ(both.size(), 50U);
+  EXPECT_NE(both.back(), 49);  // not simply the first half
+  const std::vector<int32_t> second = epoch_documents(half, 1, 1);
+  both.insert(both.end(), second.begin(), second.end());
+  EXPECT_EQ(std::set<int32_t>(both.begin(), both.end()).size(), 100U);
+}
+
+TEST(Packing, AWeightOfOneChangesNothing) {
+  const auto lengths = random_lengths(300, 100, 3);
+  const std::vector<DocumentGroup> groups = {{0, 300, 1}};
+  const PackingOptions options = {.capacity = 128, .window = 64, .seed = 9};
+  for (int64_t epoch = 0; epoch < 3; ++epoch) {
+    EXPECT_EQ(pack_documents(lengths, options, epoch, groups).documents,
+              pack_documents(lengths, options, epoch).documents);
+  }
+}
+
+TEST(Packing, BoundsTheDocumentsOfABinForAnyWeights) {
+  const auto lengths = random_lengths(60, 40, 8);
+  for (const double weight : {0.3, 1.0, 1.5, 3.0, 3.7}) {
+    const std::vector<DocumentGroup> groups = {{0, 20, weight}, {20, 40, 1}};
+    int64_t most = 0;
+    for (int64_t epoch = 0; epoch < 20; ++epoch) {
+      const PackingPlan plan = pack_documents(lengths, {.capacity = 64}, epoch, groups);
+      for (int64_t bin = 0; bin < plan.bins(); ++bin) {
+        most = std::max(most, static_cast<int64_t>(plan.bin(bin).size()));
+      }
+    }
+    EXPECT_LE(most, most_documents_in_a_bin(lengths, 64, groups)) << weight;
+  }
+  EXPECT_EQ(most_documents_in_a_bin(std::vector<int64_t>{2, 9, 3}, 10, {}), 2);
+  EXPECT_EQ(most_documents_in_a_bin(std::vector<int64_t>{2, 9, 3}, 10,
+                                    std::vector<DocumentGroup>{{0, 3, 3}}),
+            4);
+}
+
+TEST(PackedStream, PassesOverEpochsThatSmallWeightsLeaveEmpty) {
+  TokenDocuments documents;
+  documents.begin_group(0.25);
+  const std::vector<int32_t> tokens = {1, 2, 3};
+  documents.add(tokens, std::vector<uint8_t>(3, 1));
+  documents.add(tokens, std::vector<uint8_t>(3, 1));
+  PackedStream stream(documents, {.bin_capacity = 8, .bins_per_step = 1}, {});
+  std::vector<PackedBatch> batches;
+  for (int step = 0; step < 4; ++step) {
+    stream.next(batches);
+    ASSERT_EQ(batches.size(), 1U);
+    EXPECT_EQ(batches[0].tokens.size(), 3U);
+  }
+  EXPECT_EQ(stream.position().epoch, 6);  // a document every second epoch
+}
+
 TEST(Packing, RefusesWhatCannotBePacked) {
   const std::vector<int64_t> lengths = {3, 11};
   EXPECT_THROW(pack_documents(lengths, {.capacity = 10}, 0), InvalidArgument);
@@ -170,10 +245,10 @@ TEST(PackedStream, GoesOnFromASavedPosition) {
 }
 
 TEST(Packing, BoundsTheDocumentsOfABin) {
-  EXPECT_EQ(most_documents_in_a_bin({9, 2, 5, 2, 3}, 12), 4);
-  EXPECT_EQ(most_documents_in_a_bin({9, 2, 5, 2, 3}, 11), 3);
-  EXPECT_EQ(most_documents_in_a_bin({9, 2, 5, 2, 3}, 100), 5);
-  EXPECT_EQ(most_documents_in_a_bin({9, 2, 5, 2, 3}, 1), 0);
+  EXPECT_EQ(most_documents_in_a_bin(std::vector<int64_t>{9, 2, 5, 2, 3}, 12), 4);
+  EXPECT_EQ(most_documents_in_a_bin(std::vector<int64_t>{9, 2, 5, 2, 3}, 11), 3);
+  EXPECT_EQ(most_documents_in_a_bin(std::vector<int64_t>{9, 2, 5, 2, 3}, 100), 5);
+  EXPECT_EQ(most_documents_in_a_bin(std::vector<int64_t>{9, 2, 5, 2, 3}, 1), 0);
 }
 
 TEST(PlanSteps, CutsAStepIntoEqualBins) {

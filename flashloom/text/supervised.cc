@@ -6,7 +6,6 @@
 
 #include "flashloom/core/error.h"
 #include "flashloom/text/conversation_turns.h"
-#include "flashloom/text/data_reader.h"
 
 namespace flashloom {
 namespace {
@@ -14,10 +13,6 @@ namespace {
 // The spelling of a special token that the chat template may write.
 std::string spelling(const Tokenizer& tokenizer, std::optional<int32_t> id) {
   return id ? std::string(tokenizer.token(*id)) : std::string();
-}
-
-bool has_loss(std::span<const uint8_t> loss) {
-  return std::any_of(loss.begin() + 1, loss.end(), [](uint8_t flag) { return flag != 0; });
 }
 
 }  // namespace
@@ -90,8 +85,12 @@ SupervisedExample SupervisedEncoder::encode(const DataRow& row) const {
       close(example, prompt_tokens);
     } else {
       append(example, row.text, true);
-      close(example, 0);
-      begin(example);
+      if (row.ends) {
+        close(example, 0);
+      }
+      if (row.begins) {
+        begin(example);
+      }
     }
     return example;
   } catch (const IoError&) {
@@ -99,58 +98,6 @@ SupervisedExample SupervisedEncoder::encode(const DataRow& row) const {
   } catch (const Error& error) {
     throw IoError(row.file, fmt::format("line {}", row.line), error.what());
   }
-}
-
-SupervisedData load_supervised(std::span<const std::filesystem::path> files,
-                               const SupervisedEncoder& encoder, int64_t sequence_length) {
-  if (sequence_length < 2) {
-    throw InvalidArgument("load_supervised", "sequence_length", "2 or more",
-                          fmt::format("{}", sequence_length));
-  }
-  const auto most = static_cast<size_t>(sequence_length);
-  SupervisedData data;
-  SupervisedCounts& counts = data.counts;
-  const auto add = [&](std::span<const int32_t> tokens, std::span<const uint8_t> loss) {
-    if (!tokens.empty() && has_loss(loss)) {
-      data.documents.add(tokens, loss);
-      ++counts.examples;
-    } else {
-      ++counts.dropped;
-      counts.lost_tokens += static_cast<int64_t>(tokens.size());
-    }
-  };
-  for (const std::filesystem::path& file : files) {
-    read_data(file, [&](const DataRow& row) {
-      const SupervisedExample example = encoder.encode(row);
-      const std::span<const int32_t> tokens(example.tokens);
-      const std::span<const uint8_t> loss(example.loss);
-      ++counts.rows;
-      if (row.kind == DataRowKind::document) {
-        for (size_t at = 0; at < tokens.size(); at += most) {
-          const size_t size = std::min(most, tokens.size() - at);
-          add(tokens.subspan(at, size), loss.subspan(at, size));
-        }
-        return;
-      }
-      const size_t kept = std::min(most, tokens.size());
-      counts.cut += kept < tokens.size() ? 1 : 0;
-      counts.lost_tokens += static_cast<int64_t>(tokens.size() - kept);
-      add(tokens.first(kept), loss.first(kept));
-    });
-  }
-  if (counts.examples == 0) {
-    throw IoError(
-        files.empty() ? "data" : files.front().string(), "",
-        fmt::format("no example is left to learn from: {}", describe(counts, sequence_length)));
-  }
-  return data;
-}
-
-std::string describe(const SupervisedCounts& counts, int64_t sequence_length) {
-  return fmt::format(
-      "{} rows, {} examples; {} longer than {} tokens cut, {} without loss dropped, {} tokens lost",
-      counts.rows, counts.examples, counts.cut, sequence_length, counts.dropped,
-      counts.lost_tokens);
 }
 
 }  // namespace flashloom

@@ -52,28 +52,4 @@ class SupervisedEncoder {
   std::optional<ChatTemplate> chat_template_;
 };
 
-/// What became of the rows; said to the user.
-struct SupervisedCounts {
-  int64_t rows = 0;
-  int64_t examples = 0;
-  int64_t cut = 0;          ///< rows longer than the sequence length, whose end is lost
-  int64_t dropped = 0;      ///< rows without a token to learn, after cutting
-  int64_t lost_tokens = 0;  ///< in the ends that were cut off and the rows that were dropped
-};
-
-struct SupervisedData {
-  TokenDocuments documents;
-  SupervisedCounts counts;
-};
-
-/// Reads and encodes whole files. A row longer than `sequence_length` tokens is cut; a plain text
-/// file is cut into pieces of that length instead, so that nothing of it is lost.
-/// Throws IoError as read_data and encode do, and if no example is left; InvalidArgument for a
-/// sequence length below 2.
-SupervisedData load_supervised(std::span<const std::filesystem::path> files,
-                               const SupervisedEncoder& encoder, int64_t sequence_length);
-
-/// "480 rows, 2 cut to 512 tokens, 1 without loss dropped" for the log.
-std::string describe(const SupervisedCounts& counts, int64_t sequence_length);
-
 }  // namespace flashloom

@@ -194,54 +194,6 @@ TEST(Supervised, SaysWhereARowCannotBeEncoded) {
             "text");
 }
 
-class SupervisedFiles : public testing::Test {
- protected:
-  void TearDown() override { std::filesystem::remove(path_); }
-
-  SupervisedData load(const std::string& ending, std::string_view content, int64_t length) {
-    path_ = std::filesystem::path(testing::TempDir()) / ("supervised_rows" + ending);
-    std::ofstream(path_, std::ios::binary) << content;
-    const std::vector<std::filesystem::path> files = {path_};
-    return load_supervised(files, SupervisedEncoder(smollm2()), length);
-  }
-
-  std::filesystem::path path_;
-};
-
-TEST_F(SupervisedFiles, CutsDropsAndCounts) {
-  // Digits are a token each.
-  const SupervisedData data = load(".jsonl",
-                                   "{\"text\": \"1234567890\"}\n"
-                                   "{\"prompt\": \"12345678\", \"completion\": \"9\"}\n"
-                                   "{\"prompt\": \"12\", \"completion\": \"34\"}\n"
-                                   "{\"text\": \"\"}\n",
-                                   8);
-  EXPECT_EQ(data.counts.rows, 4);
-  EXPECT_EQ(data.counts.examples, 2);
-  EXPECT_EQ(data.counts.cut, 2);
-  EXPECT_EQ(data.counts.dropped, 2);
-  EXPECT_EQ(data.counts.lost_tokens, 3 + (2 + 8) + 1);
-  EXPECT_EQ(data.documents.size(), 2);
-  EXPECT_EQ(data.documents.length(0), 8);
-  EXPECT_EQ(data.documents.total_loss_tokens(), 7 + 3);
-  EXPECT_EQ(
-      describe(data.counts, 8),
-      "4 rows, 2 examples; 2 longer than 8 tokens cut, 2 without loss dropped, 14 tokens lost");
-}
-
-TEST_F(SupervisedFiles, CutATextFileIntoPieces) {
-  const SupervisedData data = load(".txt", "123456789012345678", 8);
-  EXPECT_EQ(data.documents.size(), 3);
-  EXPECT_EQ(data.documents.total_tokens(), 19);  // and its end token
-  EXPECT_EQ(data.counts.rows, 1);
-  EXPECT_EQ(data.counts.lost_tokens, 0);
-}
-
-TEST_F(SupervisedFiles, RefuseDataWithoutLoss) {
-  EXPECT_THROW(load(".jsonl", R"({"messages": [{"role": "user", "content": "x"}]})", 100), IoError);
-  EXPECT_THROW(load(".jsonl", R"({"text": "abc"})", 1), InvalidArgument);
-}
-
 TEST(Preview, ShowsTokensAndMask) {
   const Tokenizer tokenizer = smollm2();
   const SupervisedExample example = joined(tokenizer, {"1\n2", "34<|im_end|>", "\t"});

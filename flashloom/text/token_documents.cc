@@ -3,19 +3,36 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 
 #include "flashloom/core/error.h"
 
 namespace flashloom {
+
+// A token takes four bytes and its loss mark one.
+TokenDocuments::TokenDocuments(const std::string& directory, int64_t memory_bytes)
+    : tokens_(directory, memory_bytes / 5 * 4), loss_(directory, memory_bytes / 5) {}
+
+void TokenDocuments::begin_group(double weight) {
+  if (!std::isfinite(weight) || weight <= 0) {
+    throw InvalidArgument("TokenDocuments", "weight", "a number above 0",
+                          fmt::format("{}", weight));
+  }
+  groups_.push_back({.first = size(), .count = 0, .weight = weight});
+}
 
 void TokenDocuments::add(std::span<const int32_t> tokens, std::span<const uint8_t> loss) {
   if (tokens.empty() || tokens.size() != loss.size()) {
     throw InvalidArgument("TokenDocuments", "loss", "one flag for each of one or more tokens",
                           fmt::format("{} tokens, {} flags", tokens.size(), loss.size()));
   }
-  tokens_.insert(tokens_.end(), tokens.begin(), tokens.end());
-  loss_.insert(loss_.end(), loss.begin(), loss.end());
-  offsets_.push_back(static_cast<int64_t>(tokens_.size()));
+  if (groups_.empty()) {
+    begin_group(1);
+  }
+  tokens_.append(std::as_bytes(tokens));
+  loss_.append(std::as_bytes(loss));
+  offsets_.push_back(offsets_.back() + static_cast<int64_t>(tokens.size()));
+  ++groups_.back().count;
   for (size_t i = 1; i < loss.size(); ++i) {
     loss_tokens_ += loss[i] != 0 ? 1 : 0;
   }
@@ -38,10 +55,13 @@ std::vector<int64_t> TokenDocuments::lengths() const {
 }
 
 TokenDocument TokenDocuments::operator[](int64_t index) const {
-  const auto first = static_cast<size_t>(offsets_[static_cast<size_t>(index)]);
-  const auto count = static_cast<size_t>(length(index));
-  return {.tokens = std::span(tokens_).subspan(first, count),
-          .loss = std::span(loss_).subspan(first, count)};
+  const int64_t first = offsets_[static_cast<size_t>(index)];
+  const int64_t count = length(index);
+  constexpr int64_t kTokenBytes = sizeof(int32_t);
+  const auto tokens = tokens_.part(first * kTokenBytes, count * kTokenBytes);
+  const auto loss = loss_.part(first, count);
+  return {.tokens = {reinterpret_cast<const int32_t*>(tokens.data()), static_cast<size_t>(count)},
+          .loss = {reinterpret_cast<const uint8_t*>(loss.data()), static_cast<size_t>(count)}};
 }
 
 }  // namespace flashloom

@@ -2,8 +2,11 @@
 
 #include <cstdint>
 #include <span>
-#include <string_view>
+#include <string>
 #include <vector>
+
+#include "flashloom/text/document_group.h"
+#include "flashloom/text/spilled_bytes.h"
 
 namespace flashloom {
 
@@ -14,9 +17,18 @@ struct TokenDocument {
   std::span<const uint8_t> loss;
 };
 
-/// Documents of a data set, tokenized, end to end in two arrays.
+/// Documents of a data set, tokenized, end to end in two arrays, which may be larger than memory.
 class TokenDocuments {
  public:
+  /// All in memory.
+  TokenDocuments() = default;
+  /// Beyond `memory_bytes`, in a temporary file in `directory`: 5 bytes a token.
+  TokenDocuments(const std::string& directory, int64_t memory_bytes);
+
+  /// Documents that are added from now on are drawn `weight` times an epoch. Throws InvalidArgument
+  /// unless it is finite and above 0.
+  void begin_group(double weight);
+
   /// Throws InvalidArgument unless `tokens` and `loss` are equally long and not empty.
   void add(std::span<const int32_t> tokens, std::span<const uint8_t> loss);
 
@@ -35,15 +47,22 @@ class TokenDocuments {
 
   TokenDocument operator[](int64_t index) const;
 
+  /// All documents, those without begin_group() with weight 1.
+  const std::vector<DocumentGroup>& groups() const { return groups_; }
+
   int64_t total_tokens() const { return offsets_.back(); }
 
   /// Positions that training predicts and scores: loss-bearing tokens without each first one.
   int64_t total_loss_tokens() const { return loss_tokens_; }
 
+  /// Bytes that lie in the temporary file.
+  int64_t spilled_bytes() const { return tokens_.spilled() + loss_.spilled(); }
+
  private:
-  std::vector<int32_t> tokens_;
-  std::vector<uint8_t> loss_;
+  SpilledBytes tokens_;  // int32 each
+  SpilledBytes loss_;    // uint8 each
   std::vector<int64_t> offsets_ = {0};
+  std::vector<DocumentGroup> groups_;
   int64_t loss_tokens_ = 0;
 };
 

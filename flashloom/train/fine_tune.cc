@@ -81,7 +81,7 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
         .max_tokens = tokens,
         .max_sequence_length = std::max(longest_anywhere, kProbeLength),
         .max_sequences =
-            std::max({most_documents_in_a_bin(lengths, tokens),
+            std::max({most_documents_in_a_bin(lengths, tokens, train.groups()),
                       most_documents_in_a_bin(held_out_lengths, tokens), kProbeDocuments})};
   };
   const auto fits = [&](const StepShape& shape) {

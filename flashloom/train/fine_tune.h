@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "flashloom/core/memory_plan.h"
@@ -38,6 +39,9 @@ struct FineTuneOptions {
   DType save_dtype = DType::f32;  // of full weights
   uint64_t seed = 0;
   bool guards = true;  // watch for signs that the run does not train; under 1 % of the time
+  /// What decided the data beside the rows themselves, by name: a run that goes on must have the
+  /// same.
+  std::vector<std::pair<std::string, std::string>> data_settings = {};
 };
 
 /// One optimizer step, as the metrics record it. Rates are over the step's own time.

@@ -77,6 +77,9 @@ std::vector<Metric> FineTune::settings() const {
           {llama_linear_name(static_cast<LlamaLinear>(i)), options_.lora->targets[i]});
     }
   }
+  for (const auto& [name, value] : options_.data_settings) {
+    settings.push_back({name, std::string_view(value)});
+  }
   return settings;
 }
 

@@ -131,6 +131,26 @@ TEST_F(Program, ReadsFlagsFromAFileThatTheCommandLineOverrides) {
   EXPECT_NE(type.err.find("steps: expected a whole number"), std::string::npos) << type.err;
 }
 
+TEST_F(Program, WeighsFilesAndHoldsRowsOut) {
+  const ProgramResult result =
+      run("finetune --model " + model() + " --data " + data() + ":1.5 --data " + held() +
+          " --held-out 0.2 --output " + path("weighed") + " --batch-tokens 256 --steps 1 --json");
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("train.jsonl: "), std::string::npos) << result.err;
+  EXPECT_NE(result.err.find(" examples, each drawn 1.5 times an epoch"), std::string::npos);
+  EXPECT_NE(result.err.find("held-out data: "), std::string::npos);
+  EXPECT_GT(nlohmann::json::parse(result.out).at("eval_tokens"), 0);
+  const std::string job =
+      "finetune --model " + model() + " --data " + data() + " --output " + path("not_made") + " ";
+  const ProgramResult refused = run(job + "--seq-len 8 --long refuse");
+  EXPECT_EQ(refused.code, 1);
+  EXPECT_NE(refused.err.find("train.jsonl: line 1: expected at most 8 tokens"), std::string::npos)
+      << refused.err;
+  EXPECT_EQ(run(job + "--held-out 1").code, 2);
+  EXPECT_EQ(run(job + "--held-out 0.1 --eval-data " + held()).code, 2);
+  EXPECT_EQ(run(job + "--data " + held() + ":0").code, 2);
+}
+
 TEST_F(Program, SaysWhatIsWrongAndWhere) {
   EXPECT_EQ(run("").code, 2);
   EXPECT_EQ(run("finetune --no-such-flag").code, 2);

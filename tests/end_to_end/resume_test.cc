@@ -164,6 +164,31 @@ TEST_F(Resume, NamesTheSettingsAndTheDataThatDiffer) {
   EXPECT_THAT(data.err, testing::Not(HasSubstr("eval_data")));
 }
 
+TEST_F(Resume, NamesTheDataOptionsThatDiffer) {
+  const ProgramResult result =
+      run(training("whole", kSteps) + "--seq-len 8 --long split --data " + path("held.jsonl:2.5"));
+  EXPECT_NE(result.code, 0);
+  EXPECT_THAT(result.err, HasSubstr("seq_len: was \"1024\", now \"8\""));
+  EXPECT_THAT(result.err, HasSubstr("long: was \"cut\", now \"split\""));
+  EXPECT_THAT(result.err, HasSubstr("data_weights: was \"1\", now \"1, 2.5\""));
+}
+
+TEST_F(Resume, RefusesDataThatChangedBetweenRuns) {
+  write_file_atomically(path("changing.jsonl"), read_for_test(path("train.jsonl")));
+  const std::string line =
+      fmt::format("finetune --model {} --data {} --output {} --batch-tokens 128 --save-steps 2 ",
+                  path("model"), path("changing.jsonl"), path("changed"));
+  ASSERT_EQ(run(line + "--steps 4").code, 0);
+  const std::string before = weights("changed");
+  std::string rows = read_for_test(path("changing.jsonl"));
+  rows.replace(rows.find("number 7?"), 9, "number 8?");
+  write_file_atomically(path("changing.jsonl"), rows);
+  const ProgramResult result = run(line + "--steps 8");
+  EXPECT_EQ(result.code, 1);
+  EXPECT_THAT(result.err, HasSubstr("other settings:\n  data: was"));
+  EXPECT_TRUE(weights("changed") == before);
+}
+
 TEST_F(Resume, StartsAnewIfAsked) {
   ASSERT_EQ(run(training("anew", 4) + "--seed 5").code, 0);
   const ProgramResult result = run(training("anew", kSteps) + "--resume never");
