@@ -25,7 +25,7 @@ TEST_P(Corpus, IsReadOrRefused) {
   for (const auto& entry : std::filesystem::directory_iterator(folder)) {
     files.push_back(entry.path());
   }
-  ASSERT_GE(files.size(), 10U) << folder;
+  ASSERT_GE(files.size(), 3U) << folder;
   std::sort(files.begin(), files.end());
   for (const auto& file : files) {
     SCOPED_TRACE(file.string());
@@ -34,7 +34,7 @@ TEST_P(Corpus, IsReadOrRefused) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Readers, Corpus, testing::ValuesIn(kTargets),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& test) { return std::string(test.param.name); });
 
 }  // namespace
 }  // namespace flashloom::fuzz

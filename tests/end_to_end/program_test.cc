@@ -57,7 +57,7 @@ TemporaryDirectory* Program::folder_ = nullptr;
 
 TEST_F(Program, FineTunesEvaluatesAndMergesAnAdapter) {
   const std::string adapter = path("adapter");
-  const ProgramResult result = run(training(adapter) + "--eval-steps 4 --save-steps 5 --epochs 3");
+  const ProgramResult result = run(training(adapter) + "--eval-steps 4 --save-steps 5 --epochs 5");
   ASSERT_EQ(result.code, 0) << result.err;
   const auto summary = nlohmann::json::parse(result.out);
   const double before = summary.at("eval_loss_before");
