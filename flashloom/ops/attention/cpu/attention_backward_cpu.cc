@@ -117,7 +117,7 @@ class BackwardChunk {
       const HeadGeometry geometry =
           resolve_head(plan_.source, rows_, sequence_, key_head_ * group_);
       keys_ = std::clamp<int64_t>(geometry.inner.count - first_key_, 0, plan_.tile.keys);
-      load_keys();
+      loaded_ = false;
       for (int32_t h = key_head_ * group_; keys_ > 0 && h < (key_head_ + 1) * group_; ++h) {
         walk_queries(h, tile);
       }
@@ -140,14 +140,16 @@ class BackwardChunk {
     const bool packed = plan_.source.cu_key != nullptr;
     const CpuRows keys = cpu_rows(plan_.inputs->k, packed, sequence_, key_head_, rows_.key_first);
     const CpuRows values = cpu_rows(plan_.inputs->v, packed, sequence_, key_head_, rows_.key_first);
+    const CpuRows score_keys = plan_.score_pairs ? as_pairs(keys) : keys;
+    const CpuRows dvalue_values = plan_.value_pairs ? as_pairs(values) : values;
     for (int64_t p = 0; p < plan_.panels; ++p) {
       const int64_t count = std::max<int64_t>(panel_keys(p), 0);
-      load_panel(keys, first_key_ + p * kWidth, count, kWidth, plan_.head_dim, plan_.head_padded,
-                 plan_.score.panel_scale, scratch_.rows,
-                 scratch_.keys + p * plan_.head_padded * kWidth);
-      load_panel(values, first_key_ + p * kWidth, count, kWidth, plan_.value_dim,
-                 plan_.value_padded, 1, scratch_.rows,
-                 scratch_.values + p * plan_.value_padded * kWidth);
+      load_panel(score_keys, first_key_ + p * kWidth, count, kWidth, plan_.score_depth,
+                 plan_.score_padded, plan_.score_pairs ? 1.0f : plan_.score.panel_scale,
+                 scratch_.rows, scratch_.keys + p * plan_.score_padded * kWidth);
+      load_panel(dvalue_values, first_key_ + p * kWidth, count, kWidth, plan_.dvalue_depth,
+                 plan_.dvalue_padded, 1, scratch_.rows,
+                 scratch_.values + p * plan_.dvalue_padded * kWidth);
     }
     load_grouped(keys, first_key_, keys_, tile_keys_, plan_.head_dim, plan_.head_padded,
                  scratch_.rows, scratch_.grouped_keys);
@@ -166,6 +168,10 @@ class BackwardChunk {
     const int64_t workspace_row = head * plan_.total_rows + plan_.first_row(sequence_, rows_);
     TileIterator runs(geometry, key_tile, plan_.tile);
     for (TileRun run = {}; runs.next(run);) {
+      if (!loaded_) {  // keys that no query sees are never read
+        load_keys();
+        loaded_ = true;
+      }
       for (int64_t tile = run.first; tile < run.first + run.count; ++tile) {
         const int64_t first = tile * plan_.tile.rows;
         const int64_t count = std::min<int64_t>(plan_.tile.rows, geometry.inner.count - first);
@@ -173,6 +179,14 @@ class BackwardChunk {
                      scratch_.rows, scratch_.queries);
         load_grouped(douts, first, count, tile_rows_, plan_.value_dim, plan_.value_padded,
                      scratch_.rows, scratch_.douts);
+        if (plan_.score_pairs) {
+          load_grouped(as_pairs(queries), first, count, tile_rows_, plan_.score_depth,
+                       plan_.score_padded, scratch_.rows, scratch_.query_pairs);
+        }
+        if (plan_.value_pairs) {
+          load_grouped(as_pairs(douts), first, count, tile_rows_, plan_.dvalue_depth,
+                       plan_.dvalue_padded, scratch_.rows, scratch_.dout_pairs);
+        }
         std::copy_n(plan_.log_sums + workspace_row + first, count, scratch_.log_sums);
         std::copy_n(plan_.deltas + workspace_row + first, count, scratch_.deltas);
         std::fill(scratch_.log_sums + count, scratch_.log_sums + tile_rows_, kInfinity);
@@ -210,11 +224,10 @@ class BackwardChunk {
     }
     const int64_t head_groups = plan_.head_padded / kDepthGroup;
     const int64_t value_groups = plan_.value_padded / kDepthGroup;
-    for (int64_t i = range.first; i < range.last; i += kTileRows) {
-      score_block<NV>(scratch_.queries + i * kDepthGroup, tile_rows_,
-                      scratch_.keys + panel * plan_.head_padded * kWidth, head_groups,
-                      scratch_.probabilities + i * kWidth, kWidth);
-    }
+    score_rows<NV>(plan_.score_pairs, plan_.score_pairs ? scratch_.query_pairs : scratch_.queries,
+                   tile_rows_, scratch_.keys + panel * plan_.score_padded * kWidth,
+                   plan_.score_padded, plan_.score.panel_scale, range.first, range.last,
+                   scratch_.probabilities, kWidth);
     if (!plan_.score.plain) {
       adjust_scores<NV>(plan_.score, head_score, geometry, range, place, scratch_.probabilities,
                         scratch_.slopes);
@@ -233,11 +246,9 @@ class BackwardChunk {
                          scratch_.douts, tile_rows_, value_groups,
                          drop ? scratch_.dropped : scratch_.probabilities, kWidth, range.first,
                          range.last);
-    for (int64_t i = range.first; i < range.last; i += kTileRows) {
-      score_block<NV>(scratch_.douts + i * kDepthGroup, tile_rows_,
-                      scratch_.values + panel * plan_.value_padded * kWidth, value_groups,
-                      dscores + i * score_width_, score_width_);
-    }
+    score_rows<NV>(plan_.value_pairs, plan_.value_pairs ? scratch_.dout_pairs : scratch_.douts,
+                   tile_rows_, scratch_.values + panel * plan_.dvalue_padded * kWidth,
+                   plan_.dvalue_padded, 1, range.first, range.last, dscores, score_width_);
     backpropagate_softmax(range, drop ? scratch_.dropped : scratch_.probabilities, dscores);
     if (plan_.with_entropy) {
       backpropagate_entropy(range, dscores);
@@ -384,14 +395,15 @@ class BackwardChunk {
     }
   }
 
-  // Keys behind the end have gradient 0: their lanes may hold anything.
+  // Keys behind the end, and those that no query sees, have gradient 0: their lanes may hold
+  // anything.
   void write_panel(const TensorView& out, const float* panel, int64_t width, int64_t padded,
                    float scale, int64_t p, int64_t count, bool accumulate) {
     const Lanes d;
     transpose(panel, padded, kWidth, scratch_.rows);
     for (int64_t lane = 0; lane < count; ++lane) {
       float* row = scratch_.rows + lane * padded;
-      const bool exists = p * kWidth + lane < keys_;
+      const bool exists = loaded_ && p * kWidth + lane < keys_;
       for (int64_t c = 0; c < padded; c += kLanes) {
         const auto value = hn::Mul(hn::Load(d, row + c), hn::Set(d, scale));
         hn::Store(exists ? value : hn::Zero(d), d, row + c);
@@ -412,7 +424,8 @@ class BackwardChunk {
   int64_t tile_rows_;
   int64_t tile_keys_;
   int64_t first_key_ = 0;
-  int64_t keys_ = 0;  // that exist in this tile
+  int64_t keys_ = 0;     // that exist in this tile
+  bool loaded_ = false;  // this tile's keys and values
 };
 
 void backward_chunk(const BackwardPlan& plan, int32_t sequence, int32_t key_head, int64_t chunk,
@@ -454,6 +467,10 @@ int64_t backward_panel_width() {
   return kBackwardVectors * kLanes;
 }
 
+bool backward_pairs() {
+  return bf16_pairs_available();
+}
+
 }  // namespace
 }  // namespace HWY_NAMESPACE
 }  // namespace flashloom
@@ -467,6 +484,7 @@ HWY_EXPORT(backward_rows);
 HWY_EXPORT(backward_chunk);
 HWY_EXPORT(reduce_queries);
 HWY_EXPORT(backward_panel_width);
+HWY_EXPORT(backward_pairs);
 
 namespace {
 
@@ -487,6 +505,13 @@ BackwardPlan backward_plan(const AttentionGradients& gradients, const AttentionI
   plan.head_padded = padded_depth(plan.head_dim);
   plan.value_padded = padded_depth(plan.value_dim);
   plan.panel_width = HWY_DYNAMIC_DISPATCH(backward_panel_width)();
+  const bool pairs = HWY_DYNAMIC_DISPATCH(backward_pairs)();
+  plan.score_pairs = pairs && stored_as_pairs(inputs.q, inputs.k);
+  plan.value_pairs = pairs && stored_as_pairs(saved.dout, inputs.v);
+  plan.score_depth = plan.score_pairs ? plan.head_dim / 2 : plan.head_dim;
+  plan.score_padded = padded_depth(plan.score_depth);
+  plan.dvalue_depth = plan.value_pairs ? plan.value_dim / 2 : plan.value_dim;
+  plan.dvalue_padded = padded_depth(plan.dvalue_depth);
   plan.tile = {tile_side(plan.source.block_rows, kBackwardQueries),
                tile_side(plan.source.block_keys, kBackwardKeys)};
   plan.panels = tile_count(plan.tile.keys, plan.panel_width);
@@ -562,13 +587,15 @@ BackwardScratch::BackwardScratch(const BackwardPlan& plan, float* memory) {
   const int64_t tile_rows = padded_rows(plan.tile.rows);
   const int64_t tile_keys = padded_rows(plan.tile.keys);
   const int64_t width = plan.panel_width;
-  keys = arena.take(plan.panels * plan.head_padded * width);
-  values = arena.take(plan.panels * plan.value_padded * width);
+  keys = arena.take(plan.panels * plan.score_padded * width);
+  values = arena.take(plan.panels * plan.dvalue_padded * width);
   grouped_keys = arena.take(plan.head_padded * tile_keys);
   dkeys = arena.take(plan.panels * plan.head_padded * width);
   dvalues = arena.take(plan.panels * plan.value_padded * width);
   queries = arena.take(plan.head_padded * tile_rows);
   douts = arena.take(plan.value_padded * tile_rows);
+  query_pairs = arena.take(plan.score_pairs ? plan.score_padded * tile_rows : 0);
+  dout_pairs = arena.take(plan.value_pairs ? plan.dvalue_padded * tile_rows : 0);
   probabilities = arena.take(tile_rows * width);
   dscores = arena.take(tile_rows * plan.panels * width);
   slopes = arena.take(plan.score.softcap > 0 ? tile_rows * width : 0);

@@ -25,6 +25,9 @@ struct BackwardPlan {
   GeometrySource source;
   int64_t head_dim, value_dim;
   int64_t head_padded, value_padded;
+  bool score_pairs, value_pairs;        // q and k, dout and v stay pairs of bf16 in their products
+  int64_t score_depth, score_padded;    // elements of a row there: D, or D / 2 pairs
+  int64_t dvalue_depth, dvalue_padded;  // E, or E / 2 pairs
   int64_t panel_width;
   TileShape tile;
   int64_t panels;      // of a tile of keys
@@ -52,13 +55,15 @@ struct BackwardPlan {
 
 /// A worker's scratch memory.
 struct BackwardScratch {
-  float* keys;           // (panels, D, W), scaled for scores in base 2
-  float* values;         // (panels, E, W)
+  float* keys;           // (panels, D, W), scaled for scores in base 2; or pairs
+  float* values;         // (panels, E, W), or pairs
   float* grouped_keys;   // (D / 16, tile keys, 16)
   float* dkeys;          // (panels, D, W)
   float* dvalues;        // (panels, E, W)
   float* queries;        // (D / 16, tile rows, 16)
   float* douts;          // (E / 16, tile rows, 16)
+  float* query_pairs;    // (pairs / 16, tile rows, 16)
+  float* dout_pairs;     // (pairs / 16, tile rows, 16)
   float* probabilities;  // (tile rows, W)
   float* dscores;        // (tile rows, panels x W)
   float* slopes;         // (tile rows, W): of softcap

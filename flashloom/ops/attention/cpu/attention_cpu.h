@@ -6,6 +6,7 @@
 #include <string>
 
 #include "flashloom/ops/attention/attention.h"
+#include "flashloom/ops/attention/patterns/tile_runs.h"
 
 namespace flashloom {
 
@@ -23,6 +24,11 @@ int64_t attention_forward_cpu_bytes(const AttentionOutputs& outputs, const Atten
                                     const AttentionOptions& options);
 int64_t attention_backward_cpu_bytes(const AttentionGradients& gradients,
                                      const AttentionInputs& inputs, const AttentionSaved& saved,
+                                     const AttentionOptions& options);
+
+/// The tiles that the forward kernel walks for a call, for tools that show them. Decoding walks no
+/// tiles: all queries of a sequence by the keys that it works on together.
+TileShape attention_forward_cpu_tile(const AttentionOutputs& outputs, const AttentionInputs& inputs,
                                      const AttentionOptions& options);
 
 void attention_forward_cpu(const AttentionOutputs& outputs, const AttentionInputs& inputs,

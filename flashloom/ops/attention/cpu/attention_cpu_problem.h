@@ -78,6 +78,17 @@ inline CpuRows cpu_key_rows(const ConstTensorView& view, const AttentionSequence
           nullptr};
 }
 
+/// Whether the product of two tensors' rows can be formed from pairs of bf16 as they are stored.
+inline bool stored_as_pairs(const ConstTensorView& a, const ConstTensorView& b) {
+  return a.dtype == DType::bf16 && b.dtype == DType::bf16 && a.dim(-1) % 2 == 0;
+}
+
+/// Rows of bf16 as rows of half as many f32, each the bits of a pair.
+inline CpuRows as_pairs(CpuRows rows) {
+  rows.dtype = DType::f32;
+  return rows;
+}
+
 /// A mutable row pointer of (rows, width) memory.
 inline std::byte* mutable_row(const TensorView& rows, int64_t index) {
   return static_cast<std::byte*>(rows.data) +

@@ -67,14 +67,16 @@ class ForwardTile {
   }
 
   void load_queries() {
-    const int64_t dim = plan_.head_padded;
+    const int64_t dim = plan_.score_padded;
     for (int64_t h = 0; h < plan_.heads; ++h) {
-      const CpuRows queries = cpu_rows(plan_.inputs->q, plan_.source.cu_query != nullptr, sequence_,
-                                       head_ + h, rows_.query_first);
+      const CpuRows rows = cpu_rows(plan_.inputs->q, plan_.source.cu_query != nullptr, sequence_,
+                                    head_ + h, rows_.query_first);
+      const CpuRows queries = plan_.pairs ? as_pairs(rows) : rows;
       for (int64_t p = 0; p < panels_; ++p) {
         const int64_t state = h * panels_ + p;
-        load_panel(queries, first_ + p * kWidth, panel_rows(p), kWidth, plan_.head_dim, dim,
-                   plan_.score.panel_scale, scratch_.rows, scratch_.queries + state * dim * kWidth);
+        load_panel(queries, first_ + p * kWidth, panel_rows(p), kWidth, plan_.score_depth, dim,
+                   plan_.pairs ? 1.0f : plan_.score.panel_scale, scratch_.rows,
+                   scratch_.queries + state * dim * kWidth);
         std::fill_n(scratch_.out + state * plan_.value_padded * kWidth, plan_.value_padded * kWidth,
                     0.0f);
         std::fill_n(scratch_.largest + state * kWidth, kWidth, kNothing);
@@ -86,8 +88,9 @@ class ForwardTile {
 
   void walk_keys() {
     const int64_t group = plan_.source.heads / plan_.source.key_heads;
-    const CpuRows keys = cpu_key_rows(plan_.inputs->k, plan_.options->sequences, sequence_,
-                                      head_ / group, rows_.key_first);
+    const CpuRows key_rows = cpu_key_rows(plan_.inputs->k, plan_.options->sequences, sequence_,
+                                          head_ / group, rows_.key_first);
+    const CpuRows keys = plan_.pairs ? as_pairs(key_rows) : key_rows;
     const CpuRows values = cpu_key_rows(plan_.inputs->v, plan_.options->sequences, sequence_,
                                         head_ / group, rows_.key_first);
     const int64_t tile_keys = padded_rows(plan_.tile.keys);
@@ -96,7 +99,7 @@ class ForwardTile {
       for (int64_t tile = run.first; tile < run.first + run.count; ++tile) {
         const int64_t first = tile * plan_.tile.keys;
         const int64_t count = std::min<int64_t>(plan_.tile.keys, geometry_.inner.count - first);
-        load_grouped(keys, first, count, tile_keys, plan_.head_dim, plan_.head_padded,
+        load_grouped(keys, first, count, tile_keys, plan_.score_depth, plan_.score_padded,
                      scratch_.rows, scratch_.keys);
         load_grouped(values, first, count, tile_keys, plan_.value_dim, plan_.value_padded,
                      scratch_.rows, scratch_.values);
@@ -119,13 +122,10 @@ class ForwardTile {
               const PanelPlace& place) {
     const int64_t state = h * panels_ + panel;
     const int64_t tile_keys = padded_rows(plan_.tile.keys);
-    const int64_t head_groups = plan_.head_padded / kDepthGroup;
     const int64_t value_groups = plan_.value_padded / kDepthGroup;
-    const float* queries = scratch_.queries + state * plan_.head_padded * kWidth;
-    for (int64_t k = range.first; k < range.last; k += kTileRows) {
-      score_block<NV>(scratch_.keys + k * kDepthGroup, tile_keys, queries, head_groups,
-                      scratch_.scores + k * kWidth, kWidth);
-    }
+    score_rows<NV>(plan_.pairs, scratch_.keys, tile_keys,
+                   scratch_.queries + state * plan_.score_padded * kWidth, plan_.score_padded,
+                   plan_.score.panel_scale, range.first, range.last, scratch_.scores, kWidth);
     if (!plan_.score.plain) {
       adjust_scores<NV>(plan_.score, head_score(h), geometry_, range, place, scratch_.scores,
                         nullptr);
@@ -345,8 +345,8 @@ void forward_task(const ForwardPlan& plan, int32_t sequence, int32_t head, int64
   ForwardTile<kForwardVectors>(plan, sequence, head, query_tile, memory).run();
 }
 
-int64_t forward_panel_width() {
-  return kForwardVectors * kLanes;
+ForwardTarget forward_target() {
+  return {kForwardVectors * kLanes, bf16_pairs_available()};
 }
 
 }  // namespace
@@ -359,7 +359,7 @@ HWY_AFTER_NAMESPACE();
 namespace flashloom {
 
 HWY_EXPORT(forward_task);
-HWY_EXPORT(forward_panel_width);
+HWY_EXPORT(forward_target);
 
 namespace {
 
@@ -400,8 +400,9 @@ void clear_outputs(const AttentionOutputs& outputs) {
 }  // namespace
 
 ForwardPlan forward_plan(const AttentionOutputs& outputs, const AttentionInputs& inputs,
-                         const AttentionOptions& options, int64_t panel_width) {
+                         const AttentionOptions& options, const ForwardTarget& target) {
   ForwardPlan plan = {};
+  const int64_t panel_width = target.panel_width;
   plan.outputs = &outputs;
   plan.inputs = &inputs;
   plan.options = &options;
@@ -410,10 +411,14 @@ ForwardPlan forward_plan(const AttentionOutputs& outputs, const AttentionInputs&
   plan.value_dim = inputs.v.dim(-1);
   plan.head_padded = padded_depth(plan.head_dim);
   plan.value_padded = padded_depth(plan.value_dim);
+  plan.pairs = target.pairs && stored_as_pairs(inputs.q, inputs.k);
+  plan.score_depth = plan.pairs ? plan.head_dim / 2 : plan.head_dim;
+  plan.score_padded = padded_depth(plan.score_depth);
   plan.panel_width = panel_width;
   const int64_t group = plan.source.key_heads > 0 ? plan.source.heads / plan.source.key_heads : 1;
   plan.heads = heads_share_pairs(options) ? group : 1;
-  const int64_t panel_bytes = plan.heads * (plan.head_padded + plan.value_padded) * panel_width * 4;
+  const int64_t panel_bytes =
+      plan.heads * (plan.score_padded + plan.value_padded) * panel_width * 4;
   const int64_t panels = std::clamp<int64_t>(kForwardPanelBytes / panel_bytes, 1, kForwardPanels);
   plan.tile = {static_cast<int32_t>(panels * panel_width), static_cast<int32_t>(kForwardKeys)};
   if (plan.source.block_rows > 0) {
@@ -429,10 +434,10 @@ ForwardScratch::ForwardScratch(const ForwardPlan& plan, float* memory) {
   const int64_t tile_keys = padded_rows(plan.tile.keys);
   const int64_t width = plan.panel_width;
   const int64_t panels = plan.heads * tile_count(plan.tile.rows, width);
-  keys = arena.take(plan.head_padded * tile_keys);
+  keys = arena.take(plan.score_padded * tile_keys);
   values = arena.take(plan.value_padded * tile_keys);
   scores = arena.take(tile_keys * width);
-  queries = arena.take(panels * plan.head_padded * width);
+  queries = arena.take(panels * plan.score_padded * width);
   out = arena.take(panels * plan.value_padded * width);
   largest = arena.take(panels * width);
   sum = arena.take(panels * width);
@@ -443,13 +448,23 @@ ForwardScratch::ForwardScratch(const ForwardPlan& plan, float* memory) {
   floats = arena.used();
 }
 
+TileShape attention_forward_cpu_tile(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                                     const AttentionOptions& options) {
+  const ForwardPlan plan =
+      forward_plan(outputs, inputs, options, HWY_DYNAMIC_DISPATCH(forward_target)());
+  if (decode_applies(outputs, inputs, options)) {
+    return {std::max(plan.source.max_query, 1), static_cast<int32_t>(kDecodeBlock)};
+  }
+  return plan.tile;
+}
+
 int64_t attention_forward_cpu_bytes(const AttentionOutputs& outputs, const AttentionInputs& inputs,
                                     const AttentionOptions& options) {
   if (decode_applies(outputs, inputs, options)) {
     return attention_decode_cpu_bytes(outputs, inputs, options);
   }
   const ForwardPlan plan =
-      forward_plan(outputs, inputs, options, HWY_DYNAMIC_DISPATCH(forward_panel_width)());
+      forward_plan(outputs, inputs, options, HWY_DYNAMIC_DISPATCH(forward_target)());
   return thread_count() * ForwardScratch(plan, nullptr).floats * 4;
 }
 
@@ -460,7 +475,7 @@ void attention_forward_cpu(const AttentionOutputs& outputs, const AttentionInput
     return;
   }
   const ForwardPlan plan =
-      forward_plan(outputs, inputs, options, HWY_DYNAMIC_DISPATCH(forward_panel_width)());
+      forward_plan(outputs, inputs, options, HWY_DYNAMIC_DISPATCH(forward_target)());
   if (plan.source.heads == 0) {
     return;
   }

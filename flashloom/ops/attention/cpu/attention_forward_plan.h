@@ -21,22 +21,29 @@ struct ForwardPlan {
   GeometrySource source;
   int64_t head_dim, value_dim;
   int64_t head_padded, value_padded;
+  bool pairs;                         // q and k stay pairs of bf16
+  int64_t score_depth, score_padded;  // elements of a row of q and k: D, or D / 2 pairs
   int64_t panel_width;
   TileShape tile;
   int64_t heads;  // query heads a task, which share keys and what they see
   CpuScore score;
 };
 
-/// `lanes` floats a vector.
+/// What the chosen instructions want.
+struct ForwardTarget {
+  int64_t panel_width;
+  bool pairs;  // bf16_pairs_available()
+};
+
 ForwardPlan forward_plan(const AttentionOutputs& outputs, const AttentionInputs& inputs,
-                         const AttentionOptions& options, int64_t panel_width);
+                         const AttentionOptions& options, const ForwardTarget& target);
 
 /// A worker's scratch memory.
 struct ForwardScratch {
-  float* keys;     // (D / 16, tile keys, 16)
+  float* keys;     // (D / 16, tile keys, 16), or pairs
   float* values;   // (E / 16, tile keys, 16)
   float* scores;   // (tile keys, W)
-  float* queries;  // (panels, D, W)
+  float* queries;  // (panels, D, W), or pairs
   float* out;      // (panels, E, W)
   float* largest;  // (panels, W)
   float* sum;      // (panels, W)
