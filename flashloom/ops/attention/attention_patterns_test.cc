@@ -7,6 +7,7 @@
 
 #include "flashloom/core/parallel.h"
 #include "flashloom/ops/attention/attention_test_case.h"
+#include "flashloom/ops/attention/random_blocks_for_test.h"
 
 // The CPU kernels against the float64 reference: block masks, buckets, explicit positions.
 
@@ -14,79 +15,8 @@ namespace flashloom {
 namespace {
 
 using attention_test::Case;
+using attention_test::RandomBlocks;
 using attention_test::Tensor;
-
-// A block mask with full, partial and absent blocks, both ways.
-struct RandomBlocks {
-  Tensor offsets, columns, partial, column_offsets, rows, transposed_partial;
-  std::vector<uint8_t> bits;
-  AttentionBlocks blocks;
-
-  RandomBlocks(int64_t queries, int64_t keys, int64_t block_rows, int64_t block_keys, int64_t heads,
-               uint64_t seed) {
-    RandomSequence random(seed, RandomStream::test);
-    const int64_t height = tile_count(queries, block_rows);
-    const int64_t width = tile_count(keys, block_keys);
-    std::vector<std::vector<int>> kinds;  // of (head x block row): -2 absent, -1 full, n partial
-    std::vector<int32_t> row_values;
-    std::vector<int32_t> column_values;
-    int partials = 0;
-    int64_t entries = 0;
-    for (int64_t h = 0; h < heads; ++h) {
-      int64_t count = 0;
-      for (int64_t r = 0; r < height; ++r) {
-        kinds.emplace_back();
-        for (int64_t c = 0; c < width; ++c) {
-          const uint32_t draw = random.below(3);
-          kinds.back().push_back(draw == 0 ? -2 : draw == 1 ? -1 : partials++);
-          count += draw == 0 ? 0 : 1;
-        }
-      }
-      entries = std::max(entries, count);
-    }
-    for (int64_t i = 0; i < partials * block_rows * block_keys / 8; ++i) {
-      bits.push_back(static_cast<uint8_t>(random.bits()));
-    }
-    const auto fill = [&](Tensor& starts, Tensor& indices, Tensor& kind, bool by_row) {
-      const int64_t outer = by_row ? height : width;
-      const int64_t inner = by_row ? width : height;
-      std::vector<int32_t> start_values;
-      std::vector<int32_t> index_values(static_cast<size_t>(heads * entries), 0);
-      std::vector<int32_t> kind_values(static_cast<size_t>(heads * entries), -1);
-      for (int64_t h = 0; h < heads; ++h) {
-        int32_t at = 0;
-        for (int64_t o = 0; o < outer; ++o) {
-          start_values.push_back(at);
-          for (int64_t i = 0; i < inner; ++i) {
-            const int value =
-                by_row ? kinds[static_cast<size_t>(h * height + o)][static_cast<size_t>(i)]
-                       : kinds[static_cast<size_t>(h * height + i)][static_cast<size_t>(o)];
-            if (value > -2) {
-              index_values[static_cast<size_t>(h * entries + at)] = static_cast<int32_t>(i);
-              kind_values[static_cast<size_t>(h * entries + at)] = value;
-              ++at;
-            }
-          }
-        }
-        start_values.push_back(at);
-      }
-      starts = Tensor::index({1, heads, outer + 1}, start_values);
-      indices = Tensor::index({1, heads, entries}, index_values);
-      kind = Tensor::index({1, heads, entries}, kind_values);
-    };
-    fill(offsets, columns, partial, true);
-    fill(column_offsets, rows, transposed_partial, false);
-    blocks = {.block_rows = block_rows,
-              .block_keys = block_keys,
-              .row_offsets = offsets,
-              .columns = columns,
-              .partial = partial,
-              .bits = ConstTensorView(bits.data(), {partials, block_rows, block_keys / 8}),
-              .column_offsets = column_offsets,
-              .rows = rows,
-              .transposed_partial = transposed_partial};
-  }
-};
 
 TEST(AttentionPatterns, BlockMasksEqualTheReference) {
   const std::array<int64_t, 2> sizes[] = {{16, 32}, {64, 64}, {128, 128}, {20, 40}};

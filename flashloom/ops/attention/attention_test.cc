@@ -1,5 +1,4 @@
 #include <gtest/gtest.h>
-#include <hwy/targets.h>
 
 #include <algorithm>
 #include <array>
@@ -24,23 +23,6 @@ using attention_test::Results;
 using attention_test::Tensor;
 using attention_test::with_backend;
 
-// Runs body once on every instruction set that this machine has, the lesser ones too.
-template <class Body>
-void for_each_target(Body body) {
-  for (const int64_t target : {HWY_AVX3, HWY_AVX2, HWY_SSE4, HWY_STATIC_TARGET}) {
-    hwy::SetSupportedTargetsForTest(0);
-    if ((hwy::SupportedTargets() & target) == 0) {
-      continue;
-    }
-    SCOPED_TRACE(hwy::TargetName(target));
-    hwy::SetSupportedTargetsForTest(target);
-    hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-    body();
-  }
-  hwy::SetSupportedTargetsForTest(0);
-  hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-}
-
 TEST(Attention, EqualsTheReferenceAtEveryLength) {
   for (const int64_t length : {1, 2, 23, 24, 25, 95, 97, 130}) {
     for (const int64_t right : {-1, 0}) {
@@ -64,14 +46,6 @@ TEST(Attention, EqualsTheReferenceAtEveryHeadDimension) {
 TEST(Attention, ValuesMayHaveTheirOwnDimension) {
   Case call = {.dim = 24, .value_dim = 56};
   call.expect_equal_to_reference();
-}
-
-TEST(Attention, EqualsTheReferenceOnEveryTarget) {
-  for_each_target([] {
-    Case call = {.batch = 2, .heads = 4, .key_heads = 2, .queries = 100, .keys = 131, .dim = 40};
-    call.options.visibility.right = 0;
-    call.expect_equal_to_reference();
-  });
 }
 
 TEST(Attention, EqualsTheReferenceInHalfStorage) {
@@ -237,6 +211,22 @@ TEST(Attention, BitsDoNotDependOnThreads) {
     EXPECT_TRUE(one.dv.same_bits(many.dv));
   }
   set_thread_count(0);
+}
+
+TEST(Attention, MemoryIsLinearInTheLength) {
+  const auto bytes = [](int64_t length) {
+    const ConstTensorView rows(static_cast<const void*>(nullptr), DType::f32, {2, 4, length, 64});
+    const TensorView out(static_cast<void*>(nullptr), DType::f32, {2, 4, length, 64});
+    const TensorView lse(static_cast<void*>(nullptr), DType::f32, {2, 4, length});
+    return std::array{
+        attention_forward_workspace_bytes({.out = out, .lse = lse}, {rows, rows, rows}),
+        attention_backward_workspace_bytes({.dq = out, .dk = out, .dv = out}, {rows, rows, rows},
+                                           {.out = rows, .lse = lse, .dout = rows})};
+  };
+  const auto small = bytes(1 << 12);
+  const auto large = bytes(1 << 20);
+  EXPECT_LE(large[0], small[0] + 1024) << "a worker's tiles";
+  EXPECT_LE(large[1], 256 * small[1]);
 }
 
 TEST(Attention, LargeScoresStayExact) {
