@@ -13,6 +13,7 @@ Command generate_command();
 Command tokenize_command();
 Command merge_command();
 Command inspect_command();
+Command attend_command();
 
 /// Version, build and CPU features in use, for --version.
 std::string version_text();
