@@ -66,11 +66,15 @@ struct Wgmma;
   ",%23,%24,%25,%26,%27,%28,%29,%30,%31"
 #define FLASHLOOM_P8B ",%32,%33,%34,%35,%36,%37,%38,%39"
 #define FLASHLOOM_P8C ",%40,%41,%42,%43,%44,%45,%46,%47"
+#define FLASHLOOM_P8D ",%48,%49,%50,%51,%52,%53,%54,%55"
 #define FLASHLOOM_P16D ",%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63"
 #define FLASHLOOM_P8E ",%64,%65,%66,%67,%68,%69,%70,%71"
 #define FLASHLOOM_P8F ",%72,%73,%74,%75,%76,%77,%78,%79"
 #define FLASHLOOM_P8G ",%80,%81,%82,%83,%84,%85,%86,%87"
 #define FLASHLOOM_P8H ",%88,%89,%90,%91,%92,%93,%94,%95"
+#define FLASHLOOM_P32I                                                                     \
+  ",%96,%97,%98,%99,%100,%101,%102,%103,%104,%105,%106,%107,%108,%109,%110,%111,%112,%113" \
+  ",%114,%115,%116,%117,%118,%119,%120,%121,%122,%123,%124,%125,%126,%127"
 #define FLASHLOOM_P64 FLASHLOOM_P32A FLASHLOOM_P8B FLASHLOOM_P8C FLASHLOOM_P16D
 
 // i0 … i5 are the numbers of the operands that follow the accumulators.
@@ -106,11 +110,13 @@ struct Wgmma;
 #define FLASHLOOM_REGISTERS_64 FLASHLOOM_F32(0)
 #define FLASHLOOM_REGISTERS_80 FLASHLOOM_F32(0), FLASHLOOM_F8(32)
 #define FLASHLOOM_REGISTERS_96 FLASHLOOM_F32(0), FLASHLOOM_F8(32), FLASHLOOM_F8(40)
+#define FLASHLOOM_REGISTERS_112 FLASHLOOM_REGISTERS_96, FLASHLOOM_F8(48)
 #define FLASHLOOM_REGISTERS_128 FLASHLOOM_F32(0), FLASHLOOM_F32(32)
 #define FLASHLOOM_REGISTERS_144 FLASHLOOM_REGISTERS_128, FLASHLOOM_F8(64)
 #define FLASHLOOM_REGISTERS_160 FLASHLOOM_REGISTERS_144, FLASHLOOM_F8(72)
 #define FLASHLOOM_REGISTERS_176 FLASHLOOM_REGISTERS_160, FLASHLOOM_F8(80)
 #define FLASHLOOM_REGISTERS_192 FLASHLOOM_REGISTERS_176, FLASHLOOM_F8(88)
+#define FLASHLOOM_REGISTERS_256 FLASHLOOM_REGISTERS_192, FLASHLOOM_F32(96)
 
 #define FLASHLOOM_WGMMA_ALL(T, type)                                                               \
   FLASHLOOM_WGMMA(T, type, 64, FLASHLOOM_P32A, FLASHLOOM_REGISTERS_64, "32", "33", "34", "35",     \
@@ -119,6 +125,8 @@ struct Wgmma;
                   "42", "43", "44", "45", "46")                                                    \
   FLASHLOOM_WGMMA(T, type, 96, FLASHLOOM_P32A FLASHLOOM_P8B FLASHLOOM_P8C, FLASHLOOM_REGISTERS_96, \
                   "48", "49", "50", "51", "52", "53", "54")                                        \
+  FLASHLOOM_WGMMA(T, type, 112, FLASHLOOM_P32A FLASHLOOM_P8B FLASHLOOM_P8C FLASHLOOM_P8D,          \
+                  FLASHLOOM_REGISTERS_112, "56", "57", "58", "59", "60", "61", "62")               \
   FLASHLOOM_WGMMA(T, type, 128, FLASHLOOM_P64, FLASHLOOM_REGISTERS_128, "64", "65", "66", "67",    \
                   "68", "69", "70")                                                                \
   FLASHLOOM_WGMMA(T, type, 144, FLASHLOOM_P64 FLASHLOOM_P8E, FLASHLOOM_REGISTERS_144, "72", "73",  \
@@ -129,7 +137,11 @@ struct Wgmma;
                   FLASHLOOM_REGISTERS_176, "88", "89", "90", "91", "92", "93", "94")               \
   FLASHLOOM_WGMMA(T, type, 192,                                                                    \
                   FLASHLOOM_P64 FLASHLOOM_P8E FLASHLOOM_P8F FLASHLOOM_P8G FLASHLOOM_P8H,           \
-                  FLASHLOOM_REGISTERS_192, "96", "97", "98", "99", "100", "101", "102")
+                  FLASHLOOM_REGISTERS_192, "96", "97", "98", "99", "100", "101", "102")            \
+  FLASHLOOM_WGMMA(                                                                                 \
+      T, type, 256,                                                                                \
+      FLASHLOOM_P64 FLASHLOOM_P8E FLASHLOOM_P8F FLASHLOOM_P8G FLASHLOOM_P8H FLASHLOOM_P32I,        \
+      FLASHLOOM_REGISTERS_256, "128", "129", "130", "131", "132", "133", "134")
 
 FLASHLOOM_WGMMA_ALL(__nv_bfloat16, "bf16")
 FLASHLOOM_WGMMA_ALL(__half, "f16")
@@ -139,15 +151,19 @@ FLASHLOOM_WGMMA_ALL(__half, "f16")
 #undef FLASHLOOM_REGISTERS_64
 #undef FLASHLOOM_REGISTERS_80
 #undef FLASHLOOM_REGISTERS_96
+#undef FLASHLOOM_REGISTERS_112
 #undef FLASHLOOM_REGISTERS_128
 #undef FLASHLOOM_REGISTERS_144
 #undef FLASHLOOM_REGISTERS_160
 #undef FLASHLOOM_REGISTERS_176
 #undef FLASHLOOM_REGISTERS_192
+#undef FLASHLOOM_REGISTERS_256
 #undef FLASHLOOM_P64
 #undef FLASHLOOM_P32A
 #undef FLASHLOOM_P8B
 #undef FLASHLOOM_P8C
+#undef FLASHLOOM_P8D
+#undef FLASHLOOM_P32I
 #undef FLASHLOOM_P16D
 #undef FLASHLOOM_P8E
 #undef FLASHLOOM_P8F

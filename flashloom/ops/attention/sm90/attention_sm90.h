@@ -7,8 +7,9 @@
 
 #include "flashloom/ops/attention/attention.h"
 
-// The Hopper backend: bf16 and f16, head dimensions 64 and 128, visibility by position (full,
-// causal, sliding window), packed sequences, grouped-query heads. Arguments have been validated.
+// The Hopper backend: bf16 and f16. Forward: head and value dimensions up to 256 in steps of 8,
+// visibility by position, packed and padded sequences, block masks, softcap, ALiBi, sinks, dropout.
+// What else is covered, and what not, the refusals say. Arguments have been validated.
 
 namespace flashloom::sm90 {
 

@@ -32,6 +32,8 @@ std::string attention_backward_refusal(const AttentionGradients& gradients,
     }
   }
   return first_used({
+      {"exclude_self", options.positions.exclude_self},
+      {"a negative scale", options.score.scale < 0},
       {"a block mask", static_cast<bool>(options.blocks.row_offsets)},
       {"a softcap", options.score.softcap != 0},
       {"ALiBi", static_cast<bool>(options.score.alibi_slopes)},

@@ -7,43 +7,123 @@
 
 namespace flashloom::sm90 {
 
-template <class Shape>
-void launch_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
-                    int32_t* counter, const AttentionOptions& options, cudaStream_t stream) {
-  const ConstTensorView q = as_batched(inputs.q);
-  const ConstTensorView k = as_batched(inputs.k);
-  const ConstTensorView v = as_batched(inputs.v);
-  const TensorView out = as_batched(outputs.out);
+/// One call, as the launchers of the head dimensions take it.
+struct ForwardCall {
+  const AttentionOutputs& outputs;
+  const AttentionInputs& inputs;
+  const AttentionOptions& options;
+  int32_t* counter;  // or null, see ForwardParams
+  cudaStream_t stream;
+};
+
+// Each in a file of its own, so that they compile side by side. Dimensions are those of q and v
+// rounded up to the next of 64, 96, 128, 192, 256.
+template <class T>
+void launch_forward_64(const ForwardCall& call);
+template <class T>
+void launch_forward_128(const ForwardCall& call, int64_t dim);
+template <class T>
+void launch_forward_256(const ForwardCall& call, int64_t dim);
+template <class T>
+void launch_forward_general(const ForwardCall& call, int64_t dim);
+
+/// Whether the call needs a general kernel.
+inline bool has_rule(const AttentionOptions& options) {
+  return options.score.softcap != 0 || options.score.alibi_slopes || options.score.scale < 0 ||
+         options.dropout.probability != 0 || options.blocks.block_rows > 0 ||
+         options.positions.exclude_self;
+}
+
+inline ForwardRule forward_rule(const AttentionInputs& inputs, const AttentionOptions& options) {
+  ForwardRule rule = {};
+  rule.adjusts =
+      options.score.softcap != 0 || options.score.alibi_slopes || options.score.scale < 0;
+  rule.exclude_self = options.positions.exclude_self;
+  rule.softcap = options.score.softcap;
+  if (const ConstTensorView& slopes = options.score.alibi_slopes) {
+    rule.slopes = static_cast<const float*>(slopes.data);
+    rule.slope_batch = slopes.rank == 2 ? slopes.strides[0] : 0;
+    rule.slope_head = slopes.strides[slopes.rank - 1];
+  }
+  if (const AttentionDropout& dropout = options.dropout; dropout.probability > 0) {
+    rule.seed = static_cast<const uint64_t*>(dropout.seed.data);
+    rule.offset = static_cast<const uint64_t*>(dropout.offset.data);
+    rule.drop_below = static_cast<uint32_t>(attention_dropout_threshold(dropout.probability));
+    rule.kept = 1 / (1 - dropout.probability);
+  }
+  if (options.blocks.block_rows > 0) {
+    const GeometrySource source = geometry_source(inputs, options);
+    rule.blocks = {source.block_rows,
+                   source.block_keys,
+                   source.block_offsets,
+                   source.block_entries,
+                   source.block_partial,
+                   source.block_entry_count,
+                   0,
+                   source.bits};
+    if (options.blocks.bits) {
+      rule.blocks.partial_count = static_cast<int32_t>(options.blocks.bits.shape[0]);
+    }
+  }
+  return rule;
+}
+
+inline ForwardParams forward_params(const ForwardCall& call, int32_t rows) {
+  const ConstTensorView q = as_batched(call.inputs.q);
+  const ConstTensorView k = as_batched(call.inputs.k);
+  const TensorView out = as_batched(call.outputs.out);
   ForwardParams params = {};
-  params.problem = make_problem(q, k, options);
+  params.problem = make_problem(q, k, call.options);
   params.out = out.data;
   params.out_batch = out.strides[0];
   params.out_head = out.strides[1];
   params.out_row = out.strides[2];
-  if (outputs.lse) {
-    const bool packed = outputs.lse.rank == 2;
-    params.lse = static_cast<float*>(outputs.lse.data);
-    params.lse_batch = packed ? 0 : outputs.lse.strides[0];
-    params.lse_head = outputs.lse.strides[packed ? 0 : 1];
-    params.lse_row = outputs.lse.strides[packed ? 1 : 2];
+  if (const TensorView& lse = call.outputs.lse) {
+    const bool packed = lse.rank == 2;
+    params.lse = static_cast<float*>(lse.data);
+    params.lse_batch = packed ? 0 : lse.strides[0];
+    params.lse_head = lse.strides[packed ? 0 : 1];
+    params.lse_row = lse.strides[packed ? 1 : 2];
   }
-  params.sinks = static_cast<const float*>(options.score.sinks.data);
-  params.scale = score_scale(options, q.shape[3]);
-  params.row_tiles = (params.problem.query_length + Shape::kRows - 1) / Shape::kRows;
-  const int64_t heads = int64_t{params.problem.batch} * params.problem.heads;
-  params.tiles = static_cast<int32_t>(params.row_tiles * heads);
-  if (params.tiles == 0) {
+  params.sinks = static_cast<const float*>(call.options.score.sinks.data);
+  params.scale = score_scale(call.options, q.shape[3]);
+  params.value_columns = static_cast<int32_t>(out.shape[3]);
+  params.tensor_keys = static_cast<int32_t>(k.shape[2]);
+  params.row_tiles = (params.problem.query_length + rows - 1) / rows;
+  params.tiles = params.row_tiles * params.problem.batch * params.problem.heads;
+  params.counter = call.counter;
+  params.rule = forward_rule(call.inputs, call.options);
+  return params;
+}
+
+/// Heads that are worked on side by side under a causal mask, so that long tiles come first.
+inline int32_t forward_section(const Problem& problem, const AttentionOptions& options,
+                               int64_t dim) {
+  if (options.visibility.right < 0 || options.visibility.left >= 0) {
+    return 0;
+  }
+  const int64_t bytes = int64_t{4} * problem.key_length * dim;
+  // Wider sections balance better, narrower ones stay in the L2 cache (50 MB); runs fwd7, fwd8.
+  const int64_t budget = int64_t{problem.key_length >= 2048 ? 64 : 32} << 20;
+  return heads_side_by_side(int64_t{problem.batch} * problem.heads, bytes, problem.heads_per_key,
+                            budget);
+}
+
+template <class Shape>
+void launch_forward(const ForwardCall& call) {
+  const ConstTensorView q = as_batched(call.inputs.q);
+  // Without keys nothing is visible, and any memory can stand in for them.
+  const bool any_keys = call.inputs.k.size() > 0;
+  const ConstTensorView k = any_keys ? as_batched(call.inputs.k) : q;
+  const ConstTensorView v = any_keys ? as_batched(call.inputs.v) : q;
+  ForwardParams params = forward_params(call, Shape::kRows);
+  if (params.tiles == 0 || q.size() == 0) {
     return;
   }
-  if (options.visibility.right >= 0 && options.visibility.left < 0) {
-    const int64_t bytes = int64_t{4} * params.problem.key_length * Shape::kDim;
-    // Wider sections balance better, narrower ones stay in the L2 cache (50 MB); runs fwd7, fwd8.
-    const int64_t budget = int64_t{params.problem.key_length >= 2048 ? 64 : 32} << 20;
-    params.section = heads_side_by_side(heads, bytes, params.problem.heads_per_key, budget);
-  }
-  if (counter != nullptr) {
-    params.counter = counter;
-    cuda::check(cudaMemsetAsync(counter, 0, sizeof(*counter), stream), "cudaMemsetAsync");
+  params.section = forward_section(params.problem, call.options, Shape::kDim);
+  if (call.counter != nullptr) {
+    cuda::check(cudaMemsetAsync(call.counter, 0, sizeof(*call.counter), call.stream),
+                "cudaMemsetAsync");
   }
   const CUtensorMap q_map = cuda::make_tile_map(q, Shape::kRows);
   const CUtensorMap k_map = cuda::make_tile_map(k, Shape::kKeys);
@@ -52,8 +132,9 @@ void launch_forward(const AttentionOutputs& outputs, const AttentionInputs& inpu
   cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    Shape::kSharedBytes),
               "cudaFuncSetAttribute");
-  const int32_t blocks = std::min(params.tiles, multiprocessors(options));
-  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(params, q_map, k_map, v_map);
+  const int32_t blocks = std::min(params.tiles, multiprocessors(call.options));
+  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, call.stream>>>(params, q_map, k_map,
+                                                                        v_map);
   cuda::check(cudaGetLastError(), "attention_forward_kernel");
 }
 

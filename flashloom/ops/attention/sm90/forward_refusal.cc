@@ -1,19 +1,38 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "flashloom/ops/attention/sm90/attention_sm90.h"
 #include "flashloom/ops/attention/sm90/refusal.h"
 
 namespace flashloom::sm90 {
+namespace {
+
+constexpr int64_t kMaxDim = 256;
+constexpr int64_t kBlock = 128;  // tiles of general kernels: 128 queries, keys that divide 128
+
+std::string block_refusal(const AttentionBlocks& blocks) {
+  if (blocks.block_rows % kBlock != 0 || blocks.block_keys % kBlock != 0) {
+    return fmt::format("blocks of {} x {}", blocks.block_rows, blocks.block_keys);
+  }
+  if (reinterpret_cast<uintptr_t>(blocks.bits.data) % 16 != 0) {
+    return "bits of blocks that do not start at a multiple of 16 bytes";
+  }
+  for (const auto* view : {&blocks.row_offsets, &blocks.columns, &blocks.partial}) {
+    if (*view && view->strides[2] != 1 && view->shape[2] > 1) {
+      return "lists of blocks with gaps";
+    }
+  }
+  return "";
+}
+
+}  // namespace
 
 std::string attention_forward_refusal(const AttentionOutputs& outputs,
                                       const AttentionInputs& inputs,
                                       const AttentionOptions& options) {
   if (std::string refusal = common_refusal(inputs, options); !refusal.empty()) {
     return refusal;
-  }
-  const int64_t dim = inputs.q.shape[inputs.q.rank - 1];
-  if (dim != 64 && dim != 128) {
-    return fmt::format("head dimension {}", dim);
   }
 
   const struct {
@@ -22,26 +41,32 @@ std::string attention_forward_refusal(const AttentionOutputs& outputs,
   } tensors[] = {{"q", inputs.q}, {"k", inputs.k}, {"v", inputs.v}, {"out", outputs.out}};
 
   for (const auto& [name, view] : tensors) {
-    if (view.size() == 0) {
-      return fmt::format("an empty {}", name);
+    // Rows of 16 bytes and more: narrower ones cannot be mapped, but those behind the width of the
+    // tensor are filled with zeros.
+    const int64_t columns = view.shape[view.rank - 1];
+    if (columns > kMaxDim || columns % 8 != 0) {
+      return fmt::format("{} with rows of {}", name, columns);
     }
-    if (std::string refusal = tensor_refusal(name, view, inputs.q.dtype, dim); !refusal.empty()) {
+    if (view.size() == 0) {
+      continue;  // nothing to copy
+    }
+    if (std::string refusal = tensor_refusal(name, view, inputs.q.dtype, columns);
+        !refusal.empty()) {
       return refusal;
     }
   }
+  const AttentionScore& score = options.score;
+  const bool any_blocks = options.blocks.block_rows > 0;
+  if (std::string refusal = any_blocks ? block_refusal(options.blocks) : ""; !refusal.empty()) {
+    return refusal;
+  }
   return first_used({
-      {"a block mask", static_cast<bool>(options.blocks.row_offsets)},
-      {"a softcap", options.score.softcap != 0},
-      {"ALiBi", static_cast<bool>(options.score.alibi_slopes)},
-      {"dropout", options.dropout.probability != 0},
+      {"ALiBi slopes that are not f32",
+       score.alibi_slopes && score.alibi_slopes.dtype != DType::f32},
       {"the entropy output", static_cast<bool>(outputs.entropy)},
-      {"an lse in f64", outputs.lse && outputs.lse.dtype != DType::f32},
+      {"an lse that is not f32", outputs.lse && outputs.lse.dtype != DType::f32},
       {"sinks that are not f32 side by side",
-       options.score.sinks &&
-           (options.score.sinks.dtype != DType::f32 || options.score.sinks.strides[0] != 1)},
-      // A NaN behind the end would reach the result: the kernel masks P there but multiplies by V.
-      {"used lengths",
-       static_cast<bool>(options.sequences.used_query || options.sequences.used_key)},
+       score.sinks && (score.sinks.dtype != DType::f32 || score.sinks.strides[0] != 1)},
   });
 }
 

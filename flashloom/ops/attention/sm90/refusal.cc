@@ -83,9 +83,7 @@ std::string common_refusal(const AttentionInputs& inputs, const AttentionOptions
       {"explicit positions", positions.query || positions.key || positions.query_count ||
                                  positions.key_count || positions.output_index},
       {"buckets", positions.query_bucket_offsets || positions.key_bucket_offsets},
-      {"exclude_self", positions.exclude_self},
       {"a gate", options.gate.kind != AttentionGate::Kind::none},
-      {"a negative scale", options.score.scale < 0},
       {"a bias", static_cast<bool>(options.score.bias)},
       {"8-bit scales", options.fp8.q_scale || options.fp8.k_scale || options.fp8.v_scale ||
                            options.fp8.out_scale || options.fp8.amax_out},

@@ -1,0 +1,245 @@
+#pragma once
+
+#include "flashloom/cuda/ptx/wgmma.cuh"
+#include "flashloom/cuda/tile/fragment.cuh"
+#include "flashloom/cuda/tile/shared_layout.h"
+#include "flashloom/ops/attention/sm90/forward_shape.cuh"
+
+// The arithmetic of a consumer warpgroup: its products, the online softmax, the store.
+
+namespace flashloom::sm90 {
+
+/// One consumer warpgroup's tile of queries.
+template <class Shape>
+struct ForwardConsumer {
+  using T = typename Shape::T;
+  using ScoreProduct = cuda::Wgmma<T, Shape::kKeys>;
+  using OutProduct = cuda::Wgmma<T, Shape::kDim>;
+  static constexpr int kScores = Shape::kKeys / 2;
+
+  float out[Shape::kDim / 2];
+  float scores[kScores];
+  uint32_t weights[kScores / 2];  // probabilities as the next product's A operand
+  float maximum[2];               // what the exponents are relative to, in units of raw scores
+  float limit[2];                 // scores above it move the maximum
+  float sum[2];
+  float scale_log2;
+
+  __device__ __forceinline__ void start() {
+    start_out();
+    start_rows();
+  }
+
+  __device__ __forceinline__ void start_out() {
+#pragma unroll
+    for (int i = 0; i < Shape::kDim / 2; ++i) {
+      out[i] = 0;
+    }
+  }
+
+  __device__ __forceinline__ void start_rows() {
+    maximum[0] = maximum[1] = limit[0] = limit[1] = -INFINITY;
+    sum[0] = sum[1] = 0;
+  }
+
+  __device__ __forceinline__ void issue_scores(uint32_t q, uint32_t k) {
+    using namespace cuda;
+    const uint64_t a = k_major_descriptor(q);
+    const uint64_t b = k_major_descriptor(k);
+#pragma unroll
+    for (int step = 0; step < Shape::kDim / 16; ++step) {
+      ScoreProduct::template from_shared<Major::kReduced, Major::kReduced>(
+          scores, a + (k_major_step(step, Shape::kRows) >> 4),
+          b + (k_major_step(step, Shape::kKeys) >> 4), step != 0);
+    }
+    wgmma_commit();
+  }
+
+  __device__ __forceinline__ void issue_out(uint32_t v) {
+    using namespace cuda;
+    const uint64_t b = mn_major_descriptor(v, Shape::kKeys);
+#pragma unroll
+    for (int step = 0; step < Shape::kKeys / 16; ++step) {
+      OutProduct::template from_registers<Major::kOther>(
+          out, weights[4 * step], weights[4 * step + 1], weights[4 * step + 2],
+          weights[4 * step + 3], b + (mn_major_step(step) >> 4), 1);
+    }
+    wgmma_commit();
+  }
+
+  /// Hides pairs that the rows do not see. `row` is this thread's first query, `key` the tile's
+  /// first key; `left` says whether keys may be hidden on the left.
+  __device__ __forceinline__ void mask(const Sequence& sequence, int32_t row, int32_t key,
+                                       uint32_t lane, bool left) {
+    const int32_t first = key + 2 * static_cast<int32_t>(lane % 4);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int32_t end = sequence.key_end(row + 8 * half) - first;
+#pragma unroll
+      for (int i = 0; i < Shape::kKeys / 4; ++i) {
+        float& score = scores[4 * (i / 2) + 2 * half + i % 2];
+        score = 8 * (i / 2) + i % 2 < end ? score : -INFINITY;
+      }
+    }
+    if (left) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int32_t begin = sequence.key_begin(row + 8 * half) - first;
+#pragma unroll
+        for (int i = 0; i < Shape::kKeys / 4; ++i) {
+          float& score = scores[4 * (i / 2) + 2 * half + i % 2];
+          score = 8 * (i / 2) + i % 2 >= begin ? score : -INFINITY;
+        }
+      }
+    }
+  }
+
+  __device__ __forceinline__ void hide() {
+#pragma unroll
+    for (int i = 0; i < kScores; ++i) {
+      scores[i] = -INFINITY;
+    }
+  }
+
+  /// Scores become exponentials; returns whether `factor` must be applied to `out`.
+  ///
+  /// The maximum moves only when a score exceeds it by 8 powers of two: until then the exponentials
+  /// stay below 256, which costs no accuracy, and `out` needs no scaling.
+  __device__ __forceinline__ bool exponentials(float (&factor)[2]) {
+    // As integers, floats above a limit that is not negative are found three at a time; negative
+    // limits take the exact way below each time.
+    int32_t highest[2] = {__float_as_int(scores[0]), __float_as_int(scores[2])};
+#pragma unroll
+    for (int j = 0; j < Shape::kKeys / 8; ++j) {
+      highest[0] = __vimax3_s32(highest[0], __float_as_int(scores[4 * j]),
+                                __float_as_int(scores[4 * j + 1]));
+      highest[1] = __vimax3_s32(highest[1], __float_as_int(scores[4 * j + 2]),
+                                __float_as_int(scores[4 * j + 3]));
+    }
+    const bool moves = __any_sync(0xffffffffu, highest[0] > __float_as_int(limit[0]) ||
+                                                   highest[1] > __float_as_int(limit[1]) ||
+                                                   limit[0] < 0 || limit[1] < 0) != 0;
+    if (moves) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float row = maximum[half];
+#pragma unroll
+        for (int j = 0; j < Shape::kKeys / 8; ++j) {
+          row = fmaxf(row, fmaxf(scores[4 * j + 2 * half], scores[4 * j + 2 * half + 1]));
+        }
+        row = fmaxf(row, __shfl_xor_sync(0xffffffffu, row, 1));
+        row = fmaxf(row, __shfl_xor_sync(0xffffffffu, row, 2));
+        const float base = row == -INFINITY ? 0 : row;
+        factor[half] = cuda::exp2_fast((maximum[half] - base) * scale_log2);
+        sum[half] *= factor[half];
+        maximum[half] = row;
+        limit[half] = row + 8 / scale_log2;
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float shift = maximum[half] == -INFINITY ? 0 : maximum[half] * scale_log2;
+#pragma unroll
+      for (int j = 0; j < Shape::kKeys / 8; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          float& score = scores[4 * j + 2 * half + c];
+          score = cuda::exp2_fast(fmaf(score, scale_log2, -shift));
+        }
+      }
+    }
+    float even[2] = {0, 0};
+#pragma unroll
+    for (int j = 0; j < Shape::kKeys / 8; ++j) {
+      sum[0] += scores[4 * j];
+      sum[1] += scores[4 * j + 2];
+      even[0] += scores[4 * j + 1];
+      even[1] += scores[4 * j + 3];
+    }
+    sum[0] += even[0];
+    sum[1] += even[1];
+    return moves;
+  }
+
+  __device__ __forceinline__ void rescale(const float (&factor)[2]) {
+#pragma unroll
+    for (int j = 0; j < Shape::kDim / 8; ++j) {
+      out[4 * j] *= factor[0];
+      out[4 * j + 1] *= factor[0];
+      out[4 * j + 2] *= factor[1];
+      out[4 * j + 3] *= factor[1];
+    }
+  }
+
+  __device__ __forceinline__ void pack() {
+#pragma unroll
+    for (int i = 0; i < kScores / 2; ++i) {
+      weights[i] = cuda::pack2<T>(scores[2 * i], scores[2 * i + 1]);
+    }
+  }
+
+  /// Writes the rows `row` and `row` + 8, if they exist.
+  __device__ __forceinline__ void store(const ForwardParams& params, const ForwardTile& tile,
+                                        const Sequence& sequence, int32_t row, uint32_t lane,
+                                        const float (&row_maximum)[2], const float (&row_sum)[2]) {
+    float inverse[2];
+    bool empty[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float total = row_sum[half];
+      total += __shfl_xor_sync(0xffffffffu, total, 1);
+      total += __shfl_xor_sync(0xffffffffu, total, 2);
+      const int32_t query = row + 8 * half;
+      const bool exists = query < sequence.query_length;
+      // Rows that see nothing are 0 even where what they do not see is NaN.
+      empty[half] = !exists || total <= 0;
+      float shift = row_maximum[half] * scale_log2;  // -inf for a row that saw nothing
+      float weight = 1;
+      if (params.sinks != nullptr) {
+        const float sink = params.sinks[tile.head] * 1.4426950408889634f;
+        const float joint = fmaxf(shift, sink);
+        if (joint > -INFINITY) {
+          weight = cuda::exp2_fast(shift - joint);
+          total = total * weight + cuda::exp2_fast(sink - joint);
+          shift = joint;
+        }
+      }
+      if constexpr (Shape::kGeneral) {
+        weight *= params.rule.seed != nullptr ? params.rule.kept : 1;
+      }
+      inverse[half] = weight / total;
+      if (params.lse != nullptr && lane % 4 == 0 && query < sequence.query_rows) {
+        const int64_t batch = params.problem.cu_query != nullptr ? 0 : tile.batch;
+        params.lse[batch * params.lse_batch + tile.head * params.lse_head +
+                   (sequence.query_first + query) * params.lse_row] =
+            !exists || total <= 0 ? -INFINITY : (shift + log2f(total)) * 0.6931471805599453f;
+      }
+    }
+    const int64_t batch = params.problem.cu_query != nullptr ? 0 : tile.batch;
+    T* base = static_cast<T*>(params.out) + batch * params.out_batch + tile.head * params.out_head;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int32_t query = row + 8 * half;
+      T* place = base + (sequence.query_first + query) * params.out_row;
+#pragma unroll
+      for (int group = 0; group < Shape::kDim / 32; ++group) {
+        uint32_t words[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int j = 4 * group + i;
+          const uint32_t packed = cuda::pack2<T>(out[4 * j + 2 * half] * inverse[half],
+                                                 out[4 * j + 2 * half + 1] * inverse[half]);
+          words[i] = empty[half] ? 0 : packed;
+        }
+        cuda::quad_transpose(words, lane);
+        const auto column = static_cast<int32_t>(32 * group + 8 * (lane % 4));
+        if (query < sequence.query_rows && column < params.value_columns) {
+          *reinterpret_cast<uint4*>(place + column) =
+              make_uint4(words[0], words[1], words[2], words[3]);
+        }
+      }
+    }
+  }
+};
+
+}  // namespace flashloom::sm90

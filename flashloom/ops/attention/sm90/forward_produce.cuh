@@ -1,0 +1,152 @@
+#pragma once
+
+#include <cuda.h>
+
+#include "flashloom/cuda/ptx/barrier.cuh"
+#include "flashloom/cuda/ptx/mbarrier.cuh"
+#include "flashloom/cuda/ptx/tma.cuh"
+#include "flashloom/ops/attention/sm90/forward_schedule.cuh"
+
+// The producer warpgroup is three warps, so that each runs ahead as far as its buffers allow: one
+// finds tiles of queries and loads them, one streams keys, one values.
+
+namespace flashloom::sm90 {
+
+template <class Shape>
+__device__ __forceinline__ void forward_produce_queries(const ForwardParams& params,
+                                                        const CUtensorMap* map, char* tiles,
+                                                        ForwardBarriers<Shape>& barriers) {
+  using namespace cuda;
+  const bool leader = threadIdx.x % 32 == 0;
+  const bool packed = params.problem.cu_query != nullptr;
+  PipelineState<Shape::kQStages> place;
+  PipelineState<kForwardSlots> slot;
+  PackedTiles packed_tiles;
+  const auto blocks = static_cast<int32_t>(gridDim.x);
+  auto index = static_cast<int32_t>(blockIdx.x);
+  bool more = true;
+  while (more) {
+    // Drawn before it is needed: the answer takes a trip to memory.
+    int32_t drawn = index + blocks;
+    if (params.counter != nullptr && leader) {
+      drawn = blocks + atomicAdd(params.counter, 1);
+    }
+    ForwardWork work;
+    work.tile = {0, 0, 0};
+    if (packed) {
+      more = packed_tiles.find(params, index, Shape::kRows, work.tile);
+    } else {
+      more = index < params.tiles;
+      work.tile = batched_tile(params, more ? index : 0, Shape::kRows);
+    }
+    work.range = {-1, -1};
+    if (more) {
+      work.sequence = sequence_of(params.problem, work.tile.batch);
+      work.range = key_tiles(work.sequence, work.tile.row, Shape::kRows, Shape::kKeys);
+    }
+    mbarrier_wait(&barriers.work_empty[slot.stage], slot.parity ^ 1);
+    if (leader) {
+      barriers.work[slot.stage] = work;
+      if (const ForwardRule& rule = params.rule; Shape::kGeneral && rule.slopes != nullptr) {
+        barriers.slopes[slot.stage] =
+            rule.slopes[work.tile.batch * rule.slope_batch + work.tile.head * rule.slope_head];
+      }
+      mbarrier_arrive(&barriers.work_full[slot.stage]);
+    }
+    mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1);
+    if (leader && !more) {
+      mbarrier_arrive(&barriers.q_full[place.stage]);
+    } else if (leader) {
+      mbarrier_arrive_expect(&barriers.q_full[place.stage], Shape::kQBytes);
+#pragma unroll
+      for (int p = 0; p < Shape::kPanels; ++p) {
+        tma_load_4d(tiles + place.stage * Shape::kQBytes + p * panel_bytes(Shape::kRows), map,
+                    &barriers.q_full[place.stage], p * 64,
+                    work.sequence.query_first + work.tile.row, work.tile.head,
+                    packed ? 0 : work.tile.batch, kEvictFirst);
+      }
+    }
+    place.advance();
+    slot.advance();
+    index = __shfl_sync(0xffffffffu, drawn, 0);
+  }
+}
+
+/// Clears the rows of a tile from `first` on. A hidden key has weight 0, but 0 x NaN is NaN, and
+/// what lies behind the end of a sequence is not ours to trust.
+template <class Shape>
+__device__ __forceinline__ void clear_rows(char* tile, int32_t first) {
+  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
+  for (int p = 0; p < Shape::kPanels; ++p) {
+    char* panel = tile + p * cuda::panel_bytes(Shape::kKeys);
+    // The swizzle permutes within a row, so whole rows can ignore it.
+    for (int32_t i = first * 8 + lane; i < Shape::kKeys * 8; i += 32) {
+      *reinterpret_cast<uint4*>(panel + 16 * i) = make_uint4(0, 0, 0, 0);
+    }
+  }
+}
+
+/// Streams the tiles of keys, or of values, that the queries see, from the last to the first.
+template <class Shape, bool kValues>
+__device__ __forceinline__ void forward_produce_keys(const ForwardParams& params,
+                                                     const CUtensorMap* map, char* tiles,
+                                                     ForwardBarriers<Shape>& barriers) {
+  using namespace cuda;
+  const bool leader = threadIdx.x % 32 == 0;
+  uint64_t* full = kValues ? barriers.v_full : barriers.k_full;
+  uint64_t* empty = kValues ? barriers.v_empty : barriers.k_empty;
+  PipelineState<kForwardSlots> slot;
+  PipelineState<Shape::kStages> place;
+  uint32_t border_parity = 0;  // one bit a stage
+  for (;; slot.advance()) {
+    mbarrier_wait(&barriers.work_full[slot.stage], slot.parity);
+    const ForwardWork& work = barriers.work[slot.stage];
+    if (work.range.begin < 0) {
+      return;
+    }
+    const int32_t first = work.sequence.key_first;
+    const int32_t head = work.tile.head / params.problem.heads_per_key;
+    const int32_t batch = params.problem.cu_key != nullptr ? 0 : work.tile.batch;
+    // Rows behind the end that hold something: other sequences, or padding.
+    const int32_t length = work.sequence.key_length;
+    const bool dirty = kValues && first + length < params.tensor_keys;
+    KeyWalk<Shape> walk(params, work);
+    ForwardStep step = {-1, -1, 1};
+    bool more = walk.next(params, work, step);
+    do {
+      ForwardStep following = {-1, -1, 0};
+      more = more && walk.next(params, work, following);
+      const int32_t key = max(step.tile, 0) * Shape::kKeys;
+      mbarrier_wait(&empty[place.stage], place.parity ^ 1);
+      char* tile = tiles + place.stage * Shape::kTileBytes;
+      const bool border = dirty && key + Shape::kKeys > length;
+      if (leader) {
+        if (Shape::kGeneral && !kValues) {
+          step.last = more ? 0 : 1;
+          barriers.steps[place.stage] = step;
+        }
+        uint64_t* barrier = border ? &barriers.v_border[place.stage] : &full[place.stage];
+        mbarrier_arrive_expect(barrier, Shape::kTileBytes);
+#pragma unroll
+        for (int p = 0; p < Shape::kPanels; ++p) {
+          tma_load_4d(tile + p * panel_bytes(Shape::kKeys), map, barrier, p * 64, first + key, head,
+                      batch, kEvictLast);
+        }
+      }
+      if (border) {
+        mbarrier_wait(&barriers.v_border[place.stage], border_parity >> place.stage & 1);
+        border_parity ^= 1u << place.stage;
+        clear_rows<Shape>(tile, max(length - key, 0));
+        fence_async_shared();
+        __syncwarp();
+        if (leader) {
+          mbarrier_arrive(&full[place.stage]);
+        }
+      }
+      step = following;
+      place.advance();
+    } while (more);
+  }
+}
+
+}  // namespace flashloom::sm90

@@ -1,0 +1,148 @@
+#pragma once
+
+#include "flashloom/ops/attention/sm90/forward_shape.cuh"
+
+// Which tile of queries comes next, and which keys it sees.
+
+namespace flashloom::sm90 {
+
+/// Tile `index` of the order of work if all sequences are stored at the same length. In sections,
+/// long rows of tiles come first (a causal mask makes late queries see most) and heads that run
+/// side by side share the L2 cache.
+__device__ __forceinline__ ForwardTile batched_tile(const ForwardParams& params, int32_t index,
+                                                    int32_t rows) {
+  int32_t head, tile;
+  if (params.section == 0) {
+    head = index / params.row_tiles;
+    tile = index % params.row_tiles;
+  } else {
+    const int32_t heads = params.problem.heads * params.problem.batch;
+    const int32_t section = index / (params.section * params.row_tiles);
+    const int32_t width = min(params.section, heads - section * params.section);
+    const int32_t rest = index - section * params.section * params.row_tiles;
+    head = section * params.section + rest % width;
+    tile = params.row_tiles - 1 - rest / width;
+  }
+  return {head / params.problem.heads, head % params.problem.heads, tile * rows};
+}
+
+/// Finds tiles of packed sequences, each with its own number of them, without going through those
+/// that do not exist: a warp holds 32 sequences at a time and moves on as indices grow.
+class PackedTiles {
+ public:
+  /// All lanes call it with the same, growing, `index`; false behind the last tile.
+  __device__ __forceinline__ bool find(const ForwardParams& params, int32_t index, int32_t rows,
+                                       ForwardTile& tile) {
+    const uint32_t lane = threadIdx.x % 32;
+    const int32_t heads = params.problem.heads;
+    while (group_ < params.problem.batch) {
+      if (!loaded_) {
+        const int32_t own = group_ + static_cast<int32_t>(lane);
+        row_tiles_ = own < params.problem.batch
+                         ? (sequence_of(params.problem, own).query_rows + rows - 1) / rows
+                         : 0;
+        behind_ = row_tiles_ * heads;
+#pragma unroll
+        for (int step = 1; step < 32; step *= 2) {
+          const int32_t other = __shfl_up_sync(0xffffffffu, behind_, step);
+          behind_ += static_cast<int>(lane) >= step ? other : 0;
+        }
+        loaded_ = true;
+      }
+      const uint32_t ahead = __ballot_sync(0xffffffffu, before_ + behind_ > index);
+      if (ahead != 0) {
+        const int owner = __ffs(static_cast<int>(ahead)) - 1;
+        const int32_t own_tiles = __shfl_sync(0xffffffffu, row_tiles_, owner);
+        const int32_t end = before_ + __shfl_sync(0xffffffffu, behind_, owner);
+        const int32_t rest = index - (end - own_tiles * heads);
+        const bool late_first = params.section != 0;
+        tile.batch = group_ + owner;
+        tile.head = late_first ? rest % heads : rest / own_tiles;
+        tile.row = (late_first ? own_tiles - 1 - rest / heads : rest % own_tiles) * rows;
+        return true;
+      }
+      before_ += __shfl_sync(0xffffffffu, behind_, 31);
+      group_ += 32;
+      loaded_ = false;
+    }
+    return false;
+  }
+
+ private:
+  int32_t group_ = 0;   // first of the 32 sequences
+  int32_t before_ = 0;  // tiles of the sequences before them
+  int32_t row_tiles_ = 0;
+  int32_t behind_ = 0;  // tiles of the group up to this lane's sequence
+  bool loaded_ = false;
+};
+
+/// Tiles of keys that the queries [row, row + rows) of a sequence see; one tile, all of it hidden,
+/// if they see none.
+__device__ __forceinline__ KeyTiles key_tiles(const Sequence& sequence, int32_t row, int32_t rows,
+                                              int32_t keys) {
+  const int32_t last = min(row + rows, sequence.query_length) - 1;
+  const int32_t begin = sequence.key_begin(row) / keys;
+  const int32_t end = (sequence.key_end(last) + keys - 1) / keys;
+  return last < row || begin >= end ? KeyTiles{0, 1} : KeyTiles{begin, end};
+}
+
+/// The part of `range` that the 64 queries from `row` on see, at least one tile. Queries behind the
+/// end count as if they were there, so that what is left out on either side stays short (see
+/// ForwardShape).
+__device__ __forceinline__ KeyTiles own_key_tiles(const Sequence& sequence, KeyTiles range,
+                                                  int32_t row, int32_t keys) {
+  const int32_t begin = min(max(range.begin, sequence.key_begin(row) / keys), range.end - 1);
+  const int32_t end = min(range.end, (sequence.key_end(row + 63) + keys - 1) / keys);
+  return {begin, max(end, begin + 1)};
+}
+
+/// Walks the tiles of keys of one tile of queries from the last to the first, through the block
+/// mask if there is one.
+template <class Shape>
+class KeyWalk {
+ public:
+  __device__ __forceinline__ KeyWalk(const ForwardParams& params, const ForwardWork& work)
+      : range_(work.range), tile_(work.range.end), lowest_(work.range.begin) {
+    if constexpr (Shape::kGeneral) {
+      const ForwardBlocks& blocks = params.rule.blocks;
+      if (blocks.block_rows > 0) {
+        const int32_t row = work.tile.row / blocks.block_rows;
+        const int32_t* offsets = blocks.offsets.at(work.tile.batch, work.tile.head) + row;
+        entry_begin_ = min(max(offsets[0], 0), blocks.entry_count);
+        entry_ = min(max(offsets[1], 0), blocks.entry_count);
+        tile_ = lowest_;
+      }
+    }
+  }
+
+  __device__ __forceinline__ bool next(const ForwardParams& params, const ForwardWork& work,
+                                       ForwardStep& step) {
+    if constexpr (Shape::kGeneral) {
+      const ForwardBlocks& blocks = params.rule.blocks;
+      const int32_t tiles = blocks.block_keys / Shape::kKeys;
+      while (tile_ <= lowest_ && entry_ > entry_begin_) {
+        --entry_;
+        const int32_t* entries = blocks.entries.at(work.tile.batch, work.tile.head);
+        const int32_t* partial = blocks.partial.at(work.tile.batch, work.tile.head);
+        const int32_t block = min(max(entries[entry_], 0), range_.end);
+        partial_ = partial == nullptr ? -1 : min(partial[entry_], blocks.partial_count - 1);
+        tile_ = min(range_.end, (block + 1) * tiles);
+        lowest_ = max(range_.begin, block * tiles);
+      }
+    }
+    if (tile_ <= lowest_) {
+      return false;
+    }
+    --tile_;
+    step = {tile_, partial_, 0};
+    return true;
+  }
+
+ private:
+  KeyTiles range_;
+  int32_t tile_, lowest_;
+  int32_t entry_ = 0, entry_begin_ = 0;
+  int32_t partial_ = -1;
+};
+
+}  // namespace flashloom::sm90

@@ -1,0 +1,129 @@
+#pragma once
+
+#include <cstdint>
+
+#include "flashloom/cuda/tile/shared_layout.h"
+#include "flashloom/ops/attention/patterns/sequence_geometry.h"
+#include "flashloom/ops/attention/sm90/schedule.cuh"
+
+// What the parts of the forward kernel share: parameters, tile shapes, shared memory.
+
+namespace flashloom::sm90 {
+
+/// A block mask in compressed rows; block_rows 0: none. Blocks are multiples of the tile.
+struct ForwardBlocks {
+  int32_t block_rows, block_keys;
+  GeometryTable offsets, entries, partial;
+  int32_t entry_count;
+  int32_t partial_count;
+  const uint8_t* bits;  // (partial blocks, block_rows, block_keys / 8)
+};
+
+/// What only general kernels do to scores and probabilities.
+struct ForwardRule {
+  bool adjusts;                     // scores are more than products times a positive scale
+  bool exclude_self;                // a query does not see the key at its own position
+  float softcap;                    // natural units; 0: none
+  const float* slopes;              // ALiBi, or null
+  int64_t slope_batch, slope_head;  // strides
+  const uint64_t* seed;             // dropout, or null
+  const uint64_t* offset;           // or null
+  uint32_t drop_below;              // bits below it drop a pair
+  float kept;                       // 1 / (1 - probability)
+  ForwardBlocks blocks;
+};
+
+struct ForwardParams {
+  Problem problem;
+  void* out;  // 16-bit, strides in elements
+  int64_t out_batch, out_head, out_row;
+  float* lse;  // or null
+  int64_t lse_batch, lse_head, lse_row;
+  const float* sinks;     // (heads) or null
+  float scale;            // of the scores, natural
+  int32_t value_columns;  // of out that exist
+  int32_t tensor_keys;    // rows of k and v behind one another; the copy engine adds zeros there
+  int32_t row_tiles;      // tiles of queries of the longest sequence
+  int32_t tiles;          // of all heads and sequences, if all are as long as the longest
+  int32_t section;   // heads that are worked on together, long tiles first; 0: a head at a time
+  int32_t* counter;  // zero: blocks draw their tiles from it; null: every gridDim-th tile
+  ForwardRule rule;
+};
+
+/// Shape and schedule of a kernel.
+///   kDim       columns of q, k and v; tensors with less are filled with zeros
+///   kGroups    consumer warpgroups, 64 queries each
+///   kKeys      keys a tile
+///   kStages    tiles of keys (and of values) in flight
+///   kQStages   tiles of queries in flight
+///   kTurns     warpgroups take turns to issue their products
+///   kGeneral   everything in ForwardRule
+template <class T_, int kDim_, int kGroups_, int kKeys_, int kStages_, int kQStages_, bool kTurns_,
+          bool kGeneral_ = false>
+struct ForwardShape {
+  using T = T_;
+  static constexpr int kDim = kDim_;
+  static constexpr int kGroups = kGroups_;
+  static constexpr int kKeys = kKeys_;
+  static constexpr int kStages = kStages_;
+  static constexpr int kQStages = kQStages_;
+  static constexpr bool kTurns = kTurns_;
+  static constexpr bool kGeneral = kGeneral_;
+  static constexpr int kRows = 64 * kGroups;
+  static constexpr int kThreads = 128 * (kGroups + 1);
+  // What the launch hands out evenly (168, 128 or 96 a thread), moved to where it is needed. With
+  // 24 instead of 40, the producers of two consumer warpgroups spill.
+  static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : (kGroups == 3 ? 160 : 112);
+  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32;
+  static constexpr int kPanels = (kDim + 63) / 64;
+  static constexpr uint32_t kQBytes = kPanels * cuda::panel_bytes(kRows);
+  static constexpr uint32_t kTileBytes = kPanels * cuda::panel_bytes(kKeys);
+  static constexpr uint32_t kBarrierBytes = 1024;
+  static constexpr uint32_t kSharedBytes =
+      kBarrierBytes + kQStages * kQBytes + 2 * kStages * kTileBytes;
+  // A warpgroup skips up to kRows / kKeys + 1 tiles of keys on each side while it holds a tile of
+  // values; the others get as far ahead as both rings reach.
+  static_assert(2 * kStages > kRows / kKeys + 1);
+  static_assert(kSharedBytes <= 227 * 1024);
+};
+
+struct ForwardTile {
+  int32_t batch, head, row;  // row: first query of the tile
+};
+
+struct KeyTiles {
+  int32_t begin, end;
+};
+
+/// What the producer tells the consumers about a tile of queries: the divisions that find it are
+/// done once, ahead of time.
+struct ForwardWork {
+  ForwardTile tile;
+  KeyTiles range;  // begin < 0: no more work
+  Sequence sequence;
+};
+
+/// Tiles of queries that are known at a time: those in shared memory, the one that is being stored,
+/// and one to spare, so that keys are fetched before the queries' buffer is free.
+inline constexpr uint32_t kForwardSlots = 4;
+
+/// A tile of keys in a general kernel's ring.
+struct ForwardStep {
+  int32_t tile;     // -1: hidden altogether
+  int32_t partial;  // block of bits, or -1
+  int32_t last;     // of its tile of queries
+};
+
+template <class Shape>
+struct ForwardBarriers {
+  uint64_t q_full[Shape::kQStages], q_empty[Shape::kQStages];
+  uint64_t k_full[Shape::kStages], k_empty[Shape::kStages];
+  uint64_t v_full[Shape::kStages], v_empty[Shape::kStages];
+  uint64_t v_border[Shape::kStages];  // values that the producer clears before it hands them on
+  uint64_t work_full[kForwardSlots], work_empty[kForwardSlots];
+  ForwardWork work[kForwardSlots];
+  float slopes[kForwardSlots];  // ALiBi's of the work
+  ForwardStep steps[Shape::kStages];
+};
+
+}  // namespace flashloom::sm90

@@ -1,0 +1,51 @@
+#include "flashloom/ops/attention/sm90/attention_sm90.h"
+#include "flashloom/ops/attention/sm90/forward_launch.cuh"
+
+namespace flashloom::sm90 {
+namespace {
+
+template <class T>
+void forward(const ForwardCall& call) {
+  const AttentionInputs& inputs = call.inputs;
+  const AttentionOptions& options = call.options;
+  const int64_t dim =
+      std::max(inputs.q.shape[inputs.q.rank - 1], inputs.v.shape[inputs.v.rank - 1]);
+  if (has_rule(options)) {
+    launch_forward_general<T>(call, dim);
+  } else if (dim <= 64) {
+    launch_forward_64<T>(call);
+  } else if (dim <= 128) {
+    launch_forward_128<T>(call, dim);
+  } else {
+    launch_forward_256<T>(call, dim);
+  }
+}
+
+// Blocks draw their tiles where these differ in length.
+bool draws_tiles(const AttentionOptions& options) {
+  return options.visibility.right >= 0 || options.visibility.left >= 0 ||
+         options.sequences.cu_query || options.sequences.used_query || options.sequences.used_key ||
+         options.blocks.block_rows > 0;
+}
+
+}  // namespace
+
+int64_t attention_forward_bytes(const AttentionInputs& /*inputs*/,
+                                const AttentionOptions& options) {
+  return draws_tiles(options) ? 64 : 0;
+}
+
+void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                       std::span<std::byte> workspace, const AttentionOptions& options,
+                       Stream stream) {
+  auto* counter = draws_tiles(options) ? reinterpret_cast<int32_t*>(workspace.data()) : nullptr;
+  const ForwardCall call = {outputs, inputs, options, counter,
+                            static_cast<cudaStream_t>(stream.handle)};
+  if (inputs.q.dtype == DType::bf16) {
+    forward<__nv_bfloat16>(call);
+  } else {
+    forward<__half>(call);
+  }
+}
+
+}  // namespace flashloom::sm90
