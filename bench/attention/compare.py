@@ -1,6 +1,6 @@
 """Checks Flashloom's attention on a GPU against float64, then times it beside its peers.
 
-Usage: compare.py LIBRARY [--check] [--dense] [--json FILE]
+Usage: compare.py LIBRARY [--check] [--dense] [--decode] [--json FILE]
 
 Rates in TFLOP/s of visible pairs: forward 4 D a pair and head, backward 2.5 times that. Peers run
 in the same rounds, in turn; the figure is the median of five rounds.
@@ -260,6 +260,7 @@ def main():
     parser.add_argument("library")
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--dense", action="store_true")
+    parser.add_argument("--decode", action="store_true")
     parser.add_argument("--json")
     options = parser.parse_args()
     torch.manual_seed(int(time.time()))
@@ -278,6 +279,9 @@ def main():
                                       causal)
         for seq in (2048, 8192):
             rows += dense_row(attention, 16384 // seq, 32, 8, seq, 128, True)
+    if options.decode:
+        from decode import decode_rows
+        rows += decode_rows(attention, fa3)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(rows, file, indent=1)

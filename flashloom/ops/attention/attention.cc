@@ -6,6 +6,7 @@
 #include "flashloom/ops/attention/attention_reference.h"
 #include "flashloom/ops/attention/attention_validation.h"
 #include "flashloom/ops/attention/cpu/attention_cpu.h"
+#include "flashloom/ops/attention/decode/decode.h"
 #include "flashloom/ops/attention/sm90/attention_sm90.h"
 
 namespace flashloom {
@@ -64,11 +65,19 @@ void check_workspace(std::string_view op, std::span<std::byte> workspace, int64_
         "alignment to 64 bytes", "less");
 }
 
+// Few queries a sequence: the sm90 backend's kernel for them, where it covers the call.
+bool decodes(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+             const AttentionOptions& options) {
+  return decode::attention_decode_refusal(outputs, inputs, options).empty();
+}
+
 AttentionChoice forward_choice(const AttentionOutputs& outputs, const AttentionInputs& inputs,
                                const AttentionOptions& options) {
   if (!inputs.q.device.is_cpu()) {
     return choose_cuda(kForward, options,
-                       sm90::attention_forward_refusal(outputs, inputs, options));
+                       decodes(outputs, inputs, options)
+                           ? ""
+                           : sm90::attention_forward_refusal(outputs, inputs, options));
   }
   return choose(kForward, options, attention_forward_cpu_refusal(outputs, inputs, options));
 }
@@ -103,6 +112,11 @@ void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& i
     return;
   }
   if constexpr (kWithCuda) {
+    if (choice.backend == AttentionBackend::sm90 && decodes(outputs, inputs, options)) {
+      check_workspace(kForward, workspace, decode::attention_decode_bytes(inputs, options));
+      decode::attention_decode(outputs, inputs, workspace, options, stream);
+      return;
+    }
     if (choice.backend == AttentionBackend::sm90) {
       check_workspace(kForward, workspace, sm90::attention_forward_bytes(inputs, options));
       sm90::attention_forward(outputs, inputs, workspace, options, stream);
@@ -144,7 +158,8 @@ int64_t attention_forward_workspace_bytes(const AttentionOutputs& outputs,
   const AttentionBackend backend = forward_choice(outputs, inputs, options).backend;
   if constexpr (kWithCuda) {
     if (backend == AttentionBackend::sm90) {
-      return sm90::attention_forward_bytes(inputs, options);
+      return decodes(outputs, inputs, options) ? decode::attention_decode_bytes(inputs, options)
+                                               : sm90::attention_forward_bytes(inputs, options);
     }
   }
   return backend == AttentionBackend::cpu ? attention_forward_cpu_bytes(outputs, inputs, options)

@@ -1,0 +1,9 @@
+#include "flashloom/ops/attention/decode/decode_shapes.cuh"
+
+namespace flashloom::decode {
+
+template void run_decode<__nv_bfloat16>(const AttentionOutputs&, const AttentionInputs&,
+                                        std::span<std::byte>, const AttentionOptions&,
+                                        cudaStream_t);
+
+}  // namespace flashloom::decode

@@ -1,0 +1,200 @@
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <numbers>
+#include <random>
+
+#include "flashloom/cuda/error.cuh"
+#include "flashloom/ops/attention/attention.h"
+#include "flashloom/ops/attention/decode/decode_kernel.cuh"
+
+namespace flashloom::decode {
+
+/// How a call is cut and where its workspace goes; from host shapes alone.
+struct Plan {
+  int64_t units, blocks, tiles_block, row_tiles, slot_rows;
+  int64_t counter_bytes, stats_bytes, partial_bytes;
+
+  int64_t bytes() const { return counter_bytes + stats_bytes + partial_bytes; }
+};
+
+inline int64_t multiprocessors(const Device& device) {
+  int count = 0;
+  cuda::check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index),
+              "cudaDeviceGetAttribute");
+  return count;
+}
+
+template <class Shape>
+Plan make_plan(const AttentionInputs& inputs, const AttentionOptions& options) {
+  // More blocks than this have nothing left to share. Their counts fit 16 bits, and what they know
+  // of a row the shared memory of the block that joins them.
+  constexpr int64_t kMaxBlocks = 4096;
+  static_assert(Shape::kBufferBytes >= (kMaxBlocks + 1) * 8);
+  // Two tiles of keys a team: below that a block costs more than it reads.
+  constexpr int64_t kTilesBlock = 2 * Shape::kTeams;
+  const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
+  const GeometrySource source = geometry_source(inputs, options);
+  Plan plan = {};
+  if (source.key_heads == 0) {
+    return plan;
+  }
+  const int64_t rows = int64_t{source.heads} / source.key_heads * source.max_query;
+  plan.row_tiles = ceil_div(rows, Shape::kRows);
+  plan.slot_rows = std::min<int64_t>(rows, Shape::kRows);
+  plan.units = int64_t{source.sequences} * source.key_heads * plan.row_tiles;
+  if (plan.units == 0) {
+    return plan;
+  }
+  int64_t keys = source.max_key;
+  if (source.left >= 0 && source.right >= 0) {
+    keys = std::min(keys, source.left + source.right + source.max_query);
+  }
+  const int64_t tiles = plan.units * std::max<int64_t>(1, ceil_div(keys, Shape::kTileKeys));
+  plan.tiles_block = options.execution.splits > 0 ? 1 : kTilesBlock;
+  if (options.execution.splits > 0) {
+    plan.blocks = std::min(plan.units * options.execution.splits, tiles);
+  } else {
+    const auto allowed = static_cast<int64_t>(static_cast<float>(multiprocessors(inputs.q.device)) *
+                                              options.execution.multiprocessor_share) *
+                         Shape::kResident;
+    plan.blocks = std::clamp(ceil_div(tiles, kTilesBlock), std::min(plan.units, allowed), allowed);
+  }
+  plan.blocks = std::clamp<int64_t>(plan.blocks, 1, kMaxBlocks);
+  const int64_t slots = 2 * plan.blocks * plan.slot_rows;
+  const auto padded = [&](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
+  plan.counter_bytes = padded(plan.units * 8);
+  plan.stats_bytes = padded(slots * 8);
+  plan.partial_bytes = padded(slots * Shape::kDim * 4);
+  return plan;
+}
+
+/// A number that no counter carries yet, but by chance: 48 bits, not 0.
+inline unsigned long long next_nonce() {
+  static std::atomic<uint64_t> state =
+      (uint64_t{std::random_device()()} << 32) ^ std::random_device()();
+  // splitmix64, whose outputs do not repeat in 2^64 calls
+  uint64_t x = state.fetch_add(0x9e3779b97f4a7c15u) + 0x9e3779b97f4a7c15u;
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  x ^= x >> 31;
+  return std::max<uint64_t>(1, x >> 16);
+}
+
+/// Strides of the first dimension (0 for packed tensors, which have none), heads and rows.
+struct Strides {
+  int64_t sequence, head, row;
+
+  Strides(const ConstTensorView& view, bool packed)
+      : sequence(packed ? 0 : view.strides[0]),
+        head(view.strides[packed ? 0 : 1]),
+        row(view.strides[packed ? 1 : 2]) {}
+};
+
+inline KeyRows key_rows(const ConstTensorView& view, bool packed) {
+  const Strides strides(view, packed);
+  return {static_cast<const char*>(view.data), strides.sequence * 2, strides.head * 2,
+          strides.row * 2, static_cast<int32_t>(view.dim(-1) / 8)};
+}
+
+inline Params make_params(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                          const AttentionOptions& options) {
+  Params params = {};
+  GeometrySource& source = params.source;
+  source = geometry_source(inputs, options);
+  // Device code adds positions in 64 bits; further away than this is out of sight.
+  const auto near = [](int64_t value) {
+    return std::clamp<int64_t>(value, -(int64_t{1} << 40), int64_t{1} << 40);
+  };
+  if (source.has_starts) {
+    source.has_offset = true;
+    source.offset = near(source.query_start) - near(source.key_start);
+  }
+  source.offset = near(source.offset);
+  source.left = near(source.left);
+  source.right = near(source.right);
+  const AttentionSequences& sequences = options.sequences;
+  const bool packed = static_cast<bool>(sequences.cu_query);
+  params.group = source.heads / source.key_heads;
+  params.uniform =
+      sequences.cu_query || sequences.cu_key || sequences.used_query || sequences.used_key ? 0 : 1;
+  const Strides q(inputs.q, packed);
+  params.q = inputs.q.data;
+  params.q_sequence = q.sequence;
+  params.q_head = q.head;
+  params.q_row = q.row;
+  params.k = key_rows(inputs.k, static_cast<bool>(sequences.cu_key));
+  params.v = key_rows(inputs.v, static_cast<bool>(sequences.cu_key));
+  if (sequences.page_table) {
+    params.pages = static_cast<const int32_t*>(sequences.page_table.data);
+    params.pages_sequence = sequences.page_table.stride(0);
+    params.page_size = static_cast<int32_t>(sequences.page_size);
+    params.page_count = static_cast<int32_t>(inputs.k.dim(0));
+  }
+  const Strides out(outputs.out, packed);
+  params.out = outputs.out.data;
+  params.out_sequence = out.sequence;
+  params.out_head = out.head;
+  params.out_row = out.row;
+  params.out_is_f32 = outputs.out.dtype == DType::f32 ? 1 : 0;
+  params.value_dim = static_cast<int32_t>(inputs.v.dim(-1));
+  if (outputs.lse) {
+    const Strides lse(outputs.lse, packed);
+    params.lse = static_cast<float*>(outputs.lse.data);
+    params.lse_sequence = lse.sequence;
+    params.lse_head = lse.head;
+    params.lse_row = lse.row;
+  }
+  const AttentionScore& score = options.score;
+  const float scale =
+      score.scale != 0 ? score.scale : 1 / std::sqrt(static_cast<float>(inputs.q.dim(-1)));
+  constexpr float kLog2e = std::numbers::log2e_v<float>;
+  params.scale = scale * kLog2e;
+  params.cap = score.softcap * kLog2e;
+  params.cap_scale = score.softcap > 0 ? 2 * kLog2e * scale / score.softcap : 0;
+  if (score.alibi_slopes) {
+    const bool each = score.alibi_slopes.rank == 2;
+    params.alibi = static_cast<const float*>(score.alibi_slopes.data);
+    params.alibi_sequence = each ? score.alibi_slopes.stride(0) : 0;
+    params.alibi_head = score.alibi_slopes.stride(each ? 1 : 0);
+  }
+  if (score.sinks) {
+    params.sinks = static_cast<const float*>(score.sinks.data);
+    params.sinks_head = score.sinks.stride(0);
+  }
+  params.status = static_cast<int32_t*>(options.execution.status.data);
+  return params;
+}
+
+template <class Shape>
+void launch_decode(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                   std::span<std::byte> workspace, const AttentionOptions& options,
+                   cudaStream_t stream) {
+  const Plan plan = make_plan<Shape>(inputs, options);
+  if (plan.units == 0) {
+    return;
+  }
+  Params params = make_params(outputs, inputs, options);
+  params.tiles_block = static_cast<int32_t>(plan.tiles_block);
+  params.row_tiles = static_cast<int32_t>(plan.row_tiles);
+  params.slot_rows = static_cast<int32_t>(plan.slot_rows);
+  std::byte* memory = workspace.data();
+  params.counters = reinterpret_cast<unsigned long long*>(memory);
+  params.partial_stats = reinterpret_cast<float*>(memory + plan.counter_bytes);
+  params.partial = reinterpret_cast<float*>(memory + plan.counter_bytes + plan.stats_bytes);
+  params.nonce = next_nonce();
+  auto* kernel = &attention_decode_kernel<Shape>;
+  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   Shape::kSharedBytes),
+              "cudaFuncSetAttribute");
+  kernel<<<static_cast<uint32_t>(plan.blocks), Shape::kThreads, Shape::kSharedBytes, stream>>>(
+      params);
+  cuda::check(cudaGetLastError(), "attention_decode_kernel");
+}
+
+}  // namespace flashloom::decode

@@ -1,0 +1,89 @@
+#pragma once
+
+#include <cstdint>
+
+#include "flashloom/ops/attention/patterns/sequence_geometry.h"
+
+namespace flashloom::decode {
+
+/// Rows of k or v. Strides in bytes; `sequence` is that of a page if there is a page table.
+struct KeyRows {
+  const char* data;
+  int64_t sequence, head, row;
+  int32_t chunks;  // 16-byte chunks a row
+};
+
+struct Params {
+  GeometrySource source;  // offset already resolved to has_offset or neither; bounds within 2^40
+  int32_t group;          // query heads a key-value head
+  int32_t row_tiles;      // tiles of rows a (sequence, key-value head), by the host's bound
+  int32_t tiles_block;    // fewest tiles of keys a block
+  int32_t uniform;        // every sequence has the host's lengths
+
+  const void* q;
+  int64_t q_sequence, q_head, q_row;  // elements
+  KeyRows k, v;
+  const int32_t* pages;  // null without a page table
+  int64_t pages_sequence;
+  int32_t page_size, page_count;
+
+  void* out;
+  int64_t out_sequence, out_head, out_row;  // elements
+  int32_t out_is_f32;
+  int32_t value_dim;
+  float* lse;  // may be null
+  int64_t lse_sequence, lse_head, lse_row;
+
+  // Scores in units of log 2. Without softcap x = s scale; with one, c tanh(s scale / c) written as
+  // c - 2 c / (2^(s cap_scale) + 1).
+  float scale;
+  float cap;        // c log2(e), 0 without
+  float cap_scale;  // 2 log2(e) scale / c
+  const float* alibi;
+  int64_t alibi_sequence, alibi_head;
+  const float* sinks;
+  int64_t sinks_head;
+
+  float* partial;        // (blocks, 2, slot_rows, kDim), then (blocks, 2, slot_rows, 2)
+  float* partial_stats;  // largest score and sum
+  int32_t slot_rows;
+  unsigned long long* counters;  // one a unit
+  unsigned long long nonce;      // 48 bits, not 0
+  int32_t* status;
+};
+
+/// What a kernel is compiled for. A team of kRowWarps warps, 16 rows each, walks its own tiles of
+/// keys through its own kStages buffers; the kTeams teams of a block take tiles in turn.
+template <class T, int kDimension, int kRowWarpCount, int kTeamCount, int kKeySteps,
+          int kStageCount, int kResidentBlocks>
+struct Shape {
+  using Type = T;
+  static constexpr int kDim = kDimension;
+  static constexpr int kRowWarps = kRowWarpCount;
+  static constexpr int kTeams = kTeamCount;
+  static constexpr int kSteps = kKeySteps;  // of 16 keys
+  // Steps whose scores are worked on together, to hide the products' latency; registers bound it.
+  static constexpr int kJoint = kDim <= 128 ? kSteps : 1;
+  static constexpr int kStages = kStageCount;
+  static constexpr int kResident = kResidentBlocks;  // a multiprocessor
+  static constexpr int kRows = 16 * kRowWarps;
+  static constexpr int kTileKeys = 16 * kSteps;
+  static constexpr int kTeamThreads = 32 * kRowWarps;
+  static constexpr int kThreads = kTeams * kTeamThreads;
+  static constexpr int kChunks = kDim / 8;  // of 16 bytes
+  static constexpr int kTileBytes = kTileKeys * kDim * 2;
+  static constexpr int kTeamBytes = kStages * 2 * kTileBytes;
+  // The teams' sums before they are joined: rows of f32, padded so that stores of two columns by
+  // eight rows meet no bank twice. They lie where the keys were.
+  static constexpr int kSumPitch = kDim + 8;
+  static constexpr int kSumBytes = kTeams * kRows * kSumPitch * 4;
+  static constexpr int kBufferBytes =
+      kTeams * kTeamBytes > kSumBytes ? kTeams* kTeamBytes : kSumBytes;
+  // Queries as operands, 16 bytes a lane, where registers have no room for them beside the sums.
+  static constexpr bool kQueriesInShared = kDim > 128;
+  static constexpr int kSharedBytes = kBufferBytes + (kQueriesInShared ? kRows * kDim * 2 : 0);
+  static_assert(kTileKeys <= 32, "a lane looks up the page of one key");
+  static_assert(kTileKeys * kChunks % kTeamThreads == 0);
+};
+
+}  // namespace flashloom::decode
