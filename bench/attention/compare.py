@@ -102,7 +102,8 @@ def check_sinks_and_dlse(attention):
             scores = scores.masked_fill(torch.ones(300, 300, device="cuda").triu(1).bool(),
                                         -math.inf)
             if sink is not None:
-                column = sink.double()[None, :, None, None].expand(2, 4, 300, 1)
+                exact.append(sink.double().requires_grad_())
+                column = exact[3][None, :, None, None].expand(2, 4, 300, 1)
                 scores = torch.cat((scores, column), 3)
             true_lse = scores.logsumexp(3)
             true_out = torch.softmax(scores, 3)[..., :300] @ wide[1]
@@ -110,16 +111,18 @@ def check_sinks_and_dlse(attention):
 
             out, dq = torch.full_like(q, math.nan), torch.full_like(q, math.nan)
             dk, dv = torch.full_like(k, math.nan), torch.full_like(v, math.nan)
+            dsinks = torch.full_like(sinks, math.nan)
             lse = torch.full((2, 4, 300), math.nan, device="cuda")
             extra = {} if sink is None else {"sinks": sink}
             attention.prepare("forward", q=q, k=k, v=v, out=out, lse=lse, right=0, **extra)()
+            if sink is not None:
+                extra["dsinks"] = dsinks
+            attention.prepare("backward", q=q, k=k, v=v, out=out, lse=lse, dout=dout, dlse=dlse,
+                              dq=dq, dk=dk, dv=dv, right=0, **extra)()
             torch.cuda.synchronize()
             pairs = [("out", out, true_out), ("lse", lse, true_lse)]
-            if sink is None:  # the backward pass refuses sinks
-                attention.prepare("backward", q=q, k=k, v=v, out=out, lse=lse, dout=dout,
-                                  dlse=dlse, dq=dq, dk=dk, dv=dv, right=0)()
-                torch.cuda.synchronize()
-                pairs += [(n, g, e.grad) for n, g, e in zip(("dq", "dk", "dv"), (dq, dk, dv), exact)]
+            pairs += [(n, g, e.grad) for n, g, e in zip(("dq", "dk", "dv", "dsinks"),
+                                                        (dq, dk, dv, dsinks), exact)]
             for name, mine, true in pairs:
                 error = ((mine.double() - true).norm() / true.norm()).item()
                 if not error < 6e-3:  # bf16 rounds P, dS and results at 2^-9 each
@@ -168,26 +171,32 @@ def check(attention):
                             print("FAIL not deterministic", dtype, dim, (b, h, g, sq, sk))
                         previous = (out, dq, dk, dv)
     failures += check_sinks_and_dlse(attention)
-    # Packed documents, forward.
+    # Packed documents.
     lengths = [1, 127, 128, 300, 5, 0, 640]
     cu = torch.tensor([0] + lengths, device="cuda").cumsum(0).int()
     for dim in (128, 64):
-        q, k, v = (torch.randn(sum(lengths), 4, dim, device="cuda").bfloat16().transpose(0, 1)
-                   for _ in range(3))
-        out = torch.full_like(q, math.nan)
+        q, k, v, dout = (torch.randn(sum(lengths), 4, dim, device="cuda").bfloat16().transpose(0, 1)
+                         for _ in range(4))
+        out, dq, dk, dv = (torch.full_like(q, math.nan) for _ in range(4))
         lse = torch.full(q.shape[:2], math.nan, device="cuda")
-        attention.prepare("forward", q=q, k=k, v=v, out=out, lse=lse, cu_query=cu, cu_key=cu,
-                          max_query=max(lengths), max_key=max(lengths), right=0)()
+        packed = dict(cu_query=cu, cu_key=cu, max_query=max(lengths), max_key=max(lengths), right=0)
+        attention.prepare("forward", q=q, k=k, v=v, out=out, lse=lse, **packed)()
+        attention.prepare("backward", q=q, k=k, v=v, out=out, lse=lse, dout=dout, dq=dq, dk=dk,
+                          dv=dv, **packed)()
         for i, length in enumerate(lengths):
-            part = [x[None, :, cu[i]:cu[i + 1]] for x in (q, k, v)]
+            rows = slice(cu[i], cu[i + 1])
+            part = [x[None, :, rows] for x in (q, k, v, dout)]
             if length:
-                exact = reference(*part, part[0], 0, -1, torch.float64, None)[0]
-                plain = reference(*part, part[0], 0, -1, torch.float32, torch.bfloat16)[0]
-                error = (out[None, :, cu[i]:cu[i + 1]].double() - exact).abs().max().item()
-                bound = 2 * (plain.bfloat16().double() - exact).abs().max().item() + 1e-5
-                if not error <= bound:
-                    failures += 1
-                    print("FAIL packed", dim, length, error, bound)
+                exact = reference(*part, 0, -1, torch.float64, None)
+                plain = reference(*part, 0, -1, torch.float32, torch.bfloat16)
+                for name, mine, true, other in zip(
+                        ("out", "dq", "dk", "dv"), (out, dq, dk, dv), (exact[0], *exact[2:]),
+                        (plain[0], *plain[2:])):
+                    error = (mine[None, :, rows].double() - true).abs().max().item()
+                    bound = 2 * (other.bfloat16().double() - true).abs().max().item() + 1e-5
+                    if not error <= bound:
+                        failures += 1
+                        print("FAIL packed", dim, length, name, error, bound)
     print("checks:", "all passed" if failures == 0 else f"{failures} failed", flush=True)
 
 

@@ -64,6 +64,7 @@ struct Wgmma;
 #define FLASHLOOM_P32A                                                                \
   "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22" \
   ",%23,%24,%25,%26,%27,%28,%29,%30,%31"
+#define FLASHLOOM_P16A "%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15"
 #define FLASHLOOM_P8B ",%32,%33,%34,%35,%36,%37,%38,%39"
 #define FLASHLOOM_P8C ",%40,%41,%42,%43,%44,%45,%46,%47"
 #define FLASHLOOM_P8D ",%48,%49,%50,%51,%52,%53,%54,%55"
@@ -107,6 +108,7 @@ struct Wgmma;
     }                                                                                             \
   };
 
+#define FLASHLOOM_REGISTERS_32 FLASHLOOM_F8(0), FLASHLOOM_F8(8)
 #define FLASHLOOM_REGISTERS_64 FLASHLOOM_F32(0)
 #define FLASHLOOM_REGISTERS_80 FLASHLOOM_F32(0), FLASHLOOM_F8(32)
 #define FLASHLOOM_REGISTERS_96 FLASHLOOM_F32(0), FLASHLOOM_F8(32), FLASHLOOM_F8(40)
@@ -119,6 +121,8 @@ struct Wgmma;
 #define FLASHLOOM_REGISTERS_256 FLASHLOOM_REGISTERS_192, FLASHLOOM_F32(96)
 
 #define FLASHLOOM_WGMMA_ALL(T, type)                                                               \
+  FLASHLOOM_WGMMA(T, type, 32, FLASHLOOM_P16A, FLASHLOOM_REGISTERS_32, "16", "17", "18", "19",     \
+                  "20", "21", "22")                                                                \
   FLASHLOOM_WGMMA(T, type, 64, FLASHLOOM_P32A, FLASHLOOM_REGISTERS_64, "32", "33", "34", "35",     \
                   "36", "37", "38")                                                                \
   FLASHLOOM_WGMMA(T, type, 80, FLASHLOOM_P32A FLASHLOOM_P8B, FLASHLOOM_REGISTERS_80, "40", "41",   \
@@ -148,6 +152,7 @@ FLASHLOOM_WGMMA_ALL(__half, "f16")
 
 #undef FLASHLOOM_WGMMA_ALL
 #undef FLASHLOOM_WGMMA
+#undef FLASHLOOM_REGISTERS_32
 #undef FLASHLOOM_REGISTERS_64
 #undef FLASHLOOM_REGISTERS_80
 #undef FLASHLOOM_REGISTERS_96
@@ -160,6 +165,7 @@ FLASHLOOM_WGMMA_ALL(__half, "f16")
 #undef FLASHLOOM_REGISTERS_256
 #undef FLASHLOOM_P64
 #undef FLASHLOOM_P32A
+#undef FLASHLOOM_P16A
 #undef FLASHLOOM_P8B
 #undef FLASHLOOM_P8C
 #undef FLASHLOOM_P8D

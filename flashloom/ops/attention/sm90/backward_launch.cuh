@@ -1,5 +1,8 @@
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
+
 #include "flashloom/cuda/error.cuh"
 #include "flashloom/cuda/tensor_map.cuh"
 #include "flashloom/ops/attention/sm90/backward_kernel.cuh"
@@ -8,87 +11,174 @@
 
 namespace flashloom::sm90 {
 
-/// Where the parts of the backward workspace lie, in bytes.
-struct BackwardWorkspace {
-  int64_t lse, delta, dq, turns, end;
-  int64_t query_tiles;
+/// What a launch takes, and where the parts of its workspace lie (bytes).
+struct BackwardCall {
+  const AttentionGradients& gradients;
+  const AttentionInputs& inputs;
+  const AttentionSaved& saved;
+  const AttentionOptions& options;
 };
 
-inline BackwardWorkspace backward_workspace(const Problem& problem, int64_t dim, int64_t queries) {
+/// Sequences and heads with ranks of their own; offsets and entries may each be shared.
+struct RankLists {
+  int32_t batch, heads;
+};
+
+inline RankLists rank_lists(const AttentionBlocks& mask) {
+  return {static_cast<int32_t>(std::max(mask.column_offsets.shape[0], mask.rows.shape[0])),
+          static_cast<int32_t>(std::max(mask.column_offsets.shape[1], mask.rows.shape[1]))};
+}
+
+struct BackwardWorkspace {
+  int64_t lse, delta, dq, turns, ranks, counts, end;
+  int64_t query_tiles;  // a head
+  int64_t places;
+};
+
+inline BackwardWorkspace backward_workspace(const AttentionInputs& inputs,
+                                            const AttentionOptions& options, int64_t queries) {
+  const ConstTensorView q = as_batched(inputs.q);
+  const Problem problem = make_problem(q, as_batched(inputs.k), options);
+  const bool packed = options.sequences.cu_query.rank > 0;
   BackwardWorkspace workspace = {};
-  workspace.query_tiles = (problem.query_length + queries - 1) / queries;
-  const int64_t tiles = int64_t{problem.batch} * problem.heads * workspace.query_tiles;
-  workspace.delta = workspace.lse + tiles * queries * 4;
-  workspace.dq = workspace.delta + tiles * queries * 4;
-  workspace.turns = workspace.dq + tiles * queries * dim * 4;
-  workspace.end = workspace.turns + tiles * 8;
+  workspace.query_tiles = packed ? q.shape[2] / queries + problem.batch
+                                 : (problem.query_length + queries - 1) / queries;
+  workspace.places = int64_t{packed ? 1 : problem.batch} * problem.heads * workspace.query_tiles;
+  const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+  workspace.delta = workspace.lse + aligned(workspace.places * queries * 4);
+  workspace.dq = workspace.delta + aligned(workspace.places * queries * 4);
+  workspace.turns = workspace.dq + workspace.places * queries * q.shape[3] * 4;
+  workspace.ranks = workspace.turns + aligned(workspace.places * 8);
+  const AttentionBlocks& mask = options.blocks;
+  workspace.counts = workspace.ranks;
+  if (mask.rows) {
+    const auto [batch, heads] = rank_lists(mask);
+    const int64_t lists = int64_t{batch} * heads;
+    const int64_t row_count = (problem.query_length - 1) / mask.block_rows + 1;
+    workspace.counts += aligned(lists * mask.rows.shape[2] * 4);
+    workspace.end = workspace.counts + aligned(lists * row_count * 4);
+  } else {
+    workspace.end = workspace.counts;
+  }
   return workspace;
 }
 
-inline RowTensor row_tensor(const ConstTensorView& view, bool scalars) {
+/// `scalars`: without a last dimension. `storage` is the kernel's.
+inline RowTensor row_tensor(const ConstTensorView& view, bool scalars, DType storage) {
   const int heads = view.rank - (scalars ? 2 : 3);
   return {const_cast<void*>(view.data), heads == 1 ? view.strides[0] : 0, view.strides[heads],
-          view.strides[heads + 1]};
+          view.strides[heads + 1], view.dtype != storage};
+}
+
+inline BackwardScore backward_score(const AttentionOptions& options) {
+  BackwardScore score = {};
+  score.softcap = options.score.softcap;
+  if (const ConstTensorView& slopes = options.score.alibi_slopes; slopes) {
+    score.slopes = static_cast<const float*>(slopes.data);
+    score.slope_head = slopes.strides[slopes.rank - 1];
+    score.slope_batch = slopes.rank == 2 && slopes.shape[0] > 1 ? slopes.strides[0] : 0;
+  }
+  score.keep = 1;
+  if (options.dropout.probability != 0) {
+    score.seed = static_cast<const uint64_t*>(options.dropout.seed.data);
+    score.offset = static_cast<const uint64_t*>(options.dropout.offset.data);
+    score.threshold =
+        static_cast<uint32_t>(attention_dropout_threshold(options.dropout.probability));
+    score.keep = 1 / (1 - options.dropout.probability);
+  }
+  return score;
+}
+
+inline BackwardBlocks backward_blocks(const AttentionInputs& inputs,
+                                      const AttentionOptions& options, int32_t queries) {
+  const AttentionBlocks& mask = options.blocks;
+  const GeometrySource source = geometry_source(inputs, options);
+  BackwardBlocks blocks = {};
+  blocks.offsets = source.transposed_offsets;
+  blocks.rows = source.transposed_entries;
+  blocks.partial = source.transposed_partial;
+  blocks.bits = source.bits;
+  blocks.queries = source.block_rows;
+  blocks.keys = source.block_keys;
+  blocks.query_tiles = source.block_rows / queries;
+  blocks.row_count = (source.max_query - 1) / source.block_rows + 1;
+  blocks.entry_count = static_cast<int32_t>(mask.rows.shape[2]);
+  blocks.partial_count = mask.bits ? static_cast<int32_t>(mask.bits.shape[0]) : 0;
+  const auto [batch, heads] = rank_lists(mask);
+  blocks.rank_head = heads > 1 ? 1 : 0;
+  blocks.rank_batch = batch > 1 ? heads : 0;
+  return blocks;
 }
 
 template <class Shape>
-void launch_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
-                     const AttentionSaved& saved, std::byte* memory,
-                     const AttentionOptions& options, cudaStream_t stream) {
-  using T = typename Shape::T;
+void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
+  const auto& [gradients, inputs, saved, options] = call;
   const ConstTensorView q = as_batched(inputs.q);
   const ConstTensorView k = as_batched(inputs.k);
   const ConstTensorView v = as_batched(inputs.v);
   const ConstTensorView dout = as_batched(saved.dout);
-  const TensorView dk = as_batched(gradients.dk);
-  const TensorView dv = as_batched(gradients.dv);
   const Problem problem = make_problem(q, k, options);
-  const BackwardWorkspace place = backward_workspace(problem, Shape::kDim, Shape::kQueries);
-  if (problem.batch == 0 || problem.heads == 0) {
-    return;
-  }
+  const BackwardWorkspace place = backward_workspace(inputs, options, Shape::kQueries);
+  const DType storage = inputs.q.dtype;
+  const bool deterministic = options.execution.deterministic;
   BackwardRowParams rows = {};
   rows.problem = problem;
-  rows.out = row_tensor(saved.out, false);
-  rows.dout = row_tensor(saved.dout, false);
-  rows.dq = row_tensor(gradients.dq, false);
-  rows.lse = row_tensor(saved.lse, true);
+  rows.out = row_tensor(saved.out, false, storage);
+  rows.dout = row_tensor(saved.dout, false, storage);
+  rows.dq = row_tensor(gradients.dq, false, storage);
+  rows.lse = row_tensor(saved.lse, true, storage);
   if (saved.dlse) {
-    rows.dlse = row_tensor(saved.dlse, true);
+    rows.dlse = row_tensor(saved.dlse, true, storage);
   }
   rows.padded_lse = reinterpret_cast<float*>(memory + place.lse);
   rows.delta = reinterpret_cast<float*>(memory + place.delta);
   rows.dq_sum = reinterpret_cast<float*>(memory + place.dq);
+  rows.turns = deterministic ? reinterpret_cast<int32_t*>(memory + place.turns) : nullptr;
   rows.scale = score_scale(options, Shape::kDim);
+  rows.accumulate = gradients.accumulate;
   rows.query_tiles = static_cast<int32_t>(place.query_tiles);
-  const dim3 row_grid(rows.query_tiles, problem.heads, problem.batch);
-  attention_backward_prepare_kernel<T, Shape::kDim, Shape::kQueries>
-      <<<row_grid, 256, 0, stream>>>(rows);
+  const auto row_blocks = static_cast<uint32_t>(place.places);
+  attention_backward_prepare_kernel<Shape><<<row_blocks, 256, 0, stream>>>(rows);
   cuda::check(cudaGetLastError(), "attention_backward_prepare_kernel");
 
   BackwardParams params = {};
   params.problem = problem;
-  params.dk = dk.data;
-  params.dk_batch = dk.strides[0];
-  params.dk_head = dk.strides[1];
-  params.dk_row = dk.strides[2];
-  params.dv = dv.data;
-  params.dv_batch = dv.strides[0];
-  params.dv_head = dv.strides[1];
-  params.dv_row = dv.strides[2];
+  params.dk = row_tensor(gradients.dk, false, storage);
+  params.dv = row_tensor(gradients.dv, false, storage);
   params.lse = rows.padded_lse;
   params.delta = rows.delta;
   params.dq = rows.dq_sum;
-  if (options.execution.deterministic) {
-    params.turns = reinterpret_cast<int32_t*>(memory + place.turns);
-    cuda::check(cudaMemsetAsync(params.turns, 0, place.end - place.turns, stream),
-                "cudaMemsetAsync");
-  }
+  params.turns = rows.turns;
   params.scale = rows.scale;
+  params.accumulate = gradients.accumulate;
   params.query_tiles = rows.query_tiles;
-  params.key_tiles = (problem.key_length + Shape::kKeys - 1) / Shape::kKeys;
-  const int64_t heads = int64_t{problem.batch} * (problem.heads / problem.heads_per_key);
-  if (options.visibility.right >= 0 && options.visibility.left < 0) {
+  params.score = backward_score(options);
+  const bool hides = options.visibility.left >= 0 || options.visibility.right >= 0;
+  if (Shape::kGeneral && options.blocks.rows) {
+    params.blocks = backward_blocks(inputs, options, Shape::kQueries);
+    if (deterministic) {
+      params.blocks.ranks = reinterpret_cast<int32_t*>(memory + place.ranks);
+      const RankLists lists = rank_lists(options.blocks);
+      const int64_t columns = options.blocks.column_offsets.shape[2] - 1;
+      attention_backward_ranks_kernel<256>
+          <<<static_cast<uint32_t>(lists.batch * lists.heads), 256, 0, stream>>>(
+              params.blocks, static_cast<int32_t>(columns), lists.heads,
+              reinterpret_cast<int32_t*>(memory + place.counts));
+      cuda::check(cudaGetLastError(), "attention_backward_ranks_kernel");
+    }
+  } else {
+    params.cyclic = !hides;
+    params.descending = deterministic && hides;
+  }
+  // A circle waits for its last member: all must run side by side.
+  params.circle = device_multiprocessors();
+  const bool packed = options.sequences.cu_key.rank > 0;
+  params.key_tiles =
+      static_cast<int32_t>(packed ? k.shape[2] / Shape::kKeys + problem.batch
+                                  : (problem.key_length + Shape::kKeys - 1) / Shape::kKeys);
+  const int64_t heads =
+      int64_t{packed ? 1 : problem.batch} * (problem.heads / problem.heads_per_key);
+  if (options.visibility.right >= 0 && options.visibility.left < 0 && !packed) {
     const int64_t bytes = int64_t{8} * problem.query_length * Shape::kDim * problem.heads_per_key;
     params.section = heads_side_by_side(heads, bytes, 1, int64_t{32} << 20);
   }
@@ -104,9 +194,17 @@ void launch_backward(const AttentionGradients& gradients, const AttentionInputs&
   kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(params, q_map, k_map, v_map,
                                                                    dout_map);
   cuda::check(cudaGetLastError(), "attention_backward_kernel");
-  attention_backward_finish_kernel<T, Shape::kDim, Shape::kQueries>
-      <<<row_grid, 256, 0, stream>>>(rows);
+  attention_backward_finish_kernel<Shape><<<row_blocks, 256, 0, stream>>>(rows);
   cuda::check(cudaGetLastError(), "attention_backward_finish_kernel");
+  if (gradients.dsinks) {
+    rows.sinks = static_cast<const float*>(options.score.sinks.data);
+    rows.sinks_stride = options.score.sinks.strides[0];
+    rows.dsinks = static_cast<float*>(gradients.dsinks.data);
+    rows.dsinks_stride = gradients.dsinks.strides[0];
+    attention_backward_sinks_kernel<Shape>
+        <<<static_cast<uint32_t>(problem.heads), 256, 0, stream>>>(rows);
+    cuda::check(cudaGetLastError(), "attention_backward_sinks_kernel");
+  }
 }
 
 }  // namespace flashloom::sm90

@@ -3,67 +3,89 @@
 #include <cstdint>
 
 #include "flashloom/cuda/tile/fragment.cuh"
-#include "flashloom/ops/attention/sm90/schedule.cuh"
+#include "flashloom/ops/attention/sm90/backward_schedule.cuh"
 
-// What surrounds the backward kernel: row sums before it, the conversion of dQ after it. One block
-// of 256 threads a tile of queries; grid (tiles, heads, sequences).
+// What surrounds the backward kernel: row sums before it, the conversion of dQ and the gradients of
+// sinks after it.
 
 namespace flashloom::sm90 {
-
-/// A tensor (batch, heads, rows, dim) or packed (heads, rows, dim), strides in elements.
-struct RowTensor {
-  void* data;
-  int64_t batch, head, row;
-
-  template <class T>
-  __device__ __forceinline__ T* at(int64_t b, int64_t h, int64_t r) const {
-    return static_cast<T*>(data) + b * batch + h * head + r * row;
-  }
-};
 
 struct BackwardRowParams {
   Problem problem;
   RowTensor out, dout, dq;
   RowTensor lse, dlse;  // dlse.data may be null
   float *padded_lse, *delta, *dq_sum;
+  int32_t* turns;  // two a place, or null
+  const float* sinks;
+  float* dsinks;
+  int64_t sinks_stride, dsinks_stride;
   float scale;
-  int32_t query_tiles;
+  bool accumulate;
+  int32_t query_tiles;  // places a head
 };
 
+/// A tile of queries of a query head.
+struct RowTile {
+  int32_t batch, head, first;  // first query
+  int64_t place;
+  Sequence sequence;
+};
+
+/// The tile of block `index`: places of a head are neighbours.
+__device__ __forceinline__ RowTile row_tile(const BackwardRowParams& params, int32_t index,
+                                            int32_t queries) {
+  const Problem& problem = params.problem;
+  const bool packed = problem.cu_query != nullptr;
+  const int32_t head = index / params.query_tiles;
+  int32_t tile = index % params.query_tiles;
+  RowTile result;
+  result.batch =
+      packed ? sequence_at(problem.cu_query, problem.batch, problem.total_query, queries, tile)
+             : head / problem.heads;
+  result.head = packed ? head : head % problem.heads;
+  result.sequence = sequence_of(problem, result.batch);
+  result.place = index;
+  if (packed) {
+    tile -= result.sequence.query_first / queries + result.batch;
+  }
+  result.first = tile * queries;
+  return result;
+}
+
 /// delta = sum(dout * out) - dlse and lse in powers of two, in rows padded to whole tiles; clears
-/// the sums of dQ.
-template <class T, int kDim, int kQueries>
+/// the sums of dQ and the turns. One block of 256 threads a place.
+template <class Shape>
 __global__ void __launch_bounds__(256)
     attention_backward_prepare_kernel(const __grid_constant__ BackwardRowParams params) {
-  constexpr int kLanes = kDim / 8;
-  const auto tile = static_cast<int32_t>(blockIdx.x);
-  const auto head = static_cast<int32_t>(blockIdx.y);
-  const auto sequence_index = static_cast<int32_t>(blockIdx.z);
-  const Sequence sequence = sequence_of(params.problem, sequence_index);
-  if (tile * kQueries >= sequence.query_rows) {
+  using T = typename Shape::T;
+  constexpr int kQueries = Shape::kQueries;
+  constexpr int kLanes = Shape::kDim / 8;
+  const RowTile tile = row_tile(params, static_cast<int32_t>(blockIdx.x), kQueries);
+  if (tile.first >= tile.sequence.query_rows) {
     return;
   }
-  const int64_t batch = params.problem.cu_query != nullptr ? 0 : sequence_index;
-  const int64_t place =
-      (int64_t{sequence_index} * params.problem.heads + head) * params.query_tiles + tile;
-  auto* sums = reinterpret_cast<float4*>(params.dq_sum + place * kQueries * kDim);
+  const int64_t batch = params.problem.cu_query != nullptr ? 0 : tile.batch;
+  if (params.turns != nullptr && threadIdx.x < 2) {
+    params.turns[2 * tile.place + threadIdx.x] = 0;
+  }
+  auto* sums = reinterpret_cast<float4*>(params.dq_sum + tile.place * kQueries * Shape::kDim);
 #pragma unroll
-  for (int i = 0; i < kQueries * kDim / 1024; ++i) {
+  for (int i = 0; i < kQueries * Shape::kDim / 1024; ++i) {
     sums[threadIdx.x + 256 * i] = make_float4(0, 0, 0, 0);
   }
   const auto lane = static_cast<int32_t>(threadIdx.x % kLanes);
 #pragma unroll
   for (int first = 0; first < kQueries; first += 256 / kLanes) {
     const int32_t own = first + static_cast<int32_t>(threadIdx.x / kLanes);
-    const int32_t query = tile * kQueries + own;
-    const int64_t row = sequence.query_first + query;
-    const bool exists = query < sequence.query_length;
+    const int32_t query = tile.first + own;
+    const int64_t row = tile.sequence.query_first + query;
+    const bool exists = query < tile.sequence.query_length;
     float sum = 0;
     if (exists) {
       const uint4 a =
-          *reinterpret_cast<const uint4*>(params.out.at<T>(batch, head, row) + 8 * lane);
+          *reinterpret_cast<const uint4*>(params.out.at<T>(batch, tile.head, row) + 8 * lane);
       const uint4 b =
-          *reinterpret_cast<const uint4*>(params.dout.at<T>(batch, head, row) + 8 * lane);
+          *reinterpret_cast<const uint4*>(params.dout.at<T>(batch, tile.head, row) + 8 * lane);
       const uint32_t left[4] = {a.x, a.y, a.z, a.w};
       const uint32_t right[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
@@ -78,68 +100,151 @@ __global__ void __launch_bounds__(256)
     for (int step = kLanes / 2; step > 0; step /= 2) {
       sum += __shfl_xor_sync(0xffffffffu, sum, step);
     }
-    if (lane == 0) {
+    if (lane == 0 && own < kQueries) {
       float lse = INFINITY;
       if (exists) {
-        lse = *params.lse.at<const float>(batch, head, row) * 1.4426950408889634f;
+        lse = *params.lse.at<const float>(batch, tile.head, row) * kLog2e;
         lse = lse == -INFINITY ? INFINITY : lse;
         if (params.dlse.data != nullptr) {
-          sum -= *params.dlse.at<const float>(batch, head, row);
+          sum -= *params.dlse.at<const float>(batch, tile.head, row);
         }
       }
-      params.padded_lse[place * kQueries + own] = lse;
-      params.delta[place * kQueries + own] = sum;
+      params.padded_lse[tile.place * kQueries + own] = lse;
+      params.delta[tile.place * kQueries + own] = sum;
     }
   }
 }
 
-/// dq = scale * sums, which lie in the order of accumulator fragments (two 64 x 64 parts a tile:
-/// the halves of the columns, or of the queries).
-template <class T, int kDim, int kQueries>
+/// dq = scale * sums. They lie in the order of accumulator fragments, one part a warpgroup of the
+/// backward kernel, and take the order of rows in shared memory. One block of 256 threads a place.
+template <class Shape>
 __global__ void __launch_bounds__(256)
     attention_backward_finish_kernel(const __grid_constant__ BackwardRowParams params) {
-  const auto tile = static_cast<int32_t>(blockIdx.x);
-  const auto head = static_cast<int32_t>(blockIdx.y);
-  const auto sequence_index = static_cast<int32_t>(blockIdx.z);
-  const Sequence sequence = sequence_of(params.problem, sequence_index);
-  if (tile * kQueries >= sequence.query_rows) {
+  using T = typename Shape::T;
+  constexpr int kDim = Shape::kDim;
+  constexpr int kQueries = Shape::kQueries;
+  constexpr int kPitch = kDim + 4;  // rows of a column in other banks
+  __shared__ float rows[kQueries * kPitch];
+  const RowTile tile = row_tile(params, static_cast<int32_t>(blockIdx.x), kQueries);
+  if (tile.first >= tile.sequence.query_rows) {
     return;
   }
-  const int64_t batch = params.problem.cu_query != nullptr ? 0 : sequence_index;
-  const int64_t place =
-      (int64_t{sequence_index} * params.problem.heads + head) * params.query_tiles + tile;
+  const int64_t batch = params.problem.cu_query != nullptr ? 0 : tile.batch;
   const uint32_t group = threadIdx.x / 128;
-  const uint32_t thread = threadIdx.x % 128;
   const uint32_t lane = threadIdx.x % 32;
-  const auto* sums = reinterpret_cast<const float4*>(params.dq_sum + place * kQueries * kDim) +
-                     group * 1024 + thread;
-  float4 sum[8];
+  const uint32_t row = threadIdx.x / 32 % 4 * 16 + lane / 4;
+  const uint32_t column = 2 * (lane % 4);
+  constexpr int kVectors = Shape::kQueryColumns / 8;
+  const auto* sums = reinterpret_cast<const float4*>(params.dq_sum + tile.place * kQueries * kDim) +
+                     group * kVectors * 128 + threadIdx.x % 128;
+  float4 sum[kVectors];
 #pragma unroll
-  for (int i = 0; i < 8; ++i) {
+  for (int i = 0; i < kVectors; ++i) {
     sum[i] = sums[128 * i];
   }
-  const auto own =
-      static_cast<int32_t>((kDim == 64 ? group * 64 : 0) + (thread / 32) * 16 + lane / 4);
-  const uint32_t column = (kDim == 128 ? group * 64 : 0) + 8 * (lane % 4);
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    const int32_t query = tile * kQueries + own + 8 * half;
+  for (int i = 0; i < kVectors; ++i) {
+    const float values[4] = {sum[i].x, sum[i].y, sum[i].z, sum[i].w};
 #pragma unroll
-    for (int part = 0; part < 2; ++part) {
-      uint32_t words[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float4 value = sum[4 * part + i];
-        words[i] = cuda::pack2<T>((half == 0 ? value.x : value.z) * params.scale,
-                                  (half == 0 ? value.y : value.w) * params.scale);
-      }
-      cuda::quad_transpose(words, lane);
-      if (query < sequence.query_rows) {
-        *reinterpret_cast<uint4*>(params.dq.at<T>(batch, head, sequence.query_first + query) +
-                                  column + 32 * part) =
-            make_uint4(words[0], words[1], words[2], words[3]);
-      }
+    for (int e = 0; e < 4; ++e) {
+      const uint32_t r = row + 8 * (e / 2);
+      const uint32_t c = column + 8 * i + e % 2;
+      const uint32_t shift = group * (kDim == 128 ? 64 : Shape::kSwapped ? kQueries / 2 : 64);
+      const uint32_t query =
+          Shape::kSwapped ? c + (kDim == 64 ? shift : 0) : r + (kDim == 64 ? shift : 0);
+      const uint32_t dim = (Shape::kSwapped ? r : c) + (kDim == 128 ? shift : 0);
+      rows[query * kPitch + dim] = values[e] * params.scale;
     }
+  }
+  __syncthreads();
+  constexpr int kLanes = kDim / 8;
+  const uint32_t first = 8 * (threadIdx.x % kLanes);
+  for (uint32_t own = threadIdx.x / kLanes; own < kQueries; own += 256 / kLanes) {
+    const int32_t query = tile.first + static_cast<int32_t>(own);
+    if (query >= tile.sequence.query_rows) {
+      break;
+    }
+    const float* from = rows + own * kPitch + first;
+    // Rows that are stored but not used may hold the sums of nothing only.
+    const int64_t to = tile.sequence.query_first + query;
+    if (params.dq.wide) {
+      float* place = params.dq.at<float>(batch, tile.head, to) + first;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        place[i] = params.accumulate ? place[i] + from[i] : from[i];
+      }
+      continue;
+    }
+    uint32_t words[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      words[i] = cuda::pack2<T>(from[2 * i], from[2 * i + 1]);
+    }
+    *reinterpret_cast<uint4*>(params.dq.at<T>(batch, tile.head, to) + first) =
+        make_uint4(words[0], words[1], words[2], words[3]);
+  }
+}
+
+/// dsinks = -sum of exp(sink - lse) delta over the rows of a head, in a fixed order: the sink is a
+/// key of value 0. One block of 256 threads a query head.
+template <class Shape>
+__global__ void __launch_bounds__(256)
+    attention_backward_sinks_kernel(const __grid_constant__ BackwardRowParams params) {
+  constexpr int kQueries = Shape::kQueries;
+  __shared__ float warps[8];
+  const auto head = static_cast<int32_t>(blockIdx.x);
+  const float sink = params.sinks[head * params.sinks_stride] * kLog2e;
+  float sum = 0;
+  for (int32_t batch = 0; batch < params.problem.batch; ++batch) {
+    const Sequence sequence = sequence_of(params.problem, batch);
+    const int64_t first =
+        first_place(params.problem, sequence, batch, head, params.query_tiles, kQueries) * kQueries;
+    for (int32_t i = static_cast<int32_t>(threadIdx.x); i < sequence.query_length; i += 256) {
+      sum -= cuda::exp2_fast(sink - params.padded_lse[first + i]) * params.delta[first + i];
+    }
+  }
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) {
+    sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  }
+  if (threadIdx.x % 32 == 0) {
+    warps[threadIdx.x / 32] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    float total = 0;
+    for (const float part : warps) {
+      total += part;
+    }
+    float& place = params.dsinks[head * params.dsinks_stride];
+    place = params.accumulate ? place + total : total;
+  }
+}
+
+/// How many blocks of each row's list come before each entry of the transposed lists, in the order
+/// of columns. One block a list; `counts` takes one number a row and list.
+template <int kThreads>
+__global__ void __launch_bounds__(kThreads)
+    attention_backward_ranks_kernel(const __grid_constant__ BackwardBlocks blocks, int32_t columns,
+                                    int32_t heads, int32_t* counts) {
+  const auto list = static_cast<int32_t>(blockIdx.x);
+  const int32_t batch = list / heads;
+  const int32_t head = list % heads;
+  int32_t* count = counts + int64_t{list} * blocks.row_count;
+  int32_t* ranks = blocks.ranks + int64_t{list} * blocks.entry_count;
+  for (int32_t i = static_cast<int32_t>(threadIdx.x); i < blocks.row_count; i += kThreads) {
+    count[i] = 0;
+  }
+  __syncthreads();
+  const int32_t* offsets = blocks.offsets.at(batch, head);
+  const int32_t* rows = blocks.rows.at(batch, head);
+  for (int32_t column = 0; column < columns; ++column) {
+    const int32_t first = min(max(offsets[column], 0), blocks.entry_count);
+    const int32_t end = max(first, min(offsets[column + 1], blocks.entry_count));
+    for (int32_t i = first + static_cast<int32_t>(threadIdx.x); i < end; i += kThreads) {
+      ranks[i] = atomicAdd(&count[min(max(rows[i], 0), blocks.row_count - 1)], 1);
+    }
+    __syncthreads();
   }
 }
 

@@ -75,15 +75,19 @@ inline float score_scale(const AttentionOptions& options, int64_t dim) {
   return options.score.scale != 0 ? options.score.scale : 1 / std::sqrt(static_cast<float>(dim));
 }
 
-/// Blocks that fill the allowed share of the device, one a multiprocessor.
-inline int32_t multiprocessors(const AttentionOptions& options) {
+inline int32_t device_multiprocessors() {
   int device = 0;
   int count = 0;
   cuda::check(cudaGetDevice(&device), "cudaGetDevice");
   cuda::check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device),
               "cudaDeviceGetAttribute");
+  return count;
+}
+
+/// Blocks that fill the allowed share of the device, one a multiprocessor.
+inline int32_t multiprocessors(const AttentionOptions& options) {
   const float share = options.execution.multiprocessor_share;
-  return std::max(1, static_cast<int32_t>(static_cast<float>(count) * share));
+  return std::max(1, static_cast<int32_t>(static_cast<float>(device_multiprocessors()) * share));
 }
 
 /// Heads that are worked on side by side, a multiple of `unit`: units of `bytes` each within

@@ -1,0 +1,214 @@
+#pragma once
+
+#include <cstdint>
+
+#include "flashloom/ops/attention/sm90/backward_shape.cuh"
+
+// Which keys a block of the backward kernel owns, which tiles of queries it walks in which order,
+// and when it may add to their dQ.
+
+namespace flashloom::sm90 {
+
+/// The sequence that owns tile `index` of a packed head. A sequence's tiles start at its first row
+/// / rows + its number: no two share one, and rows / T + sequences are enough for all. All lanes of
+/// a warp call it together.
+__device__ __forceinline__ int32_t sequence_at(const int32_t* cu, int32_t batch, int32_t total,
+                                               int32_t rows, int32_t index) {
+  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
+  int32_t found = 0;
+  for (int32_t first = 0; first < batch; first += 32) {
+    const int32_t b = first + lane;
+    const bool before = b < batch && min(max(cu[b], 0), total) / rows + b <= index;
+    const uint32_t votes = __ballot_sync(0xffffffffu, before);
+    if (votes != 0) {
+      found = first + 31 - __clz(static_cast<int>(votes));
+    }
+    if (votes != 0xffffffffu) {
+      break;
+    }
+  }
+  return found;
+}
+
+/// The first place (tile of rows, of sums) of a head of a sequence.
+__device__ __forceinline__ int64_t first_place(const Problem& problem, const Sequence& sequence,
+                                               int32_t batch, int32_t head, int32_t query_tiles,
+                                               int32_t queries) {
+  return problem.cu_query != nullptr
+             ? int64_t{head} * query_tiles + sequence.query_first / queries + batch
+             : (int64_t{batch} * problem.heads + head) * query_tiles;
+}
+
+/// Place in a circle of `size` key tiles that starts at the `base`-th: key tile base + i starts at
+/// query tile i queries / size, so that no two add to the same dQ at a time.
+struct BackwardCircle {
+  int32_t base, size, own;
+
+  __device__ __forceinline__ int32_t start(int32_t queries) const { return own * queries / size; }
+
+  /// How many of the circle's key tiles come to query tile t before this one.
+  __device__ __forceinline__ int32_t before(int32_t t, int32_t queries) const {
+    const int32_t leader = min(size - 1, ((t + 1) * size - 1) / queries);
+    return leader - own + (leader < own ? size : 0);
+  }
+};
+
+__device__ __forceinline__ BackwardCircle backward_circle(int32_t own, int32_t count,
+                                                          int32_t limit) {
+  const int32_t circles = (count + limit - 1) / limit;
+  const int32_t width = (count + circles - 1) / max(circles, 1);
+  const int32_t base = own / max(width, 1) * width;
+  return {base, max(min(width, count - base), 1), own - base};
+}
+
+template <class Shape>
+__device__ __forceinline__ BackwardWork backward_work(const BackwardParams& params) {
+  const Problem& problem = params.problem;
+  const bool packed = problem.cu_key != nullptr;
+  const int32_t heads_k = problem.heads / problem.heads_per_key;
+  const int32_t heads = packed ? heads_k : heads_k * problem.batch;
+  const auto index = static_cast<int32_t>(blockIdx.x);
+  int32_t head, tile;
+  if (params.section == 0) {
+    head = index / params.key_tiles;
+    tile = index % params.key_tiles;
+  } else {
+    // Early keys, which most queries see under a causal mask, come first; but last where sums
+    // take turns, since late keys meet a tile of queries first.
+    const int32_t section = index / (params.section * params.key_tiles);
+    const int32_t width = min(params.section, heads - section * params.section);
+    const int32_t rest = index - section * params.section * params.key_tiles;
+    head = section * params.section + rest % width;
+    tile = rest / width;
+  }
+  BackwardWork work;
+  if (packed) {
+    work.batch = sequence_at(problem.cu_key, problem.batch, problem.total_key, Shape::kKeys, tile);
+  } else {
+    work.batch = head / heads_k;
+  }
+  work.head = packed ? head : head % heads_k;
+  work.sequence = sequence_of(problem, work.batch);
+  int32_t tiles = params.key_tiles;
+  if (packed) {
+    tile -= work.sequence.key_first / Shape::kKeys + work.batch;
+    tiles = (work.sequence.key_rows + Shape::kKeys - 1) / Shape::kKeys;
+  }
+  if (params.descending && tile < tiles) {
+    tile = tiles - 1 - tile;
+  }
+  work.key = tile * Shape::kKeys;
+  const int32_t last = min(work.key + Shape::kKeys, work.sequence.key_length) - 1;
+  work.begin = work.sequence.query_begin(work.key) / Shape::kQueries;
+  work.end = last < work.key
+                 ? work.begin
+                 : (work.sequence.query_end(last) + Shape::kQueries - 1) / Shape::kQueries;
+  work.end = max(work.begin, work.end);
+  if (Shape::kGeneral && params.blocks.offsets.data != nullptr) {
+    work.begin = 0;  // the lists decide
+    work.end = last < work.key ? 0 : 1;
+  }
+  work.first = work.begin;
+  if (params.cyclic && work.begin < work.end) {
+    const int32_t count = (work.sequence.key_length + Shape::kKeys - 1) / Shape::kKeys;
+    work.first = backward_circle(tile, count, params.circle).start(work.end);
+  }
+  return work;
+}
+
+/// The steps of a block: tiles of queries of each query head that reads its keys.
+template <class Shape>
+struct BackwardWalk : BackwardStep {
+  int32_t last_head;
+  int32_t entry, entry_first, step;  // of the block mask's list
+
+  __device__ __forceinline__ bool start(const BackwardParams& params, const BackwardWork& work) {
+    head = work.head * params.problem.heads_per_key;
+    last_head = head + params.problem.heads_per_key - 1;
+    partial = -1;
+    if constexpr (Shape::kGeneral) {
+      if (params.blocks.offsets.data != nullptr) {
+        --head;
+        entry = entry_first = 0;
+        step = params.blocks.query_tiles;
+        return advance(params, work);
+      }
+    }
+    t = work.first;
+    return work.begin < work.end;
+  }
+
+  __device__ __forceinline__ bool advance(const BackwardParams& params, const BackwardWork& work) {
+    if constexpr (Shape::kGeneral) {
+      if (params.blocks.offsets.data != nullptr) {
+        return advance_list(params, work);
+      }
+    }
+    ++t;
+    t = t == work.end ? work.begin : t;
+    head += t == work.first ? 1 : 0;
+    return head <= last_head;
+  }
+
+ private:
+  /// Lists are walked from the last entry to the first.
+  __device__ __forceinline__ bool advance_list(const BackwardParams& params,
+                                               const BackwardWork& work) {
+    const BackwardBlocks& blocks = params.blocks;
+    const int32_t queries = (work.sequence.query_length + Shape::kQueries - 1) / Shape::kQueries;
+    while (true) {
+      while (step == blocks.query_tiles) {
+        if (entry == entry_first) {
+          if (++head > last_head || work.key >= work.sequence.key_length) {
+            return false;
+          }
+          const int32_t* offsets = blocks.offsets.at(work.batch, head);
+          const int32_t column = work.key / blocks.keys;
+          entry_first = min(max(offsets[column], 0), blocks.entry_count);
+          entry = max(entry_first, min(offsets[column + 1], blocks.entry_count));
+          continue;
+        }
+        --entry;
+        step = 0;
+        partial = blocks.partial.data != nullptr
+                      ? min(blocks.partial.at(work.batch, head)[entry], blocks.partial_count - 1)
+                      : -1;
+      }
+      const int32_t row = max(blocks.rows.at(work.batch, head)[entry], 0);
+      t = min(row, blocks.row_count - 1) * blocks.query_tiles + blocks.query_tiles - 1 - step;
+      ++step;
+      if (t < queries) {
+        return true;
+      }
+    }
+  }
+};
+
+/// How many other tiles of keys add to the dQ of the walk's tile before this one does. Blocks start
+/// in the order of their index; those that come before have a lower one or belong to the same
+/// circle, which fits the device, so none waits for a block that cannot start.
+template <class Shape>
+__device__ __forceinline__ int32_t backward_rank(const BackwardParams& params,
+                                                 const BackwardWork& work,
+                                                 const BackwardWalk<Shape>& walk) {
+  const int32_t own = work.key / Shape::kKeys;
+  if constexpr (Shape::kGeneral) {
+    if (params.blocks.ranks != nullptr) {
+      const BackwardBlocks& blocks = params.blocks;
+      const int64_t list = work.batch * blocks.rank_batch + walk.head * blocks.rank_head;
+      const int32_t tiles = blocks.keys / Shape::kKeys;
+      return blocks.ranks[list * blocks.entry_count + walk.entry] * tiles + own % tiles;
+    }
+  }
+  const Sequence& sequence = work.sequence;
+  const int32_t keys = (sequence.key_length + Shape::kKeys - 1) / Shape::kKeys;
+  if (params.cyclic) {
+    const BackwardCircle circle = backward_circle(own, keys, params.circle);
+    return circle.base + circle.before(walk.t, work.end);
+  }
+  // Late keys first: those whose first query is not behind the tile.
+  const int32_t last = (walk.t + 1) * Shape::kQueries - 1 + sequence.offset + sequence.right;
+  return min(keys - 1, last / Shape::kKeys) - own;
+}
+
+}  // namespace flashloom::sm90

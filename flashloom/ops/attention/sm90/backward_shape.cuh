@@ -1,0 +1,148 @@
+#pragma once
+
+#include <cstdint>
+
+#include "flashloom/cuda/tile/shared_layout.h"
+#include "flashloom/ops/attention/sm90/backward_score.cuh"
+#include "flashloom/ops/attention/sm90/schedule.cuh"
+
+// Parameters, tile shapes and shared memory of the backward kernel.
+
+namespace flashloom::sm90 {
+
+/// A tensor (batch, heads, rows, dim) or packed (heads, rows, dim), or without dim; strides in
+/// elements, 0 for the batch of a packed one.
+struct RowTensor {
+  void* data;
+  int64_t batch, head, row;
+  bool wide;  // f32 where the kernel's storage is 16-bit
+
+  template <class T>
+  __device__ __forceinline__ T* at(int64_t b, int64_t h, int64_t r) const {
+    return static_cast<T*>(data) + b * batch + h * head + r * row;
+  }
+};
+
+struct BackwardParams {
+  Problem problem;
+  RowTensor dk, dv;
+  const float* lse;    // by place: in powers of two; +inf where nothing is to come
+  const float* delta;  // by place: sum of dout * out, less dlse
+  float* dq;           // by place: sums in the order of accumulator fragments
+  int32_t* turns;      // by place, one a warpgroup, zero: sums in a fixed order; or null
+  float scale;
+  bool accumulate;      // add to dk, dv (f32)
+  bool cyclic;          // nothing is hidden by position: key tiles start at different queries
+  bool descending;      // late keys first
+  int32_t query_tiles;  // places a head
+  int32_t key_tiles;    // blocks a key-value head
+  int32_t section;      // key-value heads worked on together; 0: tiles of a head are neighbours
+  int32_t circle;       // key tiles of a head that take turns in a circle
+  BackwardScore score;
+  BackwardBlocks blocks;
+};
+
+/// How a kernel works.
+///   kQueries   queries a tile; keys are 128, 64 a warpgroup
+///   kSwapped   dQ is computed transposed, half of the columns a warpgroup
+///   kRounded   dS from P as rounded for dV, which frees the registers of P
+///   kLate      dQ of a step is computed beside the exponentials of the next one
+///   kGeneral   softcap, ALiBi, dropout, block masks
+template <class T_, int kDim_, int kQueries_, int kStages_, bool kSwapped_, bool kRounded_,
+          bool kLate_, bool kGeneral_>
+struct BackwardShape {
+  using T = T_;
+  static constexpr int kDim = kDim_;
+  static constexpr int kStages = kStages_;
+  static constexpr int kKeys = 128;
+  static constexpr int kQueries = kQueries_;
+  static constexpr bool kSwapped = kSwapped_;
+  static constexpr bool kRounded = kRounded_;
+  static constexpr bool kLate = kLate_;
+  static constexpr bool kGeneral = kGeneral_;
+  static constexpr bool kQueued = kLate && kDim == 128 && kQueries == 64;
+  // A warpgroup's part of dQ: 64 columns x queries if swapped, else 64 queries x 64 columns. The
+  // warpgroups split the columns; with 64 columns they split the queries.
+  static constexpr bool kSplitQueries = !kSwapped && kQueries == 128;
+  static constexpr int kQueryColumns = !kSwapped ? 64 : kDim == 128 ? kQueries : kQueries / 2;
+  static_assert(kDim == 128 || kSwapped || kQueries == 128);
+  static constexpr int kPanels = kDim / 64;
+  static constexpr int kThreads = 384;
+  // Producers that walk lists need more than 24 registers.
+  static constexpr int kProducerRegisters = kGeneral ? 40 : 24;
+  static constexpr int kConsumerRegisters = kGeneral ? 232 : 240;
+  static constexpr uint32_t kScorePanels = (kQueries + 63) / 64;
+  static constexpr uint32_t kKeyBytes = kKeys * kDim * 2;
+  static constexpr uint32_t kQueryBytes = kQueries * kDim * 2;
+  static constexpr uint32_t kScoreBytes = kScorePanels * cuda::panel_bytes(kKeys);
+  static constexpr uint32_t kRowBytes = kQueries * 4;
+  static constexpr uint32_t kBarrierBytes = 1024;
+  // Tiles start at multiples of 1024 bytes.
+  static constexpr uint32_t kRowsBytes = (2 * kStages * kRowBytes + 1023) / 1024 * 1024;
+  static constexpr uint32_t kSharedBytes =
+      kBarrierBytes + kRowsBytes + 2 * kKeyBytes + 2 * kStages * kQueryBytes + 2 * kScoreBytes;
+};
+
+/// A block's keys and the tiles of queries [begin, end) that may see them.
+struct BackwardWork {
+  int32_t batch, head, key;  // key-value head; first key
+  int32_t begin, end;
+  int32_t first;  // where the walk starts; it wraps at the end
+  Sequence sequence;
+};
+
+/// One step of a block: a tile of queries of a query head.
+struct BackwardStep {
+  int32_t t;  // -1: no more
+  int32_t head;
+  int32_t partial;  // block of bits to look at, or -1
+};
+
+template <class Shape>
+struct BackwardBarriers {
+  uint64_t k_full, v_full;
+  uint64_t q_full[Shape::kStages], q_empty[Shape::kStages];
+  uint64_t dout_full[Shape::kStages], dout_empty[Shape::kStages];
+  uint64_t turn[2], added[2];          // by warpgroup: may add its part of dQ; has added it
+  BackwardStep steps[Shape::kStages];  // in general scores, of each tile of q
+};
+
+template <class Shape>
+struct BackwardShared {
+  char* base;
+
+  __device__ __forceinline__ BackwardBarriers<Shape>& barriers() const {
+    return *reinterpret_cast<BackwardBarriers<Shape>*>(base);
+  }
+
+  __device__ __forceinline__ BackwardWork& work() const {
+    static_assert(sizeof(BackwardBarriers<Shape>) + sizeof(BackwardWork) <= Shape::kBarrierBytes);
+    return *reinterpret_cast<BackwardWork*>(base + Shape::kBarrierBytes - sizeof(BackwardWork));
+  }
+
+  __device__ __forceinline__ float* lse(uint32_t stage) const {
+    return reinterpret_cast<float*>(base + Shape::kBarrierBytes + stage * Shape::kRowBytes);
+  }
+
+  __device__ __forceinline__ float* delta(uint32_t stage) const {
+    return lse(Shape::kStages + stage);
+  }
+
+  __device__ __forceinline__ char* k() const {
+    return base + Shape::kBarrierBytes + Shape::kRowsBytes;
+  }
+
+  __device__ __forceinline__ char* v() const { return k() + Shape::kKeyBytes; }
+
+  __device__ __forceinline__ char* q(uint32_t stage) const {
+    return v() + Shape::kKeyBytes + stage * Shape::kQueryBytes;
+  }
+
+  __device__ __forceinline__ char* dout(uint32_t stage) const { return q(Shape::kStages + stage); }
+
+  __device__ __forceinline__ char* ds(uint32_t buffer) const {
+    return q(2 * Shape::kStages) + buffer * Shape::kScoreBytes;
+  }
+};
+
+}  // namespace flashloom::sm90
