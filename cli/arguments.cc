@@ -181,6 +181,8 @@ bool interrupted() {
 
 int run_program(int argc, char** argv, std::string_view description, std::string_view version,
                 const std::vector<Command>& commands) {
+  // A file beyond the shell's limit (ulimit -f) shall be an error like a full disk, not a signal.
+  std::signal(SIGXFSZ, SIG_IGN);
   CLI::App app{std::string(description), "flashloom"};
   app.set_version_flag("--version", std::string(version));
   app.require_subcommand(1);

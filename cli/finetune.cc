@@ -37,7 +37,13 @@ struct Options {
   std::optional<double> learning_rate;
   double weight_decay = 0;
   double clip = 1;
+  std::string schedule = "cosine";
   int64_t warmup = 0;
+  double minimum_rate = 0;
+  double wsd_decay = 0.2;
+  double neftune = 0;
+  std::vector<std::string> freeze;
+  bool rslora = false;
   int64_t steps = 0;
   int64_t epochs = 1;
   int64_t sequence_length = 1024;
@@ -68,6 +74,14 @@ void validate(const Options& options) {
   at_least("--lr", options.learning_rate.value_or(1), 0);
   at_least("--weight-decay", options.weight_decay, 0);
   at_least("--clip", options.clip, 0);
+  const auto share = [](const char* flag, double value) {
+    if (!(value >= 0 && value <= 1)) {
+      throw UsageError(fmt::format("{}: expected a share from 0 to 1, got {}", flag, value));
+    }
+  };
+  share("--min-lr", options.minimum_rate);
+  share("--wsd-decay", options.wsd_decay);
+  at_least("--neftune", options.neftune, 0);
   at_least("--warmup", static_cast<double>(options.warmup), 0);
   at_least("--steps", static_cast<double>(options.steps), 0);
   at_least("--epochs", static_cast<double>(options.epochs), 1);
@@ -124,7 +138,15 @@ std::vector<std::pair<std::string, std::string>> data_settings(const Options& op
           {"data_weights", fmt::format("{}", fmt::join(weights, ", "))}};
 }
 
-FineTuneOptions training_options(const Options& options) {
+LlamaFrozen frozen_parts(const Options& options, const ModelConfig& config) {
+  try {
+    return parse_frozen(options.freeze, config);
+  } catch (const InvalidArgument& error) {
+    throw UsageError(fmt::format("--freeze: {}", error.what()));
+  }
+}
+
+FineTuneOptions training_options(const Options& options, const ModelConfig& config) {
   constexpr double kLoraLearningRate = 2e-4;
   constexpr double kFullLearningRate = 2e-5;
   FineTuneOptions training = {
@@ -136,7 +158,12 @@ FineTuneOptions training_options(const Options& options) {
                     .adapter_b_ratio = options.lora_plus,
                     .weight_decay = options.weight_decay,
                     .clip_norm = options.clip},
-      .warmup_steps = options.warmup,
+      .schedule = {.kind = parse_schedule(options.schedule),
+                   .warmup = options.warmup,
+                   .minimum = options.minimum_rate,
+                   .decay = options.wsd_decay},
+      .neftune_alpha = options.neftune,
+      .frozen = frozen_parts(options, config),
       .steps = options.steps,
       .epochs = options.epochs,
       .batch_tokens = options.batch_tokens,
@@ -151,7 +178,8 @@ FineTuneOptions training_options(const Options& options) {
     training.lora = LoraOptions{
         .rank = options.lora_rank,
         .alpha = options.lora_alpha.value_or(2.0 * static_cast<double>(options.lora_rank)),
-        .targets = parse_lora_targets(options.lora_targets)};
+        .targets = parse_lora_targets(options.lora_targets),
+        .rank_stabilized = options.rslora};
   } else {
     training.lora.reset();
   }
@@ -180,7 +208,7 @@ nlohmann::ordered_json result_json(const FineTuneResult& result, const std::stri
 int train(const Options& options, const ModelBundle& bundle, const SupervisedData& data,
           const SupervisedData* held_out) {
   FineTune run(bundle, data.documents, held_out != nullptr ? &held_out->documents : nullptr,
-               training_options(options), available_memory_bytes());
+               training_options(options, bundle.files.config()), available_memory_bytes());
   note(fmt::format("memory plan\n{}", run.plan_table()));
   note(
       fmt::format("{} trainable parameters, {} steps of {} micro-batches of up to {} tokens, {} "
@@ -323,9 +351,20 @@ Command finetune_command() {
            {"--lora-targets", &o->lora_targets, "linears that get an adapter"},
            {"--lora-plus", &o->lora_plus, "learning rate of B over that of A (LoRA+); 1: LoRA"},
            {"--lr", &o->learning_rate, "peak learning rate; default 2e-4, full 2e-5"},
-           {"--weight-decay", &o->weight_decay, "AdamW's, of matrices"},
+           {"--rslora", &o->rslora, "adapter's factor is alpha / sqrt(rank), not alpha / rank"},
+           {"--freeze", &o->freeze, "not trained: embeddings, head, norms, layers (3 or 0-11)"},
+           {"--weight-decay", &o->weight_decay,
+            "AdamW's, of matrices; norms, biases and embeddings take none"},
            {"--clip", &o->clip, "largest norm of the gradient; 0: no clipping"},
-           {"--warmup", &o->warmup, "steps of rising learning rate; then it falls as a cosine"},
+           {"--schedule",
+            &o->schedule,
+            "how the learning rate falls",
+            false,
+            {"cosine", "linear", "wsd", "constant"}},
+           {"--warmup", &o->warmup, "steps of rising learning rate"},
+           {"--min-lr", &o->minimum_rate, "what it falls to, as a share of the peak"},
+           {"--wsd-decay", &o->wsd_decay, "share of the steps in which the wsd schedule falls"},
+           {"--neftune", &o->neftune, "alpha of uniform noise on the embeddings; 0: none"},
            {"--steps", &o->steps, "optimizer steps; 0: as many as the epochs take"},
            {"--epochs", &o->epochs, "passes over the data"},
            {"--seq-len", &o->sequence_length, "tokens of an example; see --long"},

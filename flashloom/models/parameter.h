@@ -7,9 +7,17 @@
 
 namespace flashloom {
 
-/// What a parameter is to an optimizer: vectors (norm weights, biases) take no weight decay, LoRA+
-/// gives `adapter_b` a learning rate of its own.
-enum class ParameterRole : uint8_t { matrix, vector, adapter_a, adapter_b };
+/// What a parameter is to an optimizer: vectors (norm weights, biases) and embeddings (a tied head
+/// too) take no weight decay, LoRA+ gives `adapter_b` a learning rate of its own.
+enum class ParameterRole : uint8_t { matrix, vector, embedding, adapter_a, adapter_b };
+
+constexpr bool is_adapter(ParameterRole role) {
+  return role == ParameterRole::adapter_a || role == ParameterRole::adapter_b;
+}
+
+constexpr bool takes_weight_decay(ParameterRole role) {
+  return role != ParameterRole::vector && role != ParameterRole::embedding;
+}
 
 /// One named tensor of a model, for optimizers, checkpoints and export.
 struct Parameter {

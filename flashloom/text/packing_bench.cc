@@ -1,7 +1,10 @@
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
+#include <fstream>
 #include <numeric>
 #include <vector>
 
@@ -10,6 +13,10 @@
 
 namespace flashloom {
 namespace {
+
+constexpr int64_t kLongest = 2048;
+
+enum Distribution : int64_t { kLogNormal, kUniform, kFromFile };
 
 // Log-normal lengths with mean near 190 tokens, cut at 2048: the shape of instruction data.
 std::vector<int64_t> instruction_lengths(int64_t count) {
@@ -20,6 +27,69 @@ std::vector<int64_t> instruction_lengths(int64_t count) {
   }
   return lengths;
 }
+
+std::vector<int64_t> lengths_of(Distribution distribution, int64_t count) {
+  if (distribution == kLogNormal) {
+    return instruction_lengths(count);
+  }
+  std::vector<int64_t> lengths;
+  if (distribution == kUniform) {
+    RandomSequence random(2, RandomStream::test);
+    for (int64_t i = 0; i < count; ++i) {
+      lengths.push_back(1 + random.below(kLongest));
+    }
+    return lengths;
+  }
+  const char* file = std::getenv("FLASHLOOM_LENGTHS");
+  std::ifstream stream(file != nullptr ? file : "");
+  for (int64_t length = 0; stream >> length;) {
+    lengths.push_back(std::min(length, kLongest));
+  }
+  return lengths;
+}
+
+// How well a distribution packs. Arguments: distribution (0 log-normal, 1 uniform, 2 the numbers in
+// the file that FLASHLOOM_LENGTHS names), capacity. Counters, as shares of all positions: padding
+// of one document a row of `capacity`; of rows of eight documents that are as long as the longest
+// of them; and when packed; bins over the least number that could hold the tokens.
+void quality(benchmark::State& state) {
+  const auto lengths = lengths_of(static_cast<Distribution>(state.range(0)), 100000);
+  const int64_t capacity = state.range(1);
+  if (lengths.empty()) {
+    state.SkipWithError("FLASHLOOM_LENGTHS names no file of numbers");
+    return;
+  }
+  PackingPlan plan;
+  for (auto _ : state) {
+    plan = pack_documents(lengths, {.capacity = capacity}, 0);
+  }
+  const auto tokens =
+      static_cast<double>(std::accumulate(lengths.begin(), lengths.end(), int64_t{0}));
+  const auto count = static_cast<double>(lengths.size());
+  constexpr size_t kRows = 8;
+  double rows = 0;
+  for (size_t i = 0; i < lengths.size(); i += kRows) {
+    const size_t end = std::min(lengths.size(), i + kRows);
+    const auto longest = *std::max_element(lengths.begin() + static_cast<ptrdiff_t>(i),
+                                           lengths.begin() + static_cast<ptrdiff_t>(end));
+    rows += static_cast<double>(end - i) * static_cast<double>(longest);
+  }
+  const auto positions = static_cast<double>(capacity * plan.bins());
+  state.counters["mean"] = tokens / count;
+  state.counters["padded"] = 1 - tokens / (count * static_cast<double>(capacity));
+  state.counters["batches"] = 1 - tokens / rows;
+  state.counters["packed"] = 1 - tokens / positions;
+  // A bin of more than half the capacity holds one document of that size.
+  const auto halves = static_cast<double>(std::count_if(
+      lengths.begin(), lengths.end(), [&](int64_t length) { return 2 * length > capacity; }));
+  state.counters["bins/bound"] =
+      static_cast<double>(plan.bins()) /
+      std::max(halves, std::ceil(tokens / static_cast<double>(capacity)));
+}
+
+BENCHMARK(quality)
+    ->ArgsProduct({{kLogNormal, kUniform, kFromFile}, {kLongest, 2 * kLongest, 4 * kLongest}})
+    ->Unit(benchmark::kMillisecond);
 
 // Arguments: documents, window. Reports documents a second and the share of the capacity
 // filled.

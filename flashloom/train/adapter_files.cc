@@ -23,10 +23,6 @@ constexpr const char* kWeights = "/adapter_model.safetensors";
 constexpr const char* kConfig = "/adapter_config.json";
 constexpr int64_t kMaxAdapterRank = 65536;  // beyond any matrix; keeps sizes from bad files small
 
-bool is_adapter(const Parameter& parameter) {
-  return parameter.role == ParameterRole::adapter_a || parameter.role == ParameterRole::adapter_b;
-}
-
 std::vector<int64_t> shape_of(const ConstTensorView& view) {
   return {view.shape.begin(), view.shape.begin() + view.rank};
 }
@@ -42,14 +38,12 @@ void refuse_variants(const nlohmann::json& config, const std::string& file) {
   const nlohmann::json plain = {
       {"peft_type", "LORA"},
       {"use_dora", false},
-      {"use_rslora", false},
       {"fan_in_fan_out", false},
       {"lora_bias", false},
       {"bias", "none"},
       {"rank_pattern", nlohmann::json::object()},
       {"alpha_pattern", nlohmann::json::object()},
       {"modules_to_save", nullptr},
-      {"layers_to_transform", nullptr},
       {"layer_replication", nullptr},
       {"target_parameters", nullptr},
       {"trainable_token_indices", nullptr},
@@ -65,6 +59,22 @@ void refuse_variants(const nlohmann::json& config, const std::string& file) {
   }
 }
 
+// peft's `layers_to_transform`: a layer or a list of them; absent or null: all.
+std::vector<int64_t> read_layers(const nlohmann::json& config, const std::string& file) {
+  const auto found = config.find("layers_to_transform");
+  if (found == config.end() || found->is_null()) {
+    return {};
+  }
+  std::set<int64_t> layers;
+  for (const nlohmann::json& layer : found->is_array() ? *found : nlohmann::json{*found}) {
+    if (!layer.is_number_integer() || layer < 0) {
+      throw IoError(file, "layers_to_transform", "expected a list of layer numbers");
+    }
+    layers.insert(layer.get<int64_t>());
+  }
+  return {layers.begin(), layers.end()};
+}
+
 }  // namespace
 
 void save_adapter(const std::string& directory, const LlamaModel& model,
@@ -72,23 +82,30 @@ void save_adapter(const std::string& directory, const LlamaModel& model,
   const LoraOptions& options = model.adapters().options();
   std::vector<SafetensorsEntry> entries;
   for (const Parameter& parameter : model.parameters()) {
-    if (is_adapter(parameter)) {
+    if (is_adapter(parameter.role)) {
       entries.push_back({parameter.name, DType::f32, shape_of(parameter.value)});
     }
   }
   SafetensorsWriter writer(directory + kWeights, entries);
   for (const Parameter& parameter : model.parameters()) {
-    if (is_adapter(parameter)) {
+    if (is_adapter(parameter.role)) {
       writer.write(parameter.name, parameter.value);
     }
   }
   writer.finish();
 
   nlohmann::ordered_json config = {
-      {"peft_type", "LORA"},    {"task_type", "CAUSAL_LM"}, {"base_model_name_or_path", base_model},
-      {"inference_mode", true}, {"r", options.rank},        {"lora_alpha", options.alpha},
-      {"lora_dropout", 0.0},    {"bias", "none"},           {"fan_in_fan_out", false},
-      {"use_rslora", false},    {"use_dora", false},
+      {"peft_type", "LORA"},
+      {"task_type", "CAUSAL_LM"},
+      {"base_model_name_or_path", base_model},
+      {"inference_mode", true},
+      {"r", options.rank},
+      {"lora_alpha", options.alpha},
+      {"lora_dropout", 0.0},
+      {"bias", "none"},
+      {"fan_in_fan_out", false},
+      {"use_rslora", options.rank_stabilized},
+      {"use_dora", false},
   };
   if (options.alpha == std::floor(options.alpha)) {
     config["lora_alpha"] = static_cast<int64_t>(options.alpha);
@@ -98,6 +115,9 @@ void save_adapter(const std::string& directory, const LlamaModel& model,
     if (options.targets[i]) {
       config["target_modules"].push_back(short_name(static_cast<LlamaLinear>(i)));
     }
+  }
+  if (!options.layers.empty()) {
+    config["layers_to_transform"] = options.layers;
   }
   write_file_atomically(directory + kConfig, config.dump(2) + "\n");
 }
@@ -121,6 +141,14 @@ LoraOptions read_adapter_options(const std::string& directory) {
     throw IoError(file, "lora_alpha", "expected a number");
   }
   options.alpha = alpha->get<double>();
+  const auto stabilized = config.find("use_rslora");
+  if (stabilized != config.end() && !stabilized->is_null()) {
+    if (!stabilized->is_boolean()) {
+      throw IoError(file, "use_rslora", "expected true or false");
+    }
+    options.rank_stabilized = stabilized->get<bool>();
+  }
+  options.layers = read_layers(config, file);
   const auto targets = config.find("target_modules");
   if (targets == config.end() || !(targets->is_array() || *targets == "all-linear")) {
     throw IoError(file, "target_modules", "expected a list of names");
@@ -146,7 +174,7 @@ void load_adapter(const std::string& directory, const LlamaModel& model) {
   const SafetensorsFile file(directory + kWeights);
   std::set<std::string, std::less<>> wanted;
   for (const Parameter& parameter : model.parameters()) {
-    if (!is_adapter(parameter)) {
+    if (!is_adapter(parameter.role)) {
       continue;
     }
     const SafetensorsTensor* tensor = file.find(parameter.name);

@@ -193,6 +193,17 @@ std::string CheckpointFolders::write(
   const std::string partial = folder + ".partial";
   fs::remove_all(partial);
   make_directory(partial);
+
+  // What a full disk leaves of a checkpoint would keep it full.
+  struct Cleaner {
+    const std::string& folder;
+
+    ~Cleaner() {
+      std::error_code ignored;
+      fs::remove_all(folder, ignored);
+    }
+  } const cleaner{partial};
+
   write_model(partial);
   std::vector<SafetensorsEntry> entries;
   for (const StateTensor& tensor : tensors) {

@@ -40,9 +40,7 @@ void save_hugging_face(const std::string& directory, const LlamaModel& model,
   write_file_atomically(directory + "/generation_config.json",
                         to_generation_config_json(model.config()));
   save_tokenizer(directory, tokenizer);
-  const auto is_weight = [](const Parameter& parameter) {
-    return parameter.role == ParameterRole::matrix || parameter.role == ParameterRole::vector;
-  };
+  const auto is_weight = [](const Parameter& parameter) { return !is_adapter(parameter.role); };
   std::vector<SafetensorsEntry> entries;
   for (const Parameter& parameter : model.parameters()) {
     if (is_weight(parameter)) {

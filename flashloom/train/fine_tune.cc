@@ -39,7 +39,11 @@ void validate(const FineTuneOptions& options, const TokenDocuments& train) {
   at_least("steps", options.steps, 0);
   at_least("epochs", options.epochs, 1);
   at_least("batch_tokens", options.batch_tokens, 1);
-  at_least("warmup", options.warmup_steps, 0);
+  at_least("warmup", options.schedule.warmup, 0);
+  check(std::isfinite(options.neftune_alpha) && options.neftune_alpha >= 0, "finetune", "neftune",
+        "a number from 0", fmt::format("{}", options.neftune_alpha));
+  check(!options.lora || LlamaFrozen{.layers = options.frozen.layers} == options.frozen, "finetune",
+        "freeze", "numbers of layers: LoRA trains nothing else", describe(options.frozen));
   at_least("eval_steps", options.eval_steps, 0);
   at_least("save_steps", options.save_steps, 0);
   check(train.size() > 0, "finetune", "data", "at least one example", "none");
@@ -64,9 +68,20 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
                    const TokenDocuments* held_out, FineTuneOptions options, int64_t memory_budget)
     : bundle_(bundle), options_(std::move(options)), held_out_(held_out) {
   validate(options_, train);
+  frozen_name_ = describe(options_.frozen);
+  if (options_.lora && options_.frozen.any()) {
+    for (int64_t n = 0; n < bundle.files.config().layers; ++n) {
+      if (!options_.frozen.layer(n)) {
+        options_.lora->layers.push_back(n);
+      }
+    }
+    check(!options_.lora->layers.empty(), "finetune", "freeze", "a layer left to train",
+          frozen_name_);
+    options_.frozen = {};
+  }
   const std::optional<StepShape> recorded = open_output();
   const ModelConfig& config = bundle.files.config();
-  const int64_t trainable = llama_trainable_size(config, options_.lora);
+  const int64_t trainable = llama_trainable_size(config, options_.lora, options_.frozen);
   const std::vector<int64_t> lengths = train.lengths();
   const std::vector<int64_t> held_out_lengths =
       held_out != nullptr ? held_out->lengths() : std::vector<int64_t>();
@@ -77,6 +92,7 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
     return LlamaModel::Options{
         .training = true,
         .lora = options_.lora,
+        .frozen = options_.frozen,
         .recompute = options_.recompute,
         .max_tokens = tokens,
         .max_sequence_length = std::max(longest_anywhere, kProbeLength),
@@ -116,7 +132,7 @@ int64_t FineTune::trainable_parameters() const {
   return count;
 }
 
-double FineTune::gradients(std::span<const PackedBatch> batches) {
+double FineTune::gradients(std::span<const PackedBatch> batches, EmbeddingNoise noise) {
   int64_t loss_tokens = 0;
   for (const PackedBatch& batch : batches) {
     loss_tokens += batch.loss_tokens;
@@ -127,8 +143,11 @@ double FineTune::gradients(std::span<const PackedBatch> batches) {
   model_->zero_gradients();
   for (const PackedBatch& batch : batches) {
     if (batch.loss_tokens > 0) {
-      sum += model_->loss_and_gradients(batch_view(batch), scale);
+      LlamaBatch view = batch_view(batch);
+      view.noise = noise;
+      sum += model_->loss_and_gradients(view, scale);
     }
+    noise.first_token += static_cast<int64_t>(batch.tokens.size());
   }
   return sum / static_cast<double>(std::max<int64_t>(1, loss_tokens));
 }
@@ -145,7 +164,7 @@ double FineTune::mean_loss(std::span<const PackedBatch> batches) {
 
 void FineTune::probe(TrainingGuards& guards) {
   const int64_t vocabulary = model_->config().vocabulary_size;
-  guards.check_parameters(model_->config(), options_.lora, model_->parameters());
+  guards.check_parameters(model_->config(), options_.lora, options_.frozen, model_->parameters());
   const int64_t leaks = probe_packing(vocabulary, [&](const PackedBatch& batch) {
     model_->evaluate(batch_view(batch));
     return model_->token_losses();
@@ -167,7 +186,7 @@ StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
     const LlamaWork work = work_of(batch);
     report.tokens += work.tokens;
     report.loss_tokens += work.loss_tokens;
-    flops += llama_training_flops(model_->config(), lora, work);
+    flops += llama_training_flops(model_->config(), lora, work, options_.frozen);
   }
   report.capacity = shape_.bin_capacity * static_cast<int64_t>(batches_.size());
   report.epoch = static_cast<double>(stream_->position().epoch) +
@@ -176,15 +195,15 @@ StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
   if (guards != nullptr) {
     guards->check_batches(report.step, batches_);
   }
-  report.loss = gradients(batches_);
+  report.loss =
+      gradients(batches_, {.alpha = options_.neftune_alpha, .seed = options_.seed, .step = index});
   if (!std::isfinite(report.loss)) {
     fail_not_finite(report.step);
   }
   if (guards != nullptr) {
     guards->before_update(model_->parameters());
   }
-  const OptimizerStep update =
-      optimizer_->step(cosine_schedule(index, steps_, options_.warmup_steps));
+  const OptimizerStep update = optimizer_->step(schedule_factor(options_.schedule, index, steps_));
   if (guards != nullptr) {
     guards->after_update(report.step, update.learning_rate, model_->parameters());
     guards->check_loss(report.step, report.loss);

@@ -19,6 +19,7 @@
 #include "flashloom/train/guards.h"
 #include "flashloom/train/model_bundle.h"
 #include "flashloom/train/optimizer.h"
+#include "flashloom/train/schedule.h"
 
 namespace flashloom {
 
@@ -30,7 +31,9 @@ struct FineTuneOptions {
   /// with another level.
   LlamaRecompute recompute = LlamaRecompute::norms;
   OptimizerOptions optimizer;
-  int64_t warmup_steps = 0;
+  ScheduleOptions schedule;
+  double neftune_alpha = 0;     // noise on the embeddings; 0: none
+  LlamaFrozen frozen;           // for LoRA only layers: those get no adapter
   int64_t steps = 0;            // optimizer steps; 0: as many as `epochs` take
   int64_t epochs = 1;           // passes over the data, if steps is 0
   int64_t batch_tokens = 1024;  // of an optimizer step
@@ -124,8 +127,8 @@ class FineTune {
   std::string log_path() const { return options_.output + "/metrics.jsonl"; }
 
   StepReport step(int64_t index, TrainingGuards* guards);
-  // Forward and backward of a step; the mean loss.
-  double gradients(std::span<const PackedBatch> batches);
+  // Forward and backward of a step; the mean loss. `noise` is of its first token.
+  double gradients(std::span<const PackedBatch> batches, EmbeddingNoise noise = {});
   double mean_loss(std::span<const PackedBatch> batches);
   void probe(TrainingGuards& guards);
   [[noreturn]] void fail_not_finite(int64_t step);
@@ -138,6 +141,7 @@ class FineTune {
   const ModelBundle& bundle_;
   FineTuneOptions options_;
   const TokenDocuments* held_out_;
+  std::string frozen_name_;
   std::string model_sum_, data_sum_, held_out_sum_;  // checksums of what the run starts from
   std::optional<DirectoryLock> lock_;
   StepShape shape_;

@@ -19,7 +19,7 @@ namespace fs = std::filesystem;
 std::string weights_checksum(const LlamaModel& model) {
   Checksum sum;
   for (const Parameter& parameter : model.parameters()) {
-    if (parameter.role == ParameterRole::matrix || parameter.role == ParameterRole::vector) {
+    if (!is_adapter(parameter.role)) {
       const TensorView& value = parameter.value;
       sum.add({static_cast<const std::byte*>(value.data), static_cast<size_t>(value.bytes())});
     }
@@ -65,13 +65,19 @@ std::vector<Metric> FineTune::settings() const {
                                   {"learning_rate", optimizer.learning_rate},
                                   {"weight_decay", optimizer.weight_decay},
                                   {"clip", optimizer.clip_norm},
-                                  {"warmup", options_.warmup_steps},
+                                  {"schedule", schedule_name(options_.schedule.kind)},
+                                  {"warmup", options_.schedule.warmup},
+                                  {"minimum_rate", options_.schedule.minimum},
+                                  {"wsd_decay", options_.schedule.decay},
+                                  {"neftune", options_.neftune_alpha},
+                                  {"freeze", std::string_view(frozen_name_)},
                                   {"batch_tokens", options_.batch_tokens},
                                   {"seed", static_cast<int64_t>(options_.seed)}};
   if (options_.lora) {
     settings.push_back({"lora_plus", optimizer.adapter_b_ratio});
     settings.push_back({"lora_rank", options_.lora->rank});
     settings.push_back({"lora_alpha", options_.lora->alpha});
+    settings.push_back({"rslora", options_.lora->rank_stabilized});
     for (size_t i = 0; i < kLlamaLinears; ++i) {
       settings.push_back(
           {llama_linear_name(static_cast<LlamaLinear>(i)), options_.lora->targets[i]});

@@ -82,19 +82,19 @@ void TrainingGuards::report(std::string guard, int64_t step, std::string what) {
 
 void TrainingGuards::check_parameters(const ModelConfig& config,
                                       const std::optional<LoraOptions>& lora,
+                                      const LlamaFrozen& left_out,
                                       std::span<const Parameter> parameters) {
   int64_t trained = 0;
   std::vector<std::string> frozen;
   for (const Parameter& parameter : parameters) {
-    const bool adapter =
-        parameter.role == ParameterRole::adapter_a || parameter.role == ParameterRole::adapter_b;
+    const bool adapter = is_adapter(parameter.role);
     if (parameter.trainable()) {
       trained += parameter.value.size();
     } else if (adapter == lora.has_value()) {
       frozen.push_back(parameter.name);
     }
   }
-  const int64_t expected = llama_trainable_size(config, lora);
+  const int64_t expected = llama_trainable_size(config, lora, left_out);
   if (trained != expected) {
     report(
         "parameters", 0,

@@ -10,6 +10,7 @@
 
 #include "flashloom/io/model_config.h"
 #include "flashloom/models/llama/llama_adapters.h"
+#include "flashloom/models/llama/llama_frozen.h"
 #include "flashloom/models/parameter.h"
 #include "flashloom/text/packed_batches.h"
 #include "flashloom/train/probes.h"
@@ -32,7 +33,7 @@ class TrainingGuards {
 
   /// Before the first step: as many numbers are trained as model and method say, a tied head once.
   void check_parameters(const ModelConfig& config, const std::optional<LoraOptions>& lora,
-                        std::span<const Parameter> parameters);
+                        const LlamaFrozen& left_out, std::span<const Parameter> parameters);
 
   /// Before the first step, what the probes of probes.h found.
   void check_packing(int64_t changed_losses);

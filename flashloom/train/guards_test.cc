@@ -84,7 +84,7 @@ class Loop {
   }
 
   void probe() {
-    guards.check_parameters(files_.config(), settings_.lora,
+    guards.check_parameters(files_.config(), settings_.lora, {},
                             parameters.empty() ? model_.parameters() : parameters);
     guards.check_packing(probe_packing(vocabulary(), [&](const PackedBatch& batch) {
       PackedBatch seen = batch;

@@ -66,7 +66,7 @@ OptimizerStep Optimizer::step(double factor) {
   ++steps_;
   for (const Slot& slot : slots_) {
     const bool is_b = slot.parameter.role == ParameterRole::adapter_b;
-    const bool decays = slot.parameter.role != ParameterRole::vector;
+    const bool decays = takes_weight_decay(slot.parameter.role);
     adamw(slot.parameter.value, slot.m, slot.v, slot.parameter.gradient,
           {.learning_rate =
                static_cast<float>(report.learning_rate * (is_b ? options_.adapter_b_ratio : 1)),

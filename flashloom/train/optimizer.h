@@ -13,7 +13,7 @@ namespace flashloom {
 struct OptimizerOptions {
   double learning_rate = 2e-4;
   double adapter_b_ratio = 16;  // LoRA+: the learning rate of B over that of A
-  double weight_decay = 0;      // of matrices and adapters; vectors take none
+  double weight_decay = 0;      // of matrices and adapters; vectors and embeddings take none
   double beta1 = 0.9;
   double beta2 = 0.999;
   double epsilon = 1e-8;

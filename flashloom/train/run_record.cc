@@ -48,8 +48,15 @@ std::optional<StepShape> recorded_shape(const std::string& output) {
   }
   try {
     const nlohmann::json json = read(output);
-    return StepShape{.bin_capacity = json.at("bin_capacity").get<int64_t>(),
-                     .bins_per_step = json.at("bins_per_step").get<int64_t>()};
+    const auto number = [&](const char* name) {
+      const auto value = json.at(name).get<int64_t>();
+      if (value < 1) {
+        throw IoError(path_of(output), name, fmt::format("expected 1 or more, found {}", value));
+      }
+      return value;
+    };
+    return StepShape{.bin_capacity = number("bin_capacity"),
+                     .bins_per_step = number("bins_per_step")};
   } catch (const nlohmann::json::exception& error) {
     throw IoError(path_of(output), "", error.what());
   }

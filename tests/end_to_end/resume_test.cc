@@ -99,6 +99,36 @@ TEST_F(Resume, EndsInTheSameBitsHoweverOftenItIsKilled) {
   expect_the_whole_run("killed");
 }
 
+TEST_F(Resume, EndsInTheSameBitsWithEveryOptionThatDrawsNumbersOrLeavesPartsOut) {
+  const std::string lora = "--schedule wsd --neftune 5 --rslora --freeze 0 --min-lr 0.1 ";
+  const std::string full =
+      "--method full --schedule linear --neftune 5 --weight-decay 0.1 "
+      "--freeze embeddings,1 ";
+  for (const std::string& options : {lora, full}) {
+    const std::string file = options == full ? "/model.safetensors" : "/adapter_model.safetensors";
+    const std::string whole = options == full ? "full_whole" : "lora_whole";
+    const auto command = [&](const std::string& output) { return training(output, 12) + options; };
+    ASSERT_EQ(run(command(whole)).code, 0);
+    ProgramResult result;
+    int kills = 0;
+    do {
+      const std::string killer =
+          kills < 3 ? fmt::format("timeout -s KILL {:.2f}", 0.25 + 0.1 * kills) : "";
+      result = run(command(whole + "_killed") + fmt::format("--threads {}", 1 + kills), killer);
+      kills += result.code == 0 ? 0 : 1;
+      ASSERT_TRUE(result.code == 0 || result.code == kKilled) << result.code << result.err;
+    } while (result.code != 0);
+    EXPECT_TRUE(read_for_test(path(whole) + file) == read_for_test(path(whole + "_killed") + file))
+        << options;
+    const ProgramResult other =
+        run(training(whole, 12) + (options == full ? "--method full " : ""));
+    EXPECT_EQ(other.code, 1);
+    for (const char* name : {"schedule: was", "neftune: was", "freeze: was"}) {
+      EXPECT_THAT(other.err, HasSubstr(name));
+    }
+  }
+}
+
 TEST_F(Resume, LeavesAFinishedRunAsItIsAndContinuesItForMoreSteps) {
   ASSERT_EQ(run(training("more", 10)).code, 0);
   const std::string ten = weights("more");

@@ -33,7 +33,7 @@ LlamaModel::LlamaModel(const ModelConfig& config, const Options& options, Memory
   if (options_.max_sequences <= 0) {
     options_.max_sequences = options_.max_tokens;
   }
-  weights_ = LlamaWeights(config, options.training && !options.lora, plan);
+  weights_ = LlamaWeights(config, options.training && !options.lora, plan, options.frozen);
   if (options.lora) {
     adapters_ = LlamaAdapters(config, *options.lora, options.training, plan);
   }
@@ -121,6 +121,9 @@ ConstTensorView LlamaModel::forward(const LlamaBatch& batch, bool save) {
     const LlamaLayerActivations activations = activations_.layer(n, tokens, save);
     if (n == 0) {
       embedding_forward(activations.input, weights_.values().embedding, batch.tokens);
+      if (save && batch.noise.alpha > 0) {
+        add_embedding_noise(activations.input, batch.cu_seqlens, batch.noise);
+      }
     }
     llama_layer_forward(activations, workspace, layer(n), sequences, residual);
     residual = activations.middle;
@@ -175,11 +178,14 @@ double LlamaModel::loss_and_gradients(const LlamaBatch& batch, float gradient_sc
     watch("the head and the final norm", workspace.dstream);
   }
 
-  for (int64_t n = config_.layers - 1; n >= 0; --n) {
+  const int64_t lowest = lowest_trained_layer();
+  for (int64_t n = config_.layers - 1; n >= lowest; --n) {
+    const bool frozen = options_.frozen.layer(n);
     const LlamaLayerGradients gradients = {
-        .weights = full ? &dweights.layers[static_cast<size_t>(n)] : nullptr,
+        .weights = full && !frozen ? &dweights.layers[static_cast<size_t>(n)] : nullptr,
         .adapters = full ? nullptr : &adapters_.layer(n),
-        .input = full || n > 0};
+        // The first norm's own gradient comes with that of the input.
+        .input = full || n > lowest};
     // The last layer's activations are still in the buffers that all share.
     const LlamaRecompute lost = n + 1 < config_.layers ? options_.recompute : LlamaRecompute::norms;
     llama_layer_backward(activations_.layer(n, tokens, /*save=*/true), workspace, layer(n),
@@ -188,22 +194,52 @@ double LlamaModel::loss_and_gradients(const LlamaBatch& batch, float gradient_sc
       watch(fmt::format("layer {}", n), workspace.dstream);
     }
   }
-  if (full) {
+  if (dweights.embedding) {
     embedding_backward(dweights.embedding, workspace.dstream, batch.tokens);
   }
   return sum_of_losses(tokens);
 }
 
-int64_t llama_trainable_size(const ModelConfig& config, const std::optional<LoraOptions>& lora) {
+int64_t LlamaModel::lowest_trained_layer() const {
+  if (!options_.lora && !options_.frozen.embeddings) {
+    return 0;
+  }
+  const auto trained = [&](int64_t n) {
+    return options_.lora ? options_.lora->adapts_layer(n) : !options_.frozen.layer(n);
+  };
+  int64_t n = 0;
+  while (n < config_.layers && !trained(n)) {
+    ++n;
+  }
+  return n;
+}
+
+int64_t llama_trainable_size(const ModelConfig& config, const std::optional<LoraOptions>& lora,
+                             const LlamaFrozen& frozen) {
   if (!lora) {
-    return parameter_count(config);
+    const auto size_of_layers = [&](int64_t layers) {
+      ModelConfig other = config;
+      other.layers = layers;
+      return parameter_count(other);
+    };
+    const auto frozen_layers = static_cast<int64_t>(frozen.layers.size());
+    int64_t size = parameter_count(config) - (size_of_layers(frozen_layers) - size_of_layers(0));
+    const int64_t embedding = config.vocabulary_size * config.hidden_size;
+    size -= frozen.embeddings ? embedding : 0;
+    size -= frozen.head ? embedding : 0;
+    if (frozen.norms) {
+      const int64_t of_layer = 2 * config.hidden_size + (config.qk_norm ? 2 * config.head_dim : 0);
+      size -= config.hidden_size + (config.layers - frozen_layers) * of_layer;
+    }
+    return size;
   }
   int64_t layer = 0;
   for (size_t i = 0; i < kLlamaLinears; ++i) {
     const LlamaLinearShape shape = llama_linear_shape(config, static_cast<LlamaLinear>(i));
     layer += lora->targets[i] ? lora->rank * (shape.inputs + shape.outputs) : 0;
   }
-  return config.layers * layer;
+  return layer * static_cast<int64_t>(lora->layers.empty() ? static_cast<size_t>(config.layers)
+                                                           : lora->layers.size());
 }
 
 }  // namespace flashloom

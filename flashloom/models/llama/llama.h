@@ -12,7 +12,9 @@
 #include "flashloom/io/model_config.h"
 #include "flashloom/models/llama/llama_activations.h"
 #include "flashloom/models/llama/llama_adapters.h"
+#include "flashloom/models/llama/llama_frozen.h"
 #include "flashloom/models/llama/llama_layer.h"
+#include "flashloom/models/llama/llama_noise.h"
 #include "flashloom/models/llama/llama_recompute.h"
 #include "flashloom/models/llama/llama_rope.h"
 #include "flashloom/models/llama/llama_weights.h"
@@ -29,6 +31,7 @@ struct LlamaBatch {
   ConstTensorView labels;      // (T) i32, already shifted; kIgnoredLabel bears no loss
   ConstTensorView cu_seqlens;  // (documents + 1) i32: 0, ends of the documents; the last is T
   int64_t max_length = 0;      // longest document, or a bound of it
+  EmbeddingNoise noise = {};   // of loss_and_gradients alone
 };
 
 /// As the layers take it.
@@ -45,6 +48,7 @@ class LlamaModel {
   struct Options {
     bool training = false;  // plans gradients and the activations that backward needs
     std::optional<LoraOptions> lora = {};              // adapters
+    LlamaFrozen frozen = {};                           // without adapters: what is not trained
     LlamaRecompute recompute = LlamaRecompute::norms;  // the same bits at every level
     int64_t max_tokens = 0;                            // of a micro-batch, all documents together
     int64_t max_sequence_length = 0;                   // of a document; 0: max_tokens
@@ -110,6 +114,8 @@ class LlamaModel {
   // Tells `watch`, if there is one, the gradient of the residual stream after each stage.
   double loss_and_gradients(const LlamaBatch& batch, float gradient_scale, const Watch& watch);
   ConstTensorView forward(const LlamaBatch& batch, bool save);
+  // The first layer that anything trained is in or before; the number of layers if there is none.
+  int64_t lowest_trained_layer() const;
   double sum_of_losses(int64_t tokens);
   void check_batch(const LlamaBatch& batch, bool labels) const;
 
@@ -125,7 +131,9 @@ class LlamaModel {
   const Arena* arena_ = nullptr;
 };
 
-/// Numbers that training changes: all weights, or the adapters if there are any.
-int64_t llama_trainable_size(const ModelConfig& config, const std::optional<LoraOptions>& lora);
+/// Numbers that training changes: all weights that are not frozen, or the adapters if there are
+/// any.
+int64_t llama_trainable_size(const ModelConfig& config, const std::optional<LoraOptions>& lora,
+                             const LlamaFrozen& frozen = {});
 
 }  // namespace flashloom

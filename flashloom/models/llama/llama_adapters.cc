@@ -1,6 +1,7 @@
 #include "flashloom/models/llama/llama_adapters.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <algorithm>
 #include <cmath>
@@ -60,6 +61,13 @@ LlamaAdapters::LlamaAdapters(const ModelConfig& config, const LoraOptions& optio
   if (std::find(options.targets.begin(), options.targets.end(), true) == options.targets.end()) {
     throw InvalidArgument("LlamaAdapters", "targets", "at least one linear", "none");
   }
+  if (!options.layers.empty() &&
+      (!std::is_sorted(options.layers.begin(), options.layers.end()) ||
+       options.layers.front() < 0 || options.layers.back() >= config.layers)) {
+    throw InvalidArgument("LlamaAdapters", "layers",
+                          fmt::format("layers of 0 to {}, ascending", config.layers - 1),
+                          fmt::format("{}", fmt::join(options.layers, ", ")));
+  }
   constexpr std::array<std::string_view, kLlamaGroups> kGroupNames = {"qkv_proj", "o_proj",
                                                                       "gate_up_proj", "down_proj"};
   for (int64_t n = 0; n < config.layers; ++n) {
@@ -75,7 +83,7 @@ LlamaAdapters::LlamaAdapters(const ModelConfig& config, const LoraOptions& optio
       int64_t ranks = 0;
       for (size_t i = first; i < end; ++i) {
         const auto linear = static_cast<LlamaLinear>(i);
-        if (!options.adapts(linear)) {
+        if (!options.adapts_layer(n) || !options.adapts(linear)) {
           continue;
         }
         ranks += options.rank;

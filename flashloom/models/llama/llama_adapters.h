@@ -1,6 +1,8 @@
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <span>
 #include <string>
@@ -22,11 +24,21 @@ struct LoraOptions {
   double alpha = 32;
   /// True for each LlamaLinear that is adapted.
   std::array<bool, kLlamaLinears> targets = {true, true, true, true, true, true, true};
+  bool rank_stabilized = false;  // rsLoRA (Kalajdzievski 2023)
+  /// The layers that are adapted, ascending; empty: all.
+  std::vector<int64_t> layers = {};
 
-  /// The factor of B A.
-  float scale() const { return static_cast<float>(alpha / static_cast<double>(rank)); }
+  /// The factor of B A: alpha / rank, or alpha / sqrt(rank).
+  float scale() const {
+    const auto size = static_cast<double>(rank);
+    return static_cast<float>(alpha / (rank_stabilized ? std::sqrt(size) : size));
+  }
 
   bool adapts(LlamaLinear linear) const { return targets[static_cast<size_t>(linear)]; }
+
+  bool adapts_layer(int64_t index) const {
+    return layers.empty() || std::binary_search(layers.begin(), layers.end(), index);
+  }
 };
 
 /// Targets by name, "q_proj" or "q". Throws InvalidArgument for a name that is no linear of a

@@ -28,10 +28,17 @@ double head_size(const ModelConfig& config) {
   return static_cast<double>(config.vocabulary_size) * static_cast<double>(config.hidden_size);
 }
 
-/// Of the forward pass: scores and weighted values, 2 D each for a pair and head.
+/// Of the forward pass of one layer: scores and weighted values, 2 D each for a pair and head.
 double attention_flops(const ModelConfig& config, const LlamaWork& work) {
-  return 4.0 * static_cast<double>(config.layers * config.heads * config.head_dim) *
+  return 4.0 * static_cast<double>(config.heads * config.head_dim) *
          static_cast<double>(work.visible_pairs);
+}
+
+/// Adapted layers of all.
+double adapted_layers(const ModelConfig& config, const LoraOptions* lora) {
+  return static_cast<double>(lora == nullptr || lora->layers.empty()
+                                 ? config.layers
+                                 : static_cast<int64_t>(lora->layers.size()));
 }
 
 }  // namespace
@@ -39,21 +46,34 @@ double attention_flops(const ModelConfig& config, const LlamaWork& work) {
 double llama_forward_flops(const ModelConfig& config, const LoraOptions* lora,
                            const LlamaWork& work) {
   const LayerSize size = layer_size(config, lora);
-  return 2.0 * static_cast<double>(config.layers) * (size.linears + size.adapters) *
+  const auto layers = static_cast<double>(config.layers);
+  return 2.0 * (layers * size.linears + adapted_layers(config, lora) * size.adapters) *
              static_cast<double>(work.tokens) +
          2.0 * head_size(config) * static_cast<double>(work.loss_tokens) +
-         attention_flops(config, work);
+         layers * attention_flops(config, work);
 }
 
 double llama_training_flops(const ModelConfig& config, const LoraOptions* lora,
-                            const LlamaWork& work) {
+                            const LlamaWork& work, const LlamaFrozen& frozen) {
   const LayerSize size = layer_size(config, lora);
-  const double frozen_passes = lora != nullptr ? 2 : 3;  // no weight gradient
-  const double layers = static_cast<double>(config.layers);
-  return 2.0 * layers * (frozen_passes * size.linears + 3 * size.adapters) *
-             static_cast<double>(work.tokens) +
-         2.0 * frozen_passes * head_size(config) * static_cast<double>(work.loss_tokens) +
-         3.0 * attention_flops(config, work);
+  const auto trained = [&](int64_t layer) {
+    return lora != nullptr ? lora->adapts_layer(layer) : !frozen.layer(layer);
+  };
+  double linears = 0, attention = 0;  // of the backward pass
+  bool reached = lora == nullptr && !frozen.embeddings;
+  for (int64_t n = 0; n < config.layers; ++n) {
+    reached = reached || trained(n);
+    linears += reached ? size.linears : 0;                             // for their inputs
+    linears += lora == nullptr && trained(n) ? size.linears : 0;       // for their weights
+    linears += lora != nullptr && trained(n) ? 2 * size.adapters : 0;  // for both
+    attention += reached ? 2 * attention_flops(config, work) : 0;
+  }
+  const bool head_trained =
+      lora == nullptr && !(config.tied_embeddings ? frozen.embeddings : frozen.head);
+  const double head = (head_trained ? 2 : 1) * head_size(config);
+  return llama_forward_flops(config, lora, work) +
+         2.0 * linears * static_cast<double>(work.tokens) +
+         2.0 * head * static_cast<double>(work.loss_tokens) + attention;
 }
 
 }  // namespace flashloom

@@ -4,6 +4,7 @@
 
 #include "flashloom/io/model_config.h"
 #include "flashloom/models/llama/llama_adapters.h"
+#include "flashloom/models/llama/llama_frozen.h"
 
 namespace flashloom {
 
@@ -23,8 +24,9 @@ struct LlamaWork {
 double llama_forward_flops(const ModelConfig& config, const LoraOptions* lora,
                            const LlamaWork& work);
 
-/// Forward and backward of a training step.
+/// Forward and backward of a training step. The backward pass ends at the lowest layer that is
+/// trained; `frozen` is for training without adapters.
 double llama_training_flops(const ModelConfig& config, const LoraOptions* lora,
-                            const LlamaWork& work);
+                            const LlamaWork& work, const LlamaFrozen& frozen = {});
 
 }  // namespace flashloom

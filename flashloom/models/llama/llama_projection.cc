@@ -78,7 +78,9 @@ void llama_projection_forward(std::span<const TensorView> y, TensorView lora_hid
   if (x.dim(0) == 1) {
     forward_row(y, lora_hidden, x, projections.span());
   } else {
-    lora_linear_forward(y, lora_hidden, x, projections.span());
+    // Where this layer has no adapter, the buffer is another layer's.
+    lora_linear_forward(y, projections.ranks > 0 ? lora_hidden : TensorView(), x,
+                        projections.span());
   }
 }
 
@@ -116,7 +118,7 @@ void llama_projection_backward(TensorView dx, std::span<const ConstTensorView> d
     }
   }
   lora_linear_backward(dx, {adapter_gradients.data(), projections.count}, hidden_gradient, dy, x,
-                       lora_hidden, projections.span());
+                       projections.ranks > 0 ? lora_hidden : ConstTensorView(), projections.span());
 }
 
 }  // namespace flashloom

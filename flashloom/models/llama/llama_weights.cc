@@ -28,7 +28,7 @@ void for_each_tensor(const LlamaTensors& values, const LlamaTensors& gradients, 
       visit(name, role, value, gradient);
     }
   };
-  present("model.embed_tokens.weight", Role::matrix, values.embedding, gradients.embedding);
+  present("model.embed_tokens.weight", Role::embedding, values.embedding, gradients.embedding);
   for (size_t n = 0; n < values.layers.size(); ++n) {
     const LlamaLayerWeights& layer = values.layers[n];
     const LlamaLayerWeights dlayer =
@@ -96,16 +96,17 @@ bool llama_linear_has_bias(const ModelConfig& config, LlamaLinear linear) {
   return config.mlp_bias;
 }
 
-LlamaWeights::LlamaWeights(const ModelConfig& config, bool trainable, MemoryPlan& plan)
+LlamaWeights::LlamaWeights(const ModelConfig& config, bool trainable, MemoryPlan& plan,
+                           const LlamaFrozen& frozen)
     : config_(config), trainable_(trainable) {
-  value_ids_ = this->plan(plan, MemoryKind::weights, "");
+  value_ids_ = this->plan(plan, MemoryKind::weights, "", {});
   if (trainable) {
-    gradient_ids_ = this->plan(plan, MemoryKind::gradients, ".gradient");
+    gradient_ids_ = this->plan(plan, MemoryKind::gradients, ".gradient", frozen);
   }
 }
 
-LlamaWeights::Ids LlamaWeights::plan(MemoryPlan& plan, MemoryKind kind,
-                                     std::string_view suffix) const {
+LlamaWeights::Ids LlamaWeights::plan(MemoryPlan& plan, MemoryKind kind, std::string_view suffix,
+                                     const LlamaFrozen& left_out) const {
   const ModelConfig& c = config_;
   const auto add = [&](std::string_view name, std::initializer_list<int64_t> shape,
                        bool present = true) {
@@ -114,26 +115,31 @@ LlamaWeights::Ids LlamaWeights::plan(MemoryPlan& plan, MemoryKind kind,
   const int64_t q_size = c.heads * c.head_dim;
   const int64_t kv_size = c.kv_heads * c.head_dim;
   Ids ids;
-  ids.embedding = add("embed_tokens", {c.vocabulary_size, c.hidden_size});
+  ids.embedding = add("embed_tokens", {c.vocabulary_size, c.hidden_size}, !left_out.embeddings);
   for (int64_t n = 0; n < c.layers; ++n) {
     const std::string prefix = fmt::format("layers.{}.", n);
+    const bool here = !left_out.layer(n);
+    const bool norms = here && !left_out.norms;
     LayerIds layer;
-    layer.attention_norm = add(prefix + "input_layernorm", {c.hidden_size});
-    layer.qkv = add(prefix + "qkv_proj", {q_size + 2 * kv_size, c.hidden_size});
-    layer.qkv_bias = add(prefix + "qkv_proj.bias", {q_size + 2 * kv_size}, c.attention_bias);
-    layer.o = add(prefix + "o_proj", {c.hidden_size, q_size});
-    layer.o_bias = add(prefix + "o_proj.bias", {c.hidden_size}, c.attention_output_bias);
-    layer.q_norm = add(prefix + "q_norm", {c.head_dim}, c.qk_norm);
-    layer.k_norm = add(prefix + "k_norm", {c.head_dim}, c.qk_norm);
-    layer.ffn_norm = add(prefix + "post_attention_layernorm", {c.hidden_size});
-    layer.gate_up = add(prefix + "gate_up_proj", {2 * c.intermediate_size, c.hidden_size});
-    layer.gate_up_bias = add(prefix + "gate_up_proj.bias", {2 * c.intermediate_size}, c.mlp_bias);
-    layer.down = add(prefix + "down_proj", {c.hidden_size, c.intermediate_size});
-    layer.down_bias = add(prefix + "down_proj.bias", {c.hidden_size}, c.mlp_bias);
+    layer.attention_norm = add(prefix + "input_layernorm", {c.hidden_size}, norms);
+    layer.qkv = add(prefix + "qkv_proj", {q_size + 2 * kv_size, c.hidden_size}, here);
+    layer.qkv_bias =
+        add(prefix + "qkv_proj.bias", {q_size + 2 * kv_size}, here && c.attention_bias);
+    layer.o = add(prefix + "o_proj", {c.hidden_size, q_size}, here);
+    layer.o_bias = add(prefix + "o_proj.bias", {c.hidden_size}, here && c.attention_output_bias);
+    layer.q_norm = add(prefix + "q_norm", {c.head_dim}, norms && c.qk_norm);
+    layer.k_norm = add(prefix + "k_norm", {c.head_dim}, norms && c.qk_norm);
+    layer.ffn_norm = add(prefix + "post_attention_layernorm", {c.hidden_size}, norms);
+    layer.gate_up = add(prefix + "gate_up_proj", {2 * c.intermediate_size, c.hidden_size}, here);
+    layer.gate_up_bias =
+        add(prefix + "gate_up_proj.bias", {2 * c.intermediate_size}, here && c.mlp_bias);
+    layer.down = add(prefix + "down_proj", {c.hidden_size, c.intermediate_size}, here);
+    layer.down_bias = add(prefix + "down_proj.bias", {c.hidden_size}, here && c.mlp_bias);
     ids.layers.push_back(layer);
   }
-  ids.final_norm = add("norm", {c.hidden_size});
-  ids.head = add("lm_head", {c.vocabulary_size, c.hidden_size}, !c.tied_embeddings);
+  ids.final_norm = add("norm", {c.hidden_size}, !left_out.norms);
+  ids.head =
+      add("lm_head", {c.vocabulary_size, c.hidden_size}, !c.tied_embeddings && !left_out.head);
   return ids;
 }
 
@@ -141,7 +147,7 @@ LlamaTensors LlamaWeights::views(const Arena& arena, const Ids& ids) const {
   LlamaTensors tensors;
   tensors.embedding = view_of(arena, ids.embedding);
   tensors.final_norm = view_of(arena, ids.final_norm);
-  tensors.head = ids.head == kAbsent ? tensors.embedding : view_of(arena, ids.head);
+  tensors.head = config_.tied_embeddings ? tensors.embedding : view_of(arena, ids.head);
   for (const LayerIds& layer : ids.layers) {
     LlamaLayerWeights w;
     w.attention_norm = view_of(arena, layer.attention_norm);
@@ -157,7 +163,9 @@ LlamaTensors LlamaWeights::views(const Arena& arena, const Ids& ids) const {
       int64_t row = 0;
       for (size_t i = first; i < end; ++i) {
         const int64_t rows = llama_linear_shape(config_, static_cast<LlamaLinear>(i)).outputs;
-        w.linear[i] = view_of(arena, weights[g]).slice(0, row, rows);
+        if (weights[g] != kAbsent) {
+          w.linear[i] = view_of(arena, weights[g]).slice(0, row, rows);
+        }
         if (biases[g] != kAbsent) {
           w.bias[i] = view_of(arena, biases[g]).slice(0, row, rows);
         }

@@ -9,6 +9,7 @@
 #include "flashloom/core/memory_plan.h"
 #include "flashloom/core/tensor_view.h"
 #include "flashloom/io/model_config.h"
+#include "flashloom/models/llama/llama_frozen.h"
 #include "flashloom/models/parameter.h"
 
 namespace flashloom {
@@ -68,7 +69,9 @@ struct LlamaTensors {
 class LlamaWeights {
  public:
   LlamaWeights() = default;
-  LlamaWeights(const ModelConfig& config, bool trainable, MemoryPlan& plan);
+  /// Gradients are planned if `trainable`, but for what is frozen.
+  LlamaWeights(const ModelConfig& config, bool trainable, MemoryPlan& plan,
+               const LlamaFrozen& frozen = {});
 
   void bind(const Arena& arena);
 
@@ -78,7 +81,7 @@ class LlamaWeights {
 
   const LlamaTensors& values() const { return values_; }
 
-  /// Views are absent unless trained.
+  /// Views are absent unless trained; those of a frozen layer all are.
   const LlamaTensors& gradients() const { return gradients_; }
 
   bool trainable() const { return trainable_; }
@@ -97,7 +100,8 @@ class LlamaWeights {
     std::vector<LayerIds> layers;
   };
 
-  Ids plan(MemoryPlan& plan, MemoryKind kind, std::string_view suffix) const;
+  Ids plan(MemoryPlan& plan, MemoryKind kind, std::string_view suffix,
+           const LlamaFrozen& left_out) const;
   LlamaTensors views(const Arena& arena, const Ids& ids) const;
 
   ModelConfig config_;
