@@ -20,7 +20,7 @@ def main() -> int:
         sources = [path for path in (work / "corpus" / name, work / "seeds" / name, kept)
                    if path.exists()]
         with tempfile.TemporaryDirectory() as folder:
-            subprocess.run([program, "-merge=1", "-timeout=10", "-close_fd_mask=3", folder, *sources],
+            subprocess.run([program, "-merge=1", "-timeout=120", "-close_fd_mask=3", folder, *sources],
                            check=True, capture_output=True)
             merged = sorted(pathlib.Path(folder).iterdir(), key=lambda path: path.stat().st_size)
             for path in kept.iterdir():
