@@ -175,18 +175,7 @@ class BackwardChunk {
       for (int64_t tile = run.first; tile < run.first + run.count; ++tile) {
         const int64_t first = tile * plan_.tile.rows;
         const int64_t count = std::min<int64_t>(plan_.tile.rows, geometry.inner.count - first);
-        load_grouped(queries, first, count, tile_rows_, plan_.head_dim, plan_.head_padded,
-                     scratch_.rows, scratch_.queries);
-        load_grouped(douts, first, count, tile_rows_, plan_.value_dim, plan_.value_padded,
-                     scratch_.rows, scratch_.douts);
-        if (plan_.score_pairs) {
-          load_grouped(as_pairs(queries), first, count, tile_rows_, plan_.score_depth,
-                       plan_.score_padded, scratch_.rows, scratch_.query_pairs);
-        }
-        if (plan_.value_pairs) {
-          load_grouped(as_pairs(douts), first, count, tile_rows_, plan_.dvalue_depth,
-                       plan_.dvalue_padded, scratch_.rows, scratch_.dout_pairs);
-        }
+        load_queries(queries, douts, first, count);
         std::copy_n(plan_.log_sums + workspace_row + first, count, scratch_.log_sums);
         std::copy_n(plan_.deltas + workspace_row + first, count, scratch_.deltas);
         std::fill(scratch_.log_sums + count, scratch_.log_sums + tile_rows_, kInfinity);
@@ -202,6 +191,34 @@ class BackwardChunk {
         }
         backpropagate_queries(geometry, run, head, first, count);
       }
+    }
+  }
+
+  // A tile of q and dout in the layouts that its products take.
+  void load_queries(const CpuRows& queries, const CpuRows& douts, int64_t first, int64_t count) {
+    if (!plan_.score_pairs || !plan_.dkey_pairs) {
+      load_grouped(queries, first, count, tile_rows_, plan_.head_dim, plan_.head_padded,
+                   scratch_.rows, scratch_.queries);
+    }
+    if (!plan_.value_pairs || !plan_.dvalue_pairs) {
+      load_grouped(douts, first, count, tile_rows_, plan_.value_dim, plan_.value_padded,
+                   scratch_.rows, scratch_.douts);
+    }
+    if (plan_.score_pairs) {
+      load_grouped(as_pairs(queries), first, count, tile_rows_, plan_.score_depth,
+                   plan_.score_padded, scratch_.rows, scratch_.query_pairs);
+    }
+    if (plan_.value_pairs) {
+      load_grouped(as_pairs(douts), first, count, tile_rows_, plan_.dvalue_depth,
+                   plan_.dvalue_padded, scratch_.rows, scratch_.dout_pairs);
+    }
+    if (plan_.dkey_pairs) {
+      load_row_pairs(queries, first, count, tile_rows_, plan_.head_dim, plan_.head_padded,
+                     scratch_.query_rows);
+    }
+    if (plan_.dvalue_pairs) {
+      load_row_pairs(douts, first, count, tile_rows_, plan_.value_dim, plan_.value_padded,
+                     scratch_.dout_rows);
     }
   }
 
@@ -242,10 +259,11 @@ class BackwardChunk {
       dropout_factors<NV>(plan_.score, head_score, geometry, range, place, scratch_.dropped);
       multiply(range, scratch_.dropped, kWidth, scratch_.probabilities);
     }
-    accumulate_panel<NV>(scratch_.dvalues + panel * plan_.value_padded * kWidth, nullptr,
-                         scratch_.douts, tile_rows_, value_groups,
-                         drop ? scratch_.dropped : scratch_.probabilities, kWidth, range.first,
-                         range.last);
+    accumulate_weighted<NV>(plan_.dvalue_pairs,
+                            scratch_.dvalues + panel * plan_.value_padded * kWidth, scratch_.douts,
+                            scratch_.dout_rows, tile_rows_, value_groups,
+                            drop ? scratch_.dropped : scratch_.probabilities, kWidth,
+                            scratch_.packed, range.first, range.last);
     score_rows<NV>(plan_.value_pairs, plan_.value_pairs ? scratch_.dout_pairs : scratch_.douts,
                    tile_rows_, scratch_.values + panel * plan_.dvalue_padded * kWidth,
                    plan_.dvalue_padded, 1, range.first, range.last, dscores, score_width_);
@@ -259,9 +277,9 @@ class BackwardChunk {
     if (plan_.score.softcap > 0) {
       multiply(range, dscores, score_width_, scratch_.slopes);
     }
-    accumulate_panel<NV>(scratch_.dkeys + panel * plan_.head_padded * kWidth, nullptr,
-                         scratch_.queries, tile_rows_, head_groups, dscores, score_width_,
-                         range.first, range.last);
+    accumulate_weighted<NV>(plan_.dkey_pairs, scratch_.dkeys + panel * plan_.head_padded * kWidth,
+                            scratch_.queries, scratch_.query_rows, tile_rows_, head_groups, dscores,
+                            score_width_, scratch_.packed, range.first, range.last);
   }
 
   void softmax(const PanelRange& range) {
@@ -508,6 +526,8 @@ BackwardPlan backward_plan(const AttentionGradients& gradients, const AttentionI
   const bool pairs = HWY_DYNAMIC_DISPATCH(backward_pairs)();
   plan.score_pairs = pairs && stored_as_pairs(inputs.q, inputs.k);
   plan.value_pairs = pairs && stored_as_pairs(saved.dout, inputs.v);
+  plan.dkey_pairs = pairs && inputs.q.dtype == DType::bf16 && gradients.dk.dtype == DType::bf16;
+  plan.dvalue_pairs = pairs && saved.dout.dtype == DType::bf16 && gradients.dv.dtype == DType::bf16;
   plan.score_depth = plan.score_pairs ? plan.head_dim / 2 : plan.head_dim;
   plan.score_padded = padded_depth(plan.score_depth);
   plan.dvalue_depth = plan.value_pairs ? plan.value_dim / 2 : plan.value_dim;
@@ -596,6 +616,9 @@ BackwardScratch::BackwardScratch(const BackwardPlan& plan, float* memory) {
   douts = arena.take(plan.value_padded * tile_rows);
   query_pairs = arena.take(plan.score_pairs ? plan.score_padded * tile_rows : 0);
   dout_pairs = arena.take(plan.value_pairs ? plan.dvalue_padded * tile_rows : 0);
+  query_rows = arena.take(plan.dkey_pairs ? plan.head_padded * tile_rows / 2 : 0);
+  dout_rows = arena.take(plan.dvalue_pairs ? plan.value_padded * tile_rows / 2 : 0);
+  packed = arena.take(plan.dkey_pairs || plan.dvalue_pairs ? tile_rows / 2 * width : 0);
   probabilities = arena.take(tile_rows * width);
   dscores = arena.take(tile_rows * plan.panels * width);
   slopes = arena.take(plan.score.softcap > 0 ? tile_rows * width : 0);

@@ -28,6 +28,8 @@ struct BackwardPlan {
   bool score_pairs, value_pairs;        // q and k, dout and v stay pairs of bf16 in their products
   int64_t score_depth, score_padded;    // elements of a row there: D, or D / 2 pairs
   int64_t dvalue_depth, dvalue_padded;  // E, or E / 2 pairs
+  // Products with P and dS that end in gradients of bf16 round P and dS to bf16 too.
+  bool dkey_pairs, dvalue_pairs;
   int64_t panel_width;
   TileShape tile;
   int64_t panels;      // of a tile of keys
@@ -64,6 +66,9 @@ struct BackwardScratch {
   float* douts;          // (E / 16, tile rows, 16)
   float* query_pairs;    // (pairs / 16, tile rows, 16)
   float* dout_pairs;     // (pairs / 16, tile rows, 16)
+  float* query_rows;     // (D / 16, tile rows / 2, 16) of pairs of rows
+  float* dout_rows;      // (E / 16, tile rows / 2, 16) of pairs of rows
+  float* packed;         // (tile rows / 2, W) of pairs of rows
   float* probabilities;  // (tile rows, W)
   float* dscores;        // (tile rows, panels x W)
   float* slopes;         // (tile rows, W): of softcap

@@ -11,6 +11,7 @@
 #define FLASHLOOM_OPS_ATTENTION_CPU_TILE_MATH_INL_H_
 #endif
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -163,6 +164,69 @@ __attribute__((noinline, target("avx512bf16"))) void score_pairs(
   }
 }
 
+/// Rows [first, last) of weights (rows, W) as bf16, two rows a lane: (rows / 2, W). Even bounds.
+template <int NV>
+__attribute__((noinline, target("avx512bf16"))) void pack_row_pairs(
+    const float* HWY_RESTRICT weights, int64_t stride, int64_t first, int64_t last,
+    float* HWY_RESTRICT out) {
+  constexpr int kWidth = NV * kLanes;
+  const auto widen = [](__m256bh half) __attribute__((target("avx512bf16"))) {
+    return _mm512_cvtepu16_epi32((__m256i)half);
+  };
+  for (int64_t row = first; row < last; row += 2) {
+    for (int c = 0; c < kWidth; c += kLanes) {
+      const auto even = widen(_mm512_cvtneps_pbh(_mm512_load_ps(weights + row * stride + c)));
+      const auto odd = widen(_mm512_cvtneps_pbh(_mm512_load_ps(weights + (row + 1) * stride + c)));
+      _mm512_store_si512(out + row / 2 * kWidth + c,
+                         _mm512_or_si512(even, _mm512_slli_epi32(odd, 16)));
+    }
+  }
+}
+
+/// accumulate_panel() of bf16, two rows at a time: (depth / 16, rows / 2, 16) by (rows / 2, W).
+template <int NV>
+__attribute__((noinline, target("avx512bf16"))) void accumulate_row_pairs(
+    float* HWY_RESTRICT panel, const float* HWY_RESTRICT paired, int64_t tile_pairs, int64_t groups,
+    const float* HWY_RESTRICT weights, int64_t first, int64_t last) {
+  constexpr int kWidth = NV * kLanes;
+  for (int64_t strip = 0; strip < groups * kDepthGroup; strip += kTileRows) {
+    const float* HWY_RESTRICT x =
+        paired + strip / kDepthGroup * tile_pairs * kDepthGroup + strip % kDepthGroup;
+    float* HWY_RESTRICT out = panel + strip * kWidth;
+    __m512 sums[kTileRows][NV];
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+      for (int c = 0; c < NV; ++c) {
+        sums[r][c] = _mm512_load_ps(out + r * kWidth + c * kLanes);
+      }
+    }
+#pragma GCC unroll 2
+    for (int64_t k = first; k < last; ++k) {
+      __m512bh lanes[NV];
+#pragma GCC unroll 4
+      for (int c = 0; c < NV; ++c) {
+        lanes[c] = (__m512bh)_mm512_load_ps(weights + k * kWidth + c * kLanes);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kTileRows; ++r) {
+        const auto element = (__m512bh)_mm512_set1_ps(x[k * kDepthGroup + r]);
+#pragma GCC unroll 4
+        for (int c = 0; c < NV; ++c) {
+          sums[r][c] = _mm512_dpbf16_ps(sums[r][c], element, lanes[c]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+      for (int c = 0; c < NV; ++c) {
+        _mm512_store_ps(out + r * kWidth + c * kLanes, sums[r][c]);
+      }
+    }
+  }
+}
+
 inline bool bf16_pairs_available() {
   return __builtin_cpu_supports("avx512bf16") != 0;
 }
@@ -193,8 +257,6 @@ HWY_INLINE void score_rows(bool pairs, const float* HWY_RESTRICT grouped, int64_
                     out + row * out_stride, out_stride);
   }
 }
-
-#undef FLASHLOOM_BF16_PAIRS
 
 /// panel[depth][lane] = scale[lane] panel + sum over rows [first, last) of grouped[row][depth]
 /// weights[row][lane], for all depths. `scale` may be null (1).
@@ -245,6 +307,31 @@ HWY_INLINE void accumulate_panel(float* HWY_RESTRICT panel, const float* HWY_RES
     }
   }
 }
+
+/// Adds weights^T rows to a panel: accumulate_panel() without a scale, or, with `paired` rows,
+/// weights rounded to bf16 by way of `packed` (rows / 2, W).
+template <int NV>
+HWY_INLINE void accumulate_weighted(bool pairs, float* HWY_RESTRICT panel,
+                                    const float* HWY_RESTRICT grouped,
+                                    const float* HWY_RESTRICT paired, int64_t tile_rows,
+                                    int64_t groups, const float* HWY_RESTRICT weights,
+                                    int64_t weight_stride, float* HWY_RESTRICT packed,
+                                    int64_t first, int64_t last) {
+#ifdef FLASHLOOM_BF16_PAIRS
+  if (pairs) {
+    pack_row_pairs<NV>(weights, weight_stride, first, last, packed);
+    accumulate_row_pairs<NV>(panel, paired, tile_rows / 2, groups, packed, first / 2, last / 2);
+    return;
+  }
+#endif
+  static_cast<void>(pairs);
+  static_cast<void>(paired);
+  static_cast<void>(packed);
+  accumulate_panel<NV>(panel, nullptr, grouped, tile_rows, groups, weights, weight_stride, first,
+                       last);
+}
+
+#undef FLASHLOOM_BF16_PAIRS
 
 /// rows[r][16] += sum over k in [first, last) of weights[r][k] grouped[k][16], kGroupRows rows.
 HWY_INLINE void accumulate_rows(float* HWY_RESTRICT rows, int64_t row_stride,
@@ -393,6 +480,36 @@ inline void load_grouped(const CpuRows& rows, int64_t first, int64_t count, int6
     } else if (i < (count + kMaxTileRows - 1) / kMaxTileRows * kMaxTileRows) {
       for (int64_t g = 0; g < padded / kDepthGroup; ++g) {
         std::memset(out + (g * tile_rows + i) * kDepthGroup, 0, kDepthGroup * sizeof(float));
+      }
+    }
+  }
+}
+
+/// Rows of bf16 two by two: (depth / 16, tile rows / 2, 16) of pairs (row 2 i, row 2 i + 1), zeros
+/// behind the last up to a multiple of kMaxTileRows rows.
+inline void load_row_pairs(const CpuRows& rows, int64_t first, int64_t count, int64_t tile_rows,
+                           int64_t width, int64_t padded, float* HWY_RESTRICT out) {
+  // Halves of a vector of f32; scalar code takes one at a time.
+  const hn::RebindToUnsigned<Lanes> d32;
+  const hn::Rebind<uint16_t, Lanes> d16;
+  HWY_ALIGN uint16_t pieces[2][kDepthGroup];
+  const int64_t end = (count + kMaxTileRows - 1) / kMaxTileRows * kMaxTileRows;
+  for (int64_t i = 0; i < std::min(end, tile_rows); i += 2) {
+    const std::byte* sources[2] = {i < count ? rows.row(first + i) : nullptr,
+                                   i + 1 < count ? rows.row(first + i + 1) : nullptr};
+    for (int64_t g = 0; g < padded; g += kDepthGroup) {
+      const int64_t there = std::clamp<int64_t>(width - g, 0, kDepthGroup);
+      for (int n = 0; n < 2; ++n) {
+        std::memset(pieces[n], 0, sizeof(pieces[n]));
+        if (sources[n] != nullptr) {
+          std::memcpy(pieces[n], sources[n] + 2 * g, static_cast<size_t>(2 * there));
+        }
+      }
+      float* HWY_RESTRICT to = out + (g * tile_rows / 2) + i / 2 * kDepthGroup;
+      for (int c = 0; c < kDepthGroup; c += kLanes) {
+        const auto even = hn::PromoteTo(d32, hn::LoadU(d16, pieces[0] + c));
+        const auto odd = hn::PromoteTo(d32, hn::LoadU(d16, pieces[1] + c));
+        hn::Store(hn::Or(even, hn::ShiftLeft<16>(odd)), d32, reinterpret_cast<uint32_t*>(to) + c);
       }
     }
   }
