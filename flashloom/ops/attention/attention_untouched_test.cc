@@ -192,6 +192,27 @@ TEST_F(AttentionUntouched, KeysOutsideADecodingWindow) {
   expect_only({false, false, false, false, false, false, true, true}, options, false, 1);
 }
 
+TEST_F(AttentionUntouched, ValuesBehindAClosedGate) {
+  // Keys of the middle tiles are small: their scores stay below the gate, their values unread.
+  for (int64_t i = 2 * kTile * kDim; i < 6 * kTile * kDim; ++i) {
+    const_cast<float*>(k_.view().as<float>())[i] *= 1e-3F;
+  }
+  v_.forbid(2 * kTile, 6 * kTile);
+  const Tensor q = std::move(Tensor(DType::f32, {1, 2, kQueries, kDim}).random(1));
+  const Tensor threshold = std::move(Tensor(DType::f32, {2, 1}).fill(0.5));
+  const Tensor kept(DType::i32, {1, 2, 2, 1});
+  AttentionOptions options;
+  options.gate = {.kind = AttentionGate::Kind::absolute,
+                  .threshold = threshold,
+                  .rows = 128,
+                  .keys = kTile,
+                  .kept = kept};
+  const Tensor out(DType::f32, {1, 2, kQueries, kDim});
+  forward({.out = out}, {q, k_.view(), v_.view()}, with_backend(options, AttentionBackend::cpu));
+  v_.allow();
+  EXPECT_EQ(kept.view().as<int32_t>()[0], 0b11000011);
+}
+
 TEST_F(AttentionUntouched, PagesThatNoSequenceOwns) {
   constexpr int64_t kPage = 128;
   const Tensor pages = Tensor::index({1, 4}, {6, 2, 3, 5});

@@ -103,7 +103,9 @@ TEST(AttentionDispatch, SaysWhichBackendRunsAndWhy) {
   EXPECT_EQ(choice.backend, AttentionBackend::cpu);
   EXPECT_EQ(choice.reason, "");
   const Tensor threshold = std::move(Tensor(DType::f32, {4, 1}).fill(0));
-  call.options.gate = {.kind = AttentionGate::Kind::absolute, .threshold = threshold};
+  // Blocks too large for the memory of a worker.
+  call.options.gate = {
+      .kind = AttentionGate::Kind::absolute, .threshold = threshold, .rows = 4096, .keys = 1024};
   choice = attention_forward_backend(outputs, inputs, call.options);
   EXPECT_EQ(choice.backend, AttentionBackend::reference);
   EXPECT_THAT(choice.reason, HasSubstr("gate"));

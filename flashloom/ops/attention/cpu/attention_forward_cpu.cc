@@ -55,6 +55,9 @@ class ForwardTile {
       return;
     }
     if (count_ > 0) {
+      if (plan_.gated) {
+        start_gate();
+      }
       load_queries();
       walk_keys();
     }
@@ -101,15 +104,30 @@ class ForwardTile {
         const int64_t count = std::min<int64_t>(plan_.tile.keys, geometry_.inner.count - first);
         load_grouped(keys, first, count, tile_keys, plan_.score_depth, plan_.score_padded,
                      scratch_.rows, scratch_.keys);
-        load_grouped(values, first, count, tile_keys, plan_.value_dim, plan_.value_padded,
-                     scratch_.rows, scratch_.values);
+        bool loaded = false;
+        const auto load_values = [&] {
+          if (!loaded) {
+            load_grouped(values, first, count, tile_keys, plan_.value_dim, plan_.value_padded,
+                         scratch_.rows, scratch_.values);
+            loaded = true;
+          }
+        };
+        if (plan_.gated) {  // values of skipped tiles are never read
+          for (int64_t h = 0; h < plan_.heads; ++h) {
+            attend_gated(h, run, tile, first, count, load_values);
+          }
+          continue;
+        }
+        load_values();
         for (int64_t p = 0; p < panels_; ++p) {
           const int64_t outer = first_ + p * kWidth;
           const PanelRange range =
               panel_range(geometry_, run.flags, outer, panel_rows(p), first, count);
           if (range.first < range.last) {
             for (int64_t h = 0; h < plan_.heads; ++h) {
-              attend(h, p, run, range, {outer, panel_rows(p), first, count});
+              const PanelPlace place = {outer, panel_rows(p), first, count};
+              score(h, p, run, range, place, scratch_.scores);
+              absorb(h, p, range, place, scratch_.scores);
             }
           }
         }
@@ -117,48 +135,167 @@ class ForwardTile {
     }
   }
 
-  // Scores, online softmax and value product of one panel and one tile of keys.
-  void attend(int64_t h, int64_t panel, const TileRun& run, const PanelRange& range,
-              const PanelPlace& place) {
+  // Scores of one panel and one tile of keys.
+  void score(int64_t h, int64_t panel, const TileRun& run, const PanelRange& range,
+             const PanelPlace& place, float* scores) {
     const int64_t state = h * panels_ + panel;
-    const int64_t tile_keys = padded_rows(plan_.tile.keys);
-    const int64_t value_groups = plan_.value_padded / kDepthGroup;
-    score_rows<NV>(plan_.pairs, scratch_.keys, tile_keys,
+    score_rows<NV>(plan_.pairs, scratch_.keys, padded_rows(plan_.tile.keys),
                    scratch_.queries + state * plan_.score_padded * kWidth, plan_.score_padded,
-                   plan_.score.panel_scale, range.first, range.last, scratch_.scores, kWidth);
+                   plan_.score.panel_scale, range.first, range.last, scores, kWidth);
     if (!plan_.score.plain) {
-      adjust_scores<NV>(plan_.score, head_score(h), geometry_, range, place, scratch_.scores,
-                        nullptr);
+      adjust_scores<NV>(plan_.score, head_score(h), geometry_, range, place, scores, nullptr);
     }
     if (range.masked) {
       mask_panel<NV>(geometry_, run.flags, run.partial, range, place.outer_first, place.outer_count,
-                     place.inner_first, place.inner_count, scratch_.scores, kWidth);
+                     place.inner_first, place.inner_count, scores, kWidth);
     }
-    softmax(state, range);
+  }
+
+  // Online softmax and value product of scores.
+  void absorb(int64_t h, int64_t panel, const PanelRange& range, const PanelPlace& place,
+              float* scores) {
+    const int64_t state = h * panels_ + panel;
+    softmax(state, range, scores);
     if (plan_.score.dropout > 0) {
-      drop(h, range, place);
+      drop(h, range, place, scores);
     }
     accumulate_panel<NV>(scratch_.out + state * plan_.value_padded * kWidth, scratch_.factor,
-                         scratch_.values, tile_keys, value_groups, scratch_.scores, kWidth,
-                         range.first, range.last);
+                         scratch_.values, padded_rows(plan_.tile.keys),
+                         plan_.value_padded / kDepthGroup, scores, kWidth, range.first, range.last);
+  }
+
+  // One head, one tile of keys behind a gate: the scores of all panels, then what is left of them.
+  template <class LoadValues>
+  void attend_gated(int64_t h, const TileRun& run, int64_t tile, int64_t first, int64_t count,
+                    LoadValues load_values) {
+    const auto place_of = [&](int64_t p) {
+      return PanelPlace{first_ + p * kWidth, panel_rows(p), first, count};
+    };
+    const auto range_of = [&](int64_t p) {
+      return panel_range(geometry_, run.flags, first_ + p * kWidth, panel_rows(p), first, count);
+    };
+    const auto scores_of = [&](int64_t p) {
+      return scratch_.scores + p * padded_rows(plan_.tile.keys) * kWidth;
+    };
+    bool any = false;
+    bool skip = (run.flags & kRunGated) != 0;
+    for (int64_t p = 0; p < panels_; ++p) {
+      const PanelRange range = range_of(p);
+      if (range.first < range.last) {
+        score(h, p, run, range, place_of(p), scores_of(p));
+        const auto [some, low] = survey(h, p, range, scores_of(p));
+        any = any || some;
+        skip = skip && low;
+      }
+    }
+    if (skip) {
+      for (int64_t p = 0; p < panels_; ++p) {
+        note_loss(h, p);
+      }
+      return;
+    }
+    if (any) {
+      mark_kept(h, tile);
+      load_values();
+    }
+    for (int64_t p = 0; any && p < panels_; ++p) {
+      const PanelRange range = range_of(p);
+      if (range.first < range.last) {
+        absorb(h, p, range, place_of(p), scores_of(p));
+      }
+    }
+  }
+
+  struct Survey {
+    bool any;  // pair is visible
+    bool low;  // enough for the gate, all rows, and no pair hidden by a bias
+  };
+
+  Survey survey(int64_t h, int64_t panel, const PanelRange& range, const float* scores) {
+    const Lanes d;
+    float* tops = scratch_.tops + panel * kWidth;
+    const auto hidden = hn::Set(d, -std::numeric_limits<float>::infinity());
+    auto least = hn::Set(d, std::numeric_limits<float>::infinity());
+    for (int c = 0; c < kWidth; c += kLanes) {
+      auto top = hidden;
+      for (int64_t k = range.first; k < range.last; ++k) {
+        top = hn::Max(top, hn::Load(d, scores + k * kWidth + c));
+        least = hn::Min(least, hn::Load(d, scores + k * kWidth + c));
+      }
+      hn::Store(top, d, tops + c);
+    }
+    const AttentionGate& gate = plan_.options->gate;
+    const ConstTensorView row = gate.threshold.select(0, head_ + h);
+    const float threshold = row.as<float>()[std::min(query_tile_, row.dim(0) - 1) * row.stride(0)] *
+                            std::numbers::log2e_v<float>;
+    const float* largest = scratch_.largest + (h * panels_ + panel) * kWidth;
+    Survey result = {false, hn::AllTrue(d, hn::Gt(least, hidden))};
+    for (int64_t lane = 0; lane < panel_rows(panel); ++lane) {
+      result.any = result.any || tops[lane] > -std::numeric_limits<float>::infinity();
+      const bool low = gate.kind == AttentionGate::Kind::absolute
+                           ? tops[lane] < threshold
+                           : largest[lane] - tops[lane] > threshold;
+      result.low = result.low && low;
+    }
+    return result;
+  }
+
+  // A skipped tile takes at most (keys) exp(its largest score) from each row.
+  void note_loss(int64_t h, int64_t panel) {
+    const int64_t at = (h * panels_ + panel) * kWidth;
+    for (int64_t lane = 0; lane < kWidth; ++lane) {
+      const float top = scratch_.tops[panel * kWidth + lane];
+      float& largest = scratch_.lost_largest[at + lane];
+      float& sum = scratch_.lost_sum[at + lane];
+      const float next = std::max(largest, top);
+      sum = sum * std::exp2(largest - next) +
+            static_cast<float>(plan_.tile.keys) * std::exp2(top - next);
+      largest = next;
+    }
+  }
+
+  // Tasks own whole rows of the bitmap.
+  TensorView kept_words(int64_t h) const {
+    return plan_.options->gate.kept.select(0, sequence_)
+        .select(0, head_ + h)
+        .select(0, query_tile_);
+  }
+
+  void mark_kept(int64_t h, int64_t tile) {
+    if (plan_.options->gate.kept) {
+      const TensorView words = kept_words(h);
+      int32_t& word = words.as<int32_t>()[tile / 32 * words.stride(0)];
+      word = static_cast<int32_t>(static_cast<uint32_t>(word) | uint32_t{1} << (tile % 32));
+    }
+  }
+
+  void start_gate() {
+    const int64_t lanes = plan_.heads * panels_ * kWidth;
+    std::fill_n(scratch_.lost_largest, lanes, kNothing);
+    std::fill_n(scratch_.lost_sum, lanes, 0.0f);
+    for (int64_t h = 0; plan_.options->gate.kept && h < plan_.heads; ++h) {
+      const TensorView words = kept_words(h);
+      for (int64_t w = 0; w < words.dim(0); ++w) {
+        words.as<int32_t>()[w * words.stride(0)] = 0;
+      }
+    }
   }
 
   CpuHeadScore head_score(int64_t h) const {
     return CpuHeadScore(plan_.score, sequence_, head_ + static_cast<int32_t>(h));
   }
 
-  void drop(int64_t h, const PanelRange& range, const PanelPlace& place) {
+  void drop(int64_t h, const PanelRange& range, const PanelPlace& place, float* scores) {
     const Lanes d;
     dropout_factors<NV>(plan_.score, head_score(h), geometry_, range, place, scratch_.dropout);
     for (int64_t i = range.first * kWidth; i < range.last * kWidth; i += kLanes) {
-      hn::Store(hn::Mul(hn::Load(d, scratch_.scores + i), hn::Load(d, scratch_.dropout + i)), d,
-                scratch_.scores + i);
+      hn::Store(hn::Mul(hn::Load(d, scores + i), hn::Load(d, scratch_.dropout + i)), d, scores + i);
     }
   }
 
   // Replaces scores by exp2(score - largest), updates largest and sum, leaves the factor by which
   // what was summed before shrinks.
-  void softmax(int64_t state, const PanelRange& range) {
+  void softmax(int64_t state, const PanelRange& range, float* scores) {
     const Lanes d;
     float* largest = scratch_.largest + state * kWidth;
     float* sum = scratch_.sum + state * kWidth;
@@ -168,13 +305,13 @@ class ForwardTile {
       top[c] = hn::Load(d, largest + c * kLanes);
     }
     for (int64_t k = range.first; k < range.last; ++k) {
-      const float* row = scratch_.scores + k * kWidth;
+      const float* row = scores + k * kWidth;
       for (int c = 0; c < NV; ++c) {
         top[c] = hn::Max(top[c], hn::Load(d, row + c * kLanes));
       }
     }
     if (plan_.outputs->entropy) {
-      update_moment(state, range, top);
+      update_moment(state, range, scores, top);
     }
     for (int c = 0; c < NV; ++c) {
       const auto factor = exp2_f32(d, hn::Sub(hn::Load(d, largest + c * kLanes), top[c]));
@@ -183,7 +320,7 @@ class ForwardTile {
       total[c] = hn::Mul(factor, hn::Load(d, sum + c * kLanes));
     }
     for (int64_t k = range.first; k < range.last; ++k) {
-      float* row = scratch_.scores + k * kWidth;
+      float* row = scores + k * kWidth;
       for (int c = 0; c < NV; ++c) {
         const auto p = exp2_f32(d, hn::Sub(hn::Load(d, row + c * kLanes), top[c]));
         hn::Store(p, d, row + c * kLanes);
@@ -197,7 +334,8 @@ class ForwardTile {
 
   // Shannon: sum of 2^x x, x = score - largest (centred, so that nothing cancels); Renyi of order
   // a: sum of 2^(a x). Runs before largest and sum are updated to `top`.
-  void update_moment(int64_t state, const PanelRange& range, const Vector* top) {
+  void update_moment(int64_t state, const PanelRange& range, const float* scores,
+                     const Vector* top) {
     const Lanes d;
     const bool shannon = plan_.outputs->entropy_order == 1;
     const auto order = hn::Set(d, plan_.outputs->entropy_order);
@@ -210,7 +348,7 @@ class ForwardTile {
       moment = shannon ? hn::Mul(exp2_f32(d, moved), hn::MulAdd(moved, sum, moment))
                        : hn::Mul(exp2_f32(d, hn::Mul(order, moved)), moment);
       for (int64_t k = range.first; k < range.last; ++k) {
-        const auto x = hn::Sub(hn::Load(d, scratch_.scores + k * kWidth + c * kLanes), top[c]);
+        const auto x = hn::Sub(hn::Load(d, scores + k * kWidth + c * kLanes), top[c]);
         const auto p = exp2_f32(d, shannon ? x : hn::Mul(order, x));
         const auto term = shannon ? hn::Mul(p, x) : p;
         moment = hn::Add(moment, hn::IfThenElseZero(hn::Gt(p, hn::Zero(d)), term));
@@ -295,6 +433,17 @@ class ForwardTile {
     return factor / sum;
   }
 
+  // Share of the row's whole mass that skipped tiles had at most.
+  void store_loss(int32_t h, int64_t state, int64_t query, int64_t lane, float lse) const {
+    const float sum = scratch_.lost_sum[state * kWidth + lane];
+    const float log_lost = scratch_.lost_largest[state * kWidth + lane] + std::log2(sum);
+    const float kept = lse * std::numbers::log2e_v<float>;
+    const TensorView rows =
+        plan_.options->gate.dropped_mass.select(0, sequence_).select(0, head_ + h);
+    rows.as<float>()[query * rows.stride(0)] =
+        sum > 0 ? 1 / (1 + std::exp2(kept - log_lost)) : 0.0f;
+  }
+
   void write_panel(int32_t h, int64_t panel, const HeadOutputs& outputs) {
     const Lanes d;
     const int64_t state = h * panels_ + panel;
@@ -309,6 +458,9 @@ class ForwardTile {
       if (row >= 0) {
         store_scalar(outputs.lse, row, lse);
         store_scalar(outputs.entropy, row, entropy);
+      }
+      if (plan_.gated && plan_.options->gate.dropped_mass) {
+        store_loss(h, state, first + lane, lane, lse);
       }
     }
     float* values = scratch_.out + state * plan_.value_padded * kWidth;
@@ -425,6 +577,10 @@ ForwardPlan forward_plan(const AttentionOutputs& outputs, const AttentionInputs&
     plan.tile = {tile_side(plan.source.block_rows, kForwardBlockRows),
                  tile_side(plan.source.block_keys, kForwardKeys)};
   }
+  plan.gated = options.gate.kind != AttentionGate::Kind::none;
+  if (plan.gated) {
+    plan.tile = {static_cast<int32_t>(options.gate.rows), static_cast<int32_t>(options.gate.keys)};
+  }
   plan.score = CpuScore(options, plan.head_dim);
   return plan;
 }
@@ -436,7 +592,11 @@ ForwardScratch::ForwardScratch(const ForwardPlan& plan, float* memory) {
   const int64_t panels = plan.heads * tile_count(plan.tile.rows, width);
   keys = arena.take(plan.score_padded * tile_keys);
   values = arena.take(plan.value_padded * tile_keys);
-  scores = arena.take(tile_keys * width);
+  const int64_t head_panels = plan.gated ? tile_count(plan.tile.rows, width) : 1;
+  scores = arena.take(head_panels * tile_keys * width);
+  tops = arena.take(plan.gated ? head_panels * width : 0);
+  lost_largest = arena.take(plan.gated ? panels * width : 0);
+  lost_sum = arena.take(plan.gated ? panels * width : 0);
   queries = arena.take(panels * plan.score_padded * width);
   out = arena.take(panels * plan.value_padded * width);
   largest = arena.take(panels * width);

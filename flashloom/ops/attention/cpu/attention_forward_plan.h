@@ -26,6 +26,7 @@ struct ForwardPlan {
   int64_t panel_width;
   TileShape tile;
   int64_t heads;  // query heads a task, which share keys and what they see
+  bool gated;     // tiles are the gate's, and the scores of all panels of a head are kept together
   CpuScore score;
 };
 
@@ -40,18 +41,21 @@ ForwardPlan forward_plan(const AttentionOutputs& outputs, const AttentionInputs&
 
 /// A worker's scratch memory.
 struct ForwardScratch {
-  float* keys;     // (D / 16, tile keys, 16), or pairs
-  float* values;   // (E / 16, tile keys, 16)
-  float* scores;   // (tile keys, W)
-  float* queries;  // (panels, D, W), or pairs
-  float* out;      // (panels, E, W)
-  float* largest;  // (panels, W)
-  float* sum;      // (panels, W)
-  float* moment;   // (panels, W): for the entropy of rows
-  float* dropout;  // (tile keys, W)
-  float* factor;   // (W)
-  float* rows;     // (W, D or E)
-  int64_t floats;  // of all
+  float* keys;          // (D / 16, tile keys, 16), or pairs
+  float* values;        // (E / 16, tile keys, 16)
+  float* scores;        // (tile keys, W); with a gate (panels of a head, tile keys, W)
+  float* queries;       // (panels, D, W), or pairs
+  float* out;           // (panels, E, W)
+  float* largest;       // (panels, W)
+  float* sum;           // (panels, W)
+  float* moment;        // (panels, W): for the entropy of rows
+  float* tops;          // (panels of a head, W): largest scores of a tile, for the gate
+  float* lost_largest;  // (panels, W): bound of the mass of skipped tiles, in base 2,
+  float* lost_sum;      // (panels, W): as largest score and sum
+  float* dropout;       // (tile keys, W)
+  float* factor;        // (W)
+  float* rows;          // (W, D or E)
+  int64_t floats;       // of all
 
   ForwardScratch(const ForwardPlan& plan, float* memory);
 };
