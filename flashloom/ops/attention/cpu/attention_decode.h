@@ -14,7 +14,7 @@ namespace flashloom {
 inline constexpr int64_t kDecodeRows = 16;
 /// Keys a split: long enough that its partial result costs little, short enough to feed all cores.
 inline constexpr int64_t kDecodeSplitKeys = 512;
-/// Keys whose scores are worked on together.
+/// Most keys whose scores are worked on together.
 inline constexpr int64_t kDecodeBlock = 32;
 
 struct DecodePlan {
@@ -28,6 +28,7 @@ struct DecodePlan {
   int64_t group;  // query heads a key-value head
   int64_t rows;   // group x queries
   int64_t split_keys;
+  int64_t block;  // keys worked on together
   int64_t splits;
   int64_t partial_floats;  // of one split: (rows, E), largest (rows), sum (rows)
   float* partial;          // (B, G, splits, ...)
