@@ -52,7 +52,10 @@ struct Options {
   int64_t batch_tokens = 1024;
   int64_t eval_steps = 0;
   int64_t save_steps = 0;
-  std::string save_dtype = "f32";
+  std::string optimizer = "adamw";
+  std::string weight_dtype = "f32";
+  std::string bf16_updates = "stochastic";
+  std::optional<std::string> save_dtype;
   std::string recompute = "norms";
   std::string resume = "auto";
   std::string guards = "on";
@@ -157,7 +160,10 @@ FineTuneOptions training_options(const Options& options, const ModelConfig& conf
                         options.method == "lora" ? kLoraLearningRate : kFullLearningRate),
                     .adapter_b_ratio = options.lora_plus,
                     .weight_decay = options.weight_decay,
-                    .clip_norm = options.clip},
+                    .clip_norm = options.clip,
+                    .moments = parse_optimizer(options.optimizer),
+                    .bf16_updates = parse_bf16_updates(options.bf16_updates),
+                    .seed = static_cast<uint64_t>(options.seed)},
       .schedule = {.kind = parse_schedule(options.schedule),
                    .warmup = options.warmup,
                    .minimum = options.minimum_rate,
@@ -169,7 +175,8 @@ FineTuneOptions training_options(const Options& options, const ModelConfig& conf
       .batch_tokens = options.batch_tokens,
       .eval_steps = options.eval_steps,
       .save_steps = options.save_steps,
-      .save_dtype = parse_float_dtype(options.save_dtype),
+      .weight_dtype = parse_float_dtype(options.weight_dtype),
+      .save_dtype = parse_float_dtype(options.save_dtype.value_or(options.weight_dtype)),
       .seed = static_cast<uint64_t>(options.seed),
       .guards = options.guards == "on",
       .data_settings = data_settings(options),
@@ -249,7 +256,7 @@ int train(const Options& options, const ModelBundle& bundle, const SupervisedDat
     status.end();
     note(fmt::format("warning ({}, {}): {}", finding.guard,
                      finding.step == 0 ? "before training" : fmt::format("step {}", finding.step),
-                     finding.what));
+                     finding.text()));
   };
   observer.stop = interrupted;
   const FineTuneResult result = run.run(observer);
@@ -375,6 +382,23 @@ Command finetune_command() {
             {"cut", "split", "drop", "refuse"}},
            {"--held-out", &o->held_out, "share of the rows to hold out, chosen by their content"},
            {"--batch-tokens", &o->batch_tokens, "tokens an optimizer step"},
+           {"--optimizer",
+            &o->optimizer,
+            "AdamW with moments in f32 (8 bytes a trained number) or in 8 bits (2)",
+            false,
+            {"adamw", "adamw8bit"}},
+           {"--weight-dtype",
+            &o->weight_dtype,
+            "type of matrices in memory; arithmetic is f32",
+            false,
+            {"f32", "bf16"}},
+           {"--bf16-updates",
+            &o->bf16_updates,
+            "how trained bf16 weights take updates: rounded at random, by way of f32 masters, or "
+            "to "
+            "nearest (small ones are lost)",
+            false,
+            {"stochastic", "master", "nearest"}},
            {"--recompute",
             &o->recompute,
             "what the backward pass computes again to save memory; results do not depend on it",
@@ -389,7 +413,7 @@ Command finetune_command() {
             {"auto", "never"}},
            {"--save-dtype",
             &o->save_dtype,
-            "type of full weights in files",
+            "type of full weights in files; default --weight-dtype",
             false,
             {"f32", "bf16", "f16"}},
            {"--guards",

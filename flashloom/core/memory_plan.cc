@@ -57,6 +57,16 @@ void MemoryPlan::end_scope() {
   open_scope_ = 0;
 }
 
+TensorView MemoryPlan::shape(Id id) const {
+  const ConstTensorView& buffer = buffers_.at(static_cast<size_t>(id)).view;
+  TensorView view;
+  view.dtype = buffer.dtype;
+  view.rank = buffer.rank;
+  view.shape = buffer.shape;
+  view.strides = buffer.strides;
+  return view;
+}
+
 int64_t MemoryPlan::total_bytes() const {
   return fixed_bytes_ + scope_bytes_;
 }
@@ -115,13 +125,8 @@ Arena::Arena(const MemoryPlan& plan) : bytes_(std::max<int64_t>(plan.total_bytes
   memory_ = static_cast<std::byte*>(memory);
   views_.reserve(plan.buffers_.size());
   for (const MemoryPlan::Buffer& buffer : plan.buffers_) {
-    TensorView view;
-    view.data = memory_ + (buffer.scope > 0 ? plan.fixed_bytes_ : 0) + buffer.offset;
-    view.dtype = buffer.view.dtype;
-    view.rank = buffer.view.rank;
-    view.shape = buffer.view.shape;
-    view.strides = buffer.view.strides;
-    views_.push_back(view);
+    views_.push_back(plan.shape(static_cast<MemoryPlan::Id>(views_.size())));
+    views_.back().data = memory_ + (buffer.scope > 0 ? plan.fixed_bytes_ : 0) + buffer.offset;
   }
 }
 

@@ -43,6 +43,9 @@ class MemoryPlan {
   void begin_scope();
   void end_scope();
 
+  /// Shape and dtype of a buffer, without memory: what Arena gives once there is one.
+  TensorView shape(Id id) const;
+
   int64_t total_bytes() const;
   int64_t kind_bytes(MemoryKind kind) const;
 

@@ -9,6 +9,7 @@
 #include "flashloom/core/check.h"
 #include "flashloom/models/llama/llama_flops.h"
 #include "flashloom/ops/linear/peak_flops.h"
+#include "flashloom/train/non_finite.h"
 #include "flashloom/train/probes.h"
 #include "flashloom/train/schedule.h"
 
@@ -81,7 +82,6 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
   }
   const std::optional<StepShape> recorded = open_output();
   const ModelConfig& config = bundle.files.config();
-  const int64_t trainable = llama_trainable_size(config, options_.lora, options_.frozen);
   const std::vector<int64_t> lengths = train.lengths();
   const std::vector<int64_t> held_out_lengths =
       held_out != nullptr ? held_out->lengths() : std::vector<int64_t>();
@@ -93,6 +93,7 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
         .training = true,
         .lora = options_.lora,
         .frozen = options_.frozen,
+        .weight_dtype = options_.weight_dtype,
         .recompute = options_.recompute,
         .max_tokens = tokens,
         .max_sequence_length = std::max(longest_anywhere, kProbeLength),
@@ -103,13 +104,13 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
   const auto fits = [&](const StepShape& shape) {
     MemoryPlan plan;
     const LlamaModel model(config, model_options(shape), plan);
-    const Optimizer optimizer(options_.optimizer, trainable, plan);
+    const Optimizer optimizer(options_.optimizer, model.parameters(), plan);
     return plan.total_bytes() <= memory_budget;
   };
   shape_ = recorded ? *recorded : largest_bins(options_.batch_tokens, longest, fits);
 
   model_ = std::make_unique<LlamaModel>(config, model_options(shape_), plan_);
-  optimizer_ = std::make_unique<Optimizer>(options_.optimizer, trainable, plan_);
+  optimizer_ = std::make_unique<Optimizer>(options_.optimizer, model_->parameters(), plan_);
   plan_.require(memory_budget);
   arena_ = std::make_unique<Arena>(plan_);
   model_->bind(*arena_);
@@ -198,14 +199,21 @@ StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
   report.loss =
       gradients(batches_, {.alpha = options_.neftune_alpha, .seed = options_.seed, .step = index});
   if (!std::isfinite(report.loss)) {
-    fail_not_finite(report.step);
+    fail_not_finite(report.step, "the loss");
   }
   if (guards != nullptr) {
     guards->before_update(model_->parameters());
   }
-  const OptimizerStep update = optimizer_->step(schedule_factor(options_.schedule, index, steps_));
+  OptimizerStep update;
+  try {
+    update = optimizer_->step(schedule_factor(options_.schedule, index, steps_));
+  } catch (const NonFiniteGradient& error) {
+    fail_not_finite(report.step, error.what());
+  }
+  describe_gradients(report);
   if (guards != nullptr) {
-    guards->after_update(report.step, update.learning_rate, model_->parameters());
+    guards->after_update(report.step, update.learning_rate, model_->parameters(),
+                         optimizer_->gradient_norms());
     guards->check_loss(report.step, report.loss);
     report.update_ratio = guards->update_ratio();
     report.lost_updates = guards->lost_updates();
@@ -217,16 +225,37 @@ StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
   return report;
 }
 
-void FineTune::fail_not_finite(int64_t step) {
+void FineTune::describe_gradients(StepReport& report) const {
+  const std::span<const double> norms = optimizer_->gradient_norms();
+  size_t slot = 0;
+  for (const Parameter& parameter : model_->parameters()) {
+    if (!parameter.trainable()) {
+      continue;
+    }
+    const double norm = norms[slot];
+    if (slot == 0 || norm > report.largest_gradient_norm) {
+      report.largest_gradient_norm = norm;
+      report.largest_gradient = parameter.name;
+    }
+    if (slot == 0 || norm < report.smallest_gradient_norm) {
+      report.smallest_gradient_norm = norm;
+      report.smallest_gradient = parameter.name;
+    }
+    ++slot;
+  }
+}
+
+void FineTune::fail_not_finite(int64_t step, const std::string& what) {
   std::string place;
   for (size_t i = 0; i < batches_.size() && place.empty(); ++i) {
-    place = model_->first_non_finite(batch_view(batches_[i]));
+    if (batches_[i].loss_tokens > 0) {
+      place = model_->first_non_finite(batch_view(batches_[i]));
+    }
   }
   throw Error(
-      fmt::format("the loss is not finite in step {}, first in {}; the weights keep the "
-                  "values of the step before. A smaller learning rate, a longer warm-up or "
-                  "f32 weights may help",
-                  step, place.empty() ? "the backward pass" : place));
+      fmt::format("{} is not finite in step {}, first in {}; the weights keep the values of the "
+                  "step before. A smaller learning rate, a longer warm-up or f32 weights may help",
+                  what, step, place.empty() ? "the gradient of a weight" : place));
 }
 
 void FineTune::log_step(MetricLog& log, const StepReport& report) {
@@ -237,6 +266,10 @@ void FineTune::log_step(MetricLog& log, const StepReport& report) {
        {"loss", report.loss},
        {"learning_rate", report.learning_rate},
        {"gradient_norm", report.gradient_norm},
+       {"largest_gradient_norm", report.largest_gradient_norm},
+       {"largest_gradient", std::string_view(report.largest_gradient)},
+       {"smallest_gradient_norm", report.smallest_gradient_norm},
+       {"smallest_gradient", std::string_view(report.smallest_gradient)},
        {"seconds", report.seconds},
        // Bins are packed without padding, so all tokens are real; `packing` is the share of
        // the bins' room that they fill.

@@ -39,7 +39,8 @@ struct FineTuneOptions {
   int64_t batch_tokens = 1024;  // of an optimizer step
   int64_t eval_steps = 0;       // evaluate every so many steps, and at the end; 0: only at the end
   int64_t save_steps = 0;       // checkpoint every so many steps, and at the end
-  DType save_dtype = DType::f32;  // of full weights
+  DType weight_dtype = DType::f32;  // of matrices in memory, trained or frozen: f32 or bf16
+  DType save_dtype = DType::f32;    // of full weights in files
   uint64_t seed = 0;
   bool guards = true;  // watch for signs that the run does not train; under 1 % of the time
   /// What decided the data beside the rows themselves, by name: a run that goes on must have the
@@ -60,6 +61,8 @@ struct StepReport {
   int64_t loss_tokens = 0;  // that bear loss
   int64_t capacity = 0;     // what the step's bins could have held ("all", with their empty room)
   double utilisation = 0;   // MFU: FLOPs of the step / seconds / measure_peak_flops()
+  std::string largest_gradient, smallest_gradient;  // of all tensors, by norm
+  double largest_gradient_norm = 0, smallest_gradient_norm = 0;
   double update_ratio = 0;  // |dw| / |w|, sampled by the guards
   double lost_updates = 0;  // share of updates that rounding swallowed, sampled by the guards
 };
@@ -131,7 +134,8 @@ class FineTune {
   double gradients(std::span<const PackedBatch> batches, EmbeddingNoise noise = {});
   double mean_loss(std::span<const PackedBatch> batches);
   void probe(TrainingGuards& guards);
-  [[noreturn]] void fail_not_finite(int64_t step);
+  void describe_gradients(StepReport& report) const;
+  [[noreturn]] void fail_not_finite(int64_t step, const std::string& what);
   static void log_step(MetricLog& log, const StepReport& report);
   std::vector<Metric> settings() const;
   std::vector<StateTensor> state_tensors() const;

@@ -62,6 +62,9 @@ std::vector<Metric> FineTune::settings() const {
                                   {"data", data_sum_},
                                   {"eval_data", held_out_sum_},
                                   {"method", std::string_view(options_.lora ? "lora" : "full")},
+                                  {"optimizer", optimizer_name(optimizer.moments)},
+                                  {"weight_dtype", dtype_name(options_.weight_dtype)},
+                                  {"bf16_updates", bf16_updates_name(optimizer.bf16_updates)},
                                   {"learning_rate", optimizer.learning_rate},
                                   {"weight_decay", optimizer.weight_decay},
                                   {"clip", optimizer.clip_norm},
@@ -168,14 +171,16 @@ FineTuneResult FineTune::run(const FineTuneObserver& observer) {
   };
   const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
 
-  TrainingGuards guards([&](const GuardFinding& finding) {
-    log.append({{"step", finding.step},
-                {"guard", std::string_view(finding.guard)},
-                {"finding", std::string_view(finding.what)}});
-    if (observer.guarded) {
-      observer.guarded(finding);
-    }
-  });
+  TrainingGuards guards(
+      [&](const GuardFinding& finding) {
+        log.append({{"step", finding.step},
+                    {"guard", std::string_view(finding.guard)},
+                    {"finding", std::string_view(finding.text())}});
+        if (observer.guarded) {
+          observer.guarded(finding);
+        }
+      },
+      options_.optimizer.bf16_updates != Bf16Updates::nearest);
   if (options_.guards) {
     probe(guards);
   }

@@ -19,6 +19,10 @@ constexpr int64_t kSamples = 256;
 // underflow; three in a row are not.
 constexpr int kPatience = 3;
 
+// Under stochastic rounding an update of 1/1000 ulp, as small as they come, moves 256 samples with
+// a probability of a fifth a step: none of them in 50 steps only if there are no updates.
+constexpr int kStochasticPatience = 50;
+
 // Index of sample i of a tensor, spread over all of it.
 int64_t place(int64_t i, int64_t size) {
   return size <= kSamples ? i : i * (size / kSamples);
@@ -28,9 +32,9 @@ int64_t sample_count(const TensorView& view) {
   return std::min<int64_t>(kSamples, view.size());
 }
 
-bool has_gradient(const TensorView& gradient) {
-  const auto* values = gradient.as<float>();
-  return std::any_of(values, values + gradient.size(), [](float value) { return value != 0; });
+double number(const TensorView& view, int64_t i) {
+  return view.dtype == DType::bf16 ? static_cast<double>(static_cast<float>(view.as<bf16>()[i]))
+                                   : static_cast<double>(view.as<float>()[i]);
 }
 
 std::string names(const std::vector<std::string>& list) {
@@ -67,14 +71,14 @@ LabelCounts count_labels(const PackedBatch& batch) {
 
 }  // namespace
 
-TrainingGuards::TrainingGuards(std::function<void(const GuardFinding&)> report)
-    : report_(std::move(report)) {}
+TrainingGuards::TrainingGuards(std::function<void(const GuardFinding&)> report, bool keeps_updates)
+    : report_(std::move(report)), keeps_updates_(keeps_updates) {}
 
-void TrainingGuards::report(std::string guard, int64_t step, std::string what) {
-  if (!told_.insert(guard).second) {
+void TrainingGuards::report(GuardFinding finding) {
+  if (!told_.insert(finding.guard).second) {
     return;
   }
-  findings_.push_back({std::move(guard), step, std::move(what)});
+  findings_.push_back(std::move(finding));
   if (report_) {
     report_(findings_.back());
   }
@@ -97,39 +101,47 @@ void TrainingGuards::check_parameters(const ModelConfig& config,
   const int64_t expected = llama_trainable_size(config, lora, left_out);
   if (trained != expected) {
     report(
-        "parameters", 0,
-        fmt::format("{} numbers are trained, but {} of this model has {}{}. The rest would keep "
-                    "its values for the whole run; train with the built-in methods, or file this "
-                    "as a bug.",
-                    trained, lora ? "LoRA" : "full fine-tuning", expected,
-                    frozen.empty() ? "" : " (frozen: " + names(frozen) + ")"));
+        {.guard = "parameters",
+         .what = fmt::format("{} numbers are trained, but {} of this model has {}{}", trained,
+                             lora ? "LoRA" : "full fine-tuning", expected,
+                             frozen.empty() ? "" : " (frozen: " + names(frozen) + ")"),
+         .why = "The rest keeps its values for the whole run, whatever the loss does",
+         .advice = "Check which weights are meant to be frozen; if none are, file this as a bug"});
   }
 }
 
 void TrainingGuards::check_packing(int64_t changed_losses) {
   if (changed_losses > 0) {
-    report("packing", 0,
-           fmt::format("packed documents see each other: other tokens in one changed {} losses of "
-                       "others. The model would learn from context that inference never has.",
-                       changed_losses));
+    report({.guard = "packing",
+            .what = fmt::format("packed documents see each other: other tokens in one changed {} "
+                                "losses of others",
+                                changed_losses),
+            .why = "The model would learn from context that inference never has",
+            .advice = "Do not train with this build: attention must stop at document borders; file "
+                      "this as a bug"});
   }
 }
 
 void TrainingGuards::check_gradient_probe(const GradientProbe& probe) {
   constexpr double kNormalisation = 1e-3;  // rounding leaves 1e-6
   if (probe.normalisation_error > kNormalisation) {
-    report("normalisation", 0,
-           fmt::format("the gradients of two micro-batches together are {:.2g} off the mean over "
-                       "their tokens. Losses must be divided by the number of loss-bearing tokens "
-                       "of the whole step, or the cut into micro-batches changes what is learnt.",
-                       probe.normalisation_error));
+    report({.guard = "normalisation",
+            .what = fmt::format("the gradients of two micro-batches together are {:.2g} off the "
+                                "mean over their tokens",
+                                probe.normalisation_error),
+            .why = "The cut into micro-batches changes what is learnt, and tokens of short answers "
+                   "weigh more than others",
+            .advice = "Losses must be divided by the number of loss-bearing tokens of the whole "
+                      "step; file this as a bug"});
   }
   constexpr double kSlope = 0.05;  // curvature and rounding leave 0.003
   if (!(std::abs(probe.measured / probe.promised - 1) <= kSlope)) {
-    report("gradient probe", 0,
-           fmt::format("a small move along the gradients changed the loss by {:.3g}, not by the "
-                       "{:.3g} that they promise: they are not the loss's gradients.",
-                       probe.measured, probe.promised));
+    report({.guard = "gradient probe",
+            .what = fmt::format("a small move along the gradients changed the loss by {:.3g}, not "
+                                "by the {:.3g} that they promise",
+                                probe.measured, probe.promised),
+            .why = "They are not the gradients of the loss, so steps along them need not lower it",
+            .advice = "Do not train with this build; file this as a bug, with the model"});
   }
 }
 
@@ -145,26 +157,30 @@ void TrainingGuards::check_batches(int64_t step, std::span<const PackedBatch> ba
     tokens += static_cast<int64_t>(batch.tokens.size());
   }
   if (sum.wrong > 0) {
-    report("labels", step,
-           fmt::format(
-               "{} of {} labels are not the token that follows within their document{}. The "
-               "model would learn something else than to predict the next token; check how "
-               "labels are made.",
-               sum.wrong, sum.labels,
-               sum.own_token > sum.wrong / 2 ? " (they equal their own token: not shifted)" : ""));
+    report({.guard = "labels",
+            .step = step,
+            .what = fmt::format(
+                "{} of {} labels are not the token that follows within their document{}", sum.wrong,
+                sum.labels,
+                sum.own_token > sum.wrong / 2 ? " (they equal their own token: not shifted)" : ""),
+            .why = "The model learns something else than to predict the next token",
+            .advice = "Check how labels are made: each is the next token of its document"});
   }
   if (sum.wrong_positions > 0) {
-    report(
-        "positions", step,
-        fmt::format("{} positions do not count from 0 in their document. Rotary embeddings would "
-                    "see distances that inference never has; check the packing.",
-                    sum.wrong_positions));
+    report({.guard = "positions",
+            .step = step,
+            .what = fmt::format("{} positions do not count from 0 in their document",
+                                sum.wrong_positions),
+            .why = "Rotary embeddings see distances that inference never has",
+            .advice = "Check the packing: positions restart with each document"});
   }
   if (sum.labels == 0) {
-    report("loss tokens", step,
-           fmt::format("none of the step's {} tokens bears loss, so it trains nothing. Look at "
-                       "--preview: the template may mask the answers, or --seq-len cut them off.",
-                       tokens));
+    report({.guard = "loss tokens",
+            .step = step,
+            .what = fmt::format("none of the step's {} tokens bears loss", tokens),
+            .why = "It trains nothing",
+            .advice = "Look at --preview: the template may mask the answers, or --seq-len cut them "
+                      "off"});
   }
   tokens_ += tokens;
   loss_tokens_ += sum.labels;
@@ -172,10 +188,11 @@ void TrainingGuards::check_batches(int64_t step, std::span<const PackedBatch> ba
   constexpr double kFew = 0.005;
   const double share = static_cast<double>(loss_tokens_) / static_cast<double>(tokens_);
   if (step >= kSteps && share < kFew) {
-    report("loss tokens", step,
-           fmt::format("only {:.2f} % of the tokens bear loss. Nearly all of the time goes into "
-                       "prompts; look at --preview whether the right part is masked.",
-                       100 * share));
+    report({.guard = "loss tokens",
+            .step = step,
+            .what = fmt::format("only {:.2f} % of the tokens bear loss", 100 * share),
+            .why = "Nearly all of the time goes into prompts",
+            .advice = "Look at --preview whether the right part is masked"});
   }
 }
 
@@ -189,16 +206,16 @@ void TrainingGuards::before_update(std::span<const Parameter> parameters) {
       samples_.emplace_back();
       samples_.back().values.resize(static_cast<size_t>(sample_count(parameter.value)));
     }
-    std::vector<float>& values = samples_[slot++].values;
+    std::vector<double>& values = samples_[slot++].values;
     for (size_t i = 0; i < values.size(); ++i) {
-      values[i] =
-          parameter.value.as<float>()[place(static_cast<int64_t>(i), parameter.value.size())];
+      values[i] = number(parameter.value, place(static_cast<int64_t>(i), parameter.value.size()));
     }
   }
 }
 
 void TrainingGuards::after_update(int64_t step, double learning_rate,
-                                  std::span<const Parameter> parameters) {
+                                  std::span<const Parameter> parameters,
+                                  std::span<const double> gradient_norms) {
   std::vector<std::string> without_gradient, still, leaping;
   int64_t with_gradient = 0, lost = 0, gradients = 0;
   double moved_squares = 0, squares = 0;
@@ -207,31 +224,29 @@ void TrainingGuards::after_update(int64_t step, double learning_rate,
     if (!parameter.trainable()) {
       continue;
     }
+    const bool any = gradient_norms[slot] > 0;
     Sample& sample = samples_[slot++];
+    const bool coarse = parameter.value.dtype == DType::bf16;
     double delta_squares = 0, value_squares = 0;
-    bool any = false;
     for (size_t i = 0; i < sample.values.size(); ++i) {
       const int64_t index = place(static_cast<int64_t>(i), parameter.value.size());
-      const double delta =
-          static_cast<double>(parameter.value.as<float>()[index]) - sample.values[i];
+      const double delta = number(parameter.value, index) - sample.values[i];
       delta_squares += delta * delta;
-      value_squares += static_cast<double>(sample.values[i]) * sample.values[i];
-      if (parameter.gradient.as<float>()[index] != 0) {
-        any = true;
+      value_squares += sample.values[i] * sample.values[i];
+      // Rows of an embedding that no token of the step has are rightly without a gradient.
+      if (number(parameter.gradient, index) != 0) {
         ++with_gradient;
-        lost += delta == 0 ? 1 : 0;
+        lost += delta == 0 && !(coarse && keeps_updates_) ? 1 : 0;
       }
     }
     moved_squares += delta_squares;
     squares += value_squares;
-    // Rows of an embedding that no token of the step has are rightly without one.
-    any = any || has_gradient(parameter.gradient);
     gradients += any ? 1 : 0;
     sample.without_gradient = any ? 0 : sample.without_gradient + 1;
     sample.still = delta_squares > 0 || learning_rate == 0 ? 0 : sample.still + 1;
     if (sample.without_gradient >= kPatience) {
       without_gradient.push_back(parameter.name);
-    } else if (sample.still >= kPatience) {
+    } else if (sample.still >= (coarse && keeps_updates_ ? kStochasticPatience : kPatience)) {
       still.push_back(parameter.name);
     }
     // A LoRA B starts from zero, so any update is larger than it.
@@ -243,39 +258,46 @@ void TrainingGuards::after_update(int64_t step, double learning_rate,
   lost_updates_ =
       with_gradient > 0 ? static_cast<double>(lost) / static_cast<double>(with_gradient) : 0;
   if (gradients == 0) {
-    report(
-        "gradients", step,
-        "every gradient is zero, so the step trained nothing. Check that the loss depends on the "
-        "trained weights and that labels are not all masked.");
+    report({.guard = "gradients",
+            .step = step,
+            .what = "every gradient is zero",
+            .why = "The step trained nothing, and the next will not either",
+            .advice = "Check that the loss depends on the trained weights and that labels are not "
+                      "all masked"});
   } else if (!without_gradient.empty()) {
-    report("gradients", step,
-           fmt::format("no gradient for {} steps in {}. These weights keep their values while the "
-                       "rest trains; check that the loss depends on them.",
-                       kPatience, names(without_gradient)));
+    report(
+        {.guard = "gradients",
+         .step = step,
+         .what = fmt::format("no gradient for {} steps in {}", kPatience, names(without_gradient)),
+         .why = "These weights keep their values while the rest trains",
+         .advice = "Check that the loss depends on them"});
   }
   if (!still.empty()) {
-    report(
-        "updates", step,
-        fmt::format("{} did not move for {} steps although it has gradients. The learning rate "
-                    "is too small for the precision of the weights, or the optimizer leaves them "
-                    "out.",
-                    names(still), kPatience));
+    report({.guard = "updates",
+            .step = step,
+            .what = fmt::format("{} did not move for {} steps although there are gradients",
+                                names(still), keeps_updates_ ? kStochasticPatience : kPatience),
+            .why = "The learning rate is too small for the precision of the weights, or the "
+                   "optimizer leaves them out, and they learn nothing",
+            .advice = "Raise --lr or keep f32 weights; if that does not help, file this as a bug"});
   }
   if (!leaping.empty()) {
-    report(
-        "leaps", step,
-        fmt::format("an update was larger than the weights themselves in {}. What the model knew "
-                    "is lost; lower the learning rate or warm up longer.",
-                    names(leaping)));
+    report({.guard = "leaps",
+            .step = step,
+            .what = fmt::format("an update was larger than the weights themselves in {}",
+                                names(leaping)),
+            .why = "What the model knew there is lost",
+            .advice = "Lower --lr or warm up longer"});
   }
   constexpr double kMost = 0.5;
   lossy_steps_ = lost_updates_ > kMost && learning_rate > 0 ? lossy_steps_ + 1 : 0;
   if (lossy_steps_ >= kPatience) {
-    report("rounding", step,
-           fmt::format("{:.0f} % of the updates were lost to rounding: the weights are too coarse "
-                       "for steps this small, and training stalls. Keep f32 weights or use "
-                       "stochastic rounding, or raise the learning rate.",
-                       100 * lost_updates_));
+    report(
+        {.guard = "rounding",
+         .step = step,
+         .what = fmt::format("{:.0f} % of the updates were lost to rounding", 100 * lost_updates_),
+         .why = "The weights are too coarse for steps this small, and training stalls",
+         .advice = "Use --bf16-updates stochastic or master, keep f32 weights, or raise --lr"});
   }
 }
 
@@ -286,10 +308,14 @@ void TrainingGuards::check_loss(int64_t step, double loss) {
   constexpr double kFactor = 1.5;
   if (losses_ >= kWarm && loss > kFactor * loss_mean_ &&
       loss > loss_mean_ + kDeviations * std::sqrt(loss_variance_)) {
-    report("loss spike", step,
-           fmt::format("the loss leapt to {:.3f} from about {:.3f}. One bad batch does no harm; if "
-                       "it stays there, go back to a checkpoint with a lower learning rate.",
-                       loss, loss_mean_));
+    report({.guard = "loss spike",
+            .step = step,
+            .what = fmt::format("the loss leapt to {:.3f} from about {:.3f}", loss, loss_mean_),
+            .why = "One bad batch does no harm, but a loss that stays there means that the weights "
+                   "were damaged",
+            .advice =
+                "If it stays, go back to a checkpoint with a lower learning rate, and look at "
+                "the rows of this step"});
   }
   ++losses_;
   const double weight = std::max(kMemory, 1.0 / static_cast<double>(losses_));

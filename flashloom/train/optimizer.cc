@@ -2,61 +2,162 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "flashloom/core/check.h"
+#include "flashloom/core/parallel.h"
 #include "flashloom/ops/adamw/adamw.h"
 #include "flashloom/ops/gradient_norm/gradient_norm.h"
+#include "flashloom/train/non_finite.h"
 
 namespace flashloom {
+namespace {
 
-Optimizer::Optimizer(const OptimizerOptions& options, int64_t elements, MemoryPlan& plan)
-    : options_(options),
-      elements_(elements),
-      m_(plan.add("adamw.m", MemoryKind::optimizer, DType::f32, {elements})),
-      v_(plan.add("adamw.v", MemoryKind::optimizer, DType::f32, {elements})) {}
+// bitsandbytes' limit: of vectors, whose moments are few and matter much, 8 bits save nothing.
+constexpr int64_t kLeastQuantized = 4096;
 
-void Optimizer::bind(const Arena& arena, std::span<const Parameter> parameters) {
-  int64_t begin = 0;
-  slots_.clear();
+constexpr std::array<std::string_view, 2> kOptimizers = {"adamw", "adamw8bit"};
+constexpr std::array<std::string_view, 3> kUpdates = {"stochastic", "master", "nearest"};
+
+template <class Enum, size_t kCount>
+Enum parse(const char* function, const std::array<std::string_view, kCount>& names,
+           std::string_view name) {
+  std::string expected;
+  for (size_t i = 0; i < kCount; ++i) {
+    if (name == names[i]) {
+      return static_cast<Enum>(i);
+    }
+    expected += (i == 0 ? "" : i + 1 < kCount ? ", " : " or ") + std::string(names[i]);
+  }
+  throw InvalidArgument(function, "name", expected, fmt::format("\"{}\"", name));
+}
+
+// Rows as they lie in memory.
+TensorView flat(const TensorView& view) {
+  return view.reshape({view.size()});
+}
+
+void convert(const TensorView& to, const TensorView& from) {
+  constexpr int64_t kTile = 16384;
+  const int64_t count = to.size();
+  parallel_for(tile_count(count, kTile), [&](int64_t tile) {
+    for (int64_t i = tile * kTile; i < std::min(count, (tile + 1) * kTile); ++i) {
+      if (to.dtype == DType::f32) {
+        to.as<float>()[i] = static_cast<float>(from.as<bf16>()[i]);
+      } else {
+        to.as<bf16>()[i] = bf16(from.as<float>()[i]);
+      }
+    }
+  });
+}
+
+}  // namespace
+
+std::string_view optimizer_name(OptimizerMoments moments) {
+  return kOptimizers[static_cast<size_t>(moments)];
+}
+
+std::string_view bf16_updates_name(Bf16Updates updates) {
+  return kUpdates[static_cast<size_t>(updates)];
+}
+
+OptimizerMoments parse_optimizer(std::string_view name) {
+  return parse<OptimizerMoments>("parse_optimizer", kOptimizers, name);
+}
+
+Bf16Updates parse_bf16_updates(std::string_view name) {
+  return parse<Bf16Updates>("parse_bf16_updates", kUpdates, name);
+}
+
+Optimizer::Optimizer(const OptimizerOptions& options, std::span<const Parameter> parameters,
+                     MemoryPlan& plan)
+    : options_(options) {
+  int64_t position = 0;
   for (const Parameter& parameter : parameters) {
     if (!parameter.trainable()) {
       continue;
     }
     const int64_t size = parameter.value.size();
-    check(begin + size <= elements_, "Optimizer::bind", "parameters",
-          fmt::format("{} trainable numbers", elements_), "more");
-    const auto part = [&](MemoryPlan::Id id) {
-      TensorView view = parameter.value;  // contiguous, of the same shape
-      view.data = arena[id].slice(0, begin, size).data;
-      return view;
+    const bool quantized = options.moments == OptimizerMoments::bits8 && size >= kLeastQuantized;
+    const auto add = [&](std::string_view what, DType dtype, int64_t count) {
+      return plan.add(fmt::format("{}.{}", what, parameter.name), MemoryKind::optimizer, dtype,
+                      {count});
     };
-    slots_.push_back({parameter, part(m_), part(v_)});
-    begin += size;
+    const auto moment = [&](std::string_view name) {
+      Moment ids = {.values = add(name, quantized ? DType::u8 : DType::f32, size)};
+      if (quantized) {
+        ids.scales =
+            add(fmt::format("{}_scales", name), DType::f32, tile_count(size, kDynamicCodeBlock));
+      }
+      return ids;
+    };
+    Slot slot;
+    slot.parameter = parameter;
+    slot.position = position;
+    slot.m_ids = moment("m");
+    slot.v_ids = moment("v");
+    if (parameter.value.dtype == DType::bf16 && options.bf16_updates == Bf16Updates::master) {
+      slot.master_id = add("master", DType::f32, size);
+    }
+    slots_.push_back(std::move(slot));
+    position += size;
   }
-  check(begin == elements_, "Optimizer::bind", "parameters",
-        fmt::format("{} trainable numbers", elements_), fmt::format("{}", begin));
+  gradient_norms_.resize(slots_.size());
+}
+
+void Optimizer::bind(const Arena& arena, std::span<const Parameter> parameters) {
+  size_t next = 0;
+  for (const Parameter& parameter : parameters) {
+    if (!parameter.trainable()) {
+      continue;
+    }
+    check(next < slots_.size() && slots_[next].parameter.name == parameter.name &&
+              slots_[next].parameter.value.size() == parameter.value.size() &&
+              slots_[next].parameter.value.dtype == parameter.value.dtype,
+          "Optimizer::bind", "parameters", "those that were planned for", parameter.name);
+    Slot& slot = slots_[next++];
+    const auto bound = [&](const Moment& ids) {
+      return QuantizedMoment{arena[ids.values], ids.scales < 0 ? TensorView() : arena[ids.scales]};
+    };
+    slot.parameter = parameter;
+    slot.m = bound(slot.m_ids);
+    slot.v = bound(slot.v_ids);
+    if (slot.master_id >= 0) {
+      slot.master = arena[slot.master_id];
+      convert(slot.master, flat(parameter.value));
+    }
+  }
+  check(next == slots_.size(), "Optimizer::bind", "parameters",
+        fmt::format("{} that are trained", slots_.size()), fmt::format("{}", next));
 }
 
 std::vector<StateTensor> Optimizer::state() const {
   std::vector<StateTensor> tensors;
   for (const Slot& slot : slots_) {
-    tensors.push_back({"m." + slot.parameter.name, slot.m});
-    tensors.push_back({"v." + slot.parameter.name, slot.v});
+    const auto add = [&](std::string_view what, const TensorView& view) {
+      if (view) {
+        tensors.push_back({fmt::format("{}.{}", what, slot.parameter.name), view});
+      }
+    };
+    add("m", slot.m.codes);
+    add("m_scales", slot.m.scales);
+    add("v", slot.v.codes);
+    add("v_scales", slot.v.scales);
+    add("master", slot.master);
   }
   return tensors;
 }
 
 OptimizerStep Optimizer::step(double factor) {
   double sum = 0;
-  for (const Slot& slot : slots_) {
-    const double squares = sum_of_squares(slot.parameter.gradient);
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const double squares = sum_of_squares(slots_[i].parameter.gradient);
     if (!std::isfinite(squares)) {
-      throw Error(
-          fmt::format("the gradient of {} is not finite in step {}; the weights keep the "
-                      "values of the step before",
-                      slot.parameter.name, steps_ + 1));
+      throw NonFiniteGradient(fmt::format("the gradient of {}", slots_[i].parameter.name));
     }
+    gradient_norms_[i] = std::sqrt(squares);
     sum += squares;
   }
   OptimizerStep report;
@@ -65,19 +166,38 @@ OptimizerStep Optimizer::step(double factor) {
   report.learning_rate = options_.learning_rate * factor;
   ++steps_;
   for (const Slot& slot : slots_) {
-    const bool is_b = slot.parameter.role == ParameterRole::adapter_b;
-    const bool decays = takes_weight_decay(slot.parameter.role);
-    adamw(slot.parameter.value, slot.m, slot.v, slot.parameter.gradient,
-          {.learning_rate =
-               static_cast<float>(report.learning_rate * (is_b ? options_.adapter_b_ratio : 1)),
-           .beta1 = static_cast<float>(options_.beta1),
-           .beta2 = static_cast<float>(options_.beta2),
-           .epsilon = static_cast<float>(options_.epsilon),
-           .weight_decay = static_cast<float>(decays ? options_.weight_decay : 0),
-           .gradient_scale = report.clip,
-           .step = steps_});
+    update(slot, report);
   }
   return report;
+}
+
+void Optimizer::update(const Slot& slot, const OptimizerStep& report) const {
+  const bool is_b = slot.parameter.role == ParameterRole::adapter_b;
+  const bool decays = takes_weight_decay(slot.parameter.role);
+  const AdamwOptions options = {
+      .learning_rate =
+          static_cast<float>(report.learning_rate * (is_b ? options_.adapter_b_ratio : 1)),
+      .beta1 = static_cast<float>(options_.beta1),
+      .beta2 = static_cast<float>(options_.beta2),
+      .epsilon = static_cast<float>(options_.epsilon),
+      .weight_decay = static_cast<float>(decays ? options_.weight_decay : 0),
+      .gradient_scale = report.clip,
+      .step = steps_,
+      .rounding = options_.bf16_updates == Bf16Updates::stochastic ? AdamwRounding::stochastic
+                                                                   : AdamwRounding::nearest,
+      .seed = options_.seed,
+      .position = slot.position};
+  const TensorView weight = flat(slot.parameter.value);
+  const TensorView target = slot.master ? slot.master : weight;
+  const TensorView gradient = flat(slot.parameter.gradient);
+  if (slot.m.scales) {
+    adamw_8bit(target, slot.m, slot.v, gradient, options);
+  } else {
+    adamw(target, slot.m.codes, slot.v.codes, gradient, options);
+  }
+  if (slot.master) {
+    convert(weight, slot.master);
+  }
 }
 
 }  // namespace flashloom

@@ -33,10 +33,13 @@ LlamaModel::LlamaModel(const ModelConfig& config, const Options& options, Memory
   if (options_.max_sequences <= 0) {
     options_.max_sequences = options_.max_tokens;
   }
-  weights_ = LlamaWeights(config, options.training && !options.lora, plan, options.frozen);
+  weights_ = LlamaWeights(config, options.training && !options.lora, options.weight_dtype, plan,
+                          options.frozen);
   if (options.lora) {
     adapters_ = LlamaAdapters(config, *options.lora, options.training, plan);
   }
+  weights_.append_parameters(parameters_);
+  adapters_.append_parameters(parameters_);
   rope_ = LlamaRope(config, plan);
   if (options_.max_tokens > 0) {
     activations_ = LlamaActivations(config, adapters_,

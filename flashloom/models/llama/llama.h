@@ -47,8 +47,9 @@ class LlamaModel {
  public:
   struct Options {
     bool training = false;  // plans gradients and the activations that backward needs
-    std::optional<LoraOptions> lora = {};              // adapters
-    LlamaFrozen frozen = {};                           // without adapters: what is not trained
+    std::optional<LoraOptions> lora = {};  // adapters
+    LlamaFrozen frozen = {};               // without adapters: what is not trained
+    DType weight_dtype = DType::f32;       // of matrices, as they are stored: f32 or bf16
     LlamaRecompute recompute = LlamaRecompute::norms;  // the same bits at every level
     int64_t max_tokens = 0;                            // of a micro-batch, all documents together
     int64_t max_sequence_length = 0;                   // of a document; 0: max_tokens
@@ -93,7 +94,7 @@ class LlamaModel {
 
   void zero_gradients();
 
-  /// All weights, then all adapters. Views are set after bind().
+  /// All weights, then all adapters. Before bind() they have shapes, but no memory.
   std::span<const Parameter> parameters() const { return parameters_; }
 
   const ModelConfig& config() const { return config_; }

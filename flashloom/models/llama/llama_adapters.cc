@@ -105,10 +105,15 @@ LlamaAdapters::LlamaAdapters(const ModelConfig& config, const LoraOptions& optio
     }
     ids_.push_back(layer);
   }
+  layers_ = views([&](MemoryPlan::Id id) { return plan.shape(id); });
 }
 
 void LlamaAdapters::bind(const Arena& arena) {
-  layers_.clear();
+  layers_ = views([&](MemoryPlan::Id id) { return arena[id]; });
+}
+
+std::vector<LlamaLayerAdapters> LlamaAdapters::views(FindView find) const {
+  std::vector<LlamaLayerAdapters> layers;
   for (const LayerIds& ids : ids_) {
     LlamaLayerAdapters layer;
     for (size_t g = 0; g < kLlamaGroups; ++g) {
@@ -118,16 +123,17 @@ void LlamaAdapters::bind(const Arena& arena) {
         if (ids.b[i] == kAbsent) {
           continue;
         }
-        layer.value[i] = {arena[ids.groups[g].a].slice(0, row, options_.rank), arena[ids.b[i]]};
+        layer.value[i] = {find(ids.groups[g].a).slice(0, row, options_.rank), find(ids.b[i])};
         if (trainable_) {
-          layer.gradient[i] = {arena[ids.groups[g].da].slice(0, row, options_.rank),
-                               arena[ids.db[i]]};
+          layer.gradient[i] = {find(ids.groups[g].da).slice(0, row, options_.rank),
+                               find(ids.db[i])};
         }
         row += options_.rank;
       }
     }
-    layers_.push_back(layer);
+    layers.push_back(layer);
   }
+  return layers;
 }
 
 void LlamaAdapters::initialize(uint64_t seed) {

@@ -9,6 +9,7 @@
 #include <string_view>
 #include <vector>
 
+#include "flashloom/core/function_ref.h"
 #include "flashloom/core/memory_plan.h"
 #include "flashloom/core/tensor_view.h"
 #include "flashloom/io/model_config.h"
@@ -85,6 +86,9 @@ class LlamaAdapters {
   void append_parameters(std::vector<Parameter>& parameters) const;
 
  private:
+  using FindView = FunctionRef<TensorView(MemoryPlan::Id)>;
+
+  std::vector<LlamaLayerAdapters> views(FindView find) const;
   void clear_b();
 
   struct GroupIds {

@@ -144,6 +144,53 @@ TEST_P(LlamaKinds, KeepsOfALayerWhatTheLevelSays) {
   EXPECT_EQ(bytes_of_a_layer(LlamaRecompute::blocks), row * hidden);
 }
 
+TEST_P(LlamaKinds, Bf16StorageComputesAsItsNumbersInF32) {
+  for (const bool lora : {false, true}) {
+    const LlamaModel::Options options = {
+        .training = true,
+        .lora = lora ? std::optional<LoraOptions>(LoraOptions{.rank = 4}) : std::nullopt};
+    LlamaModel::Options stored = options;
+    stored.weight_dtype = DType::bf16;
+    const TestModel half = open(stored);
+    const TestModel model = open(options);
+    for (const Parameter& parameter : half->parameters()) {
+      const bool adapter = parameter.role == ParameterRole::adapter_a ||
+                           parameter.role == ParameterRole::adapter_b;
+      if (parameter.value.rank == 2 && !adapter) {
+        ASSERT_EQ(parameter.value.dtype, DType::bf16) << parameter.name;
+        float* numbers = model.find(parameter.name)->value.as<float>();
+        for (int64_t i = 0; i < parameter.value.size(); ++i) {
+          numbers[i] = static_cast<float>(parameter.value.as<bf16>()[i]);
+        }
+      } else {
+        ASSERT_EQ(parameter.value.dtype, DType::f32) << parameter.name;
+      }
+    }
+    EXPECT_LT(half.plan.kind_bytes(MemoryKind::weights),
+              0.52 * static_cast<double>(model.plan.kind_bytes(MemoryKind::weights)) + 20000);
+    half.randomize_adapters(3);
+    model.randomize_adapters(3);
+    half->loss_and_gradients(batch_.view(), batch_.gradient_scale());
+    model->loss_and_gradients(batch_.view(), batch_.gradient_scale());
+    EXPECT_EQ(to_vector(half->token_losses()), to_vector(model->token_losses()));
+    EXPECT_EQ(half.gradients(), model.gradients());
+  }
+}
+
+TEST_P(LlamaKinds, ParametersHaveTheirShapesBeforeThereIsMemory) {
+  const TestModel bound = open({.training = true, .lora = LoraOptions{.rank = 4}});
+  MemoryPlan plan;
+  const LlamaModel model(bound->config(), {.training = true, .lora = LoraOptions{.rank = 4}}, plan);
+  ASSERT_EQ(model.parameters().size(), bound->parameters().size());
+  for (size_t i = 0; i < model.parameters().size(); ++i) {
+    const Parameter& parameter = model.parameters()[i];
+    EXPECT_EQ(parameter.name, bound->parameters()[i].name);
+    EXPECT_EQ(describe(parameter.value), describe(bound->parameters()[i].value));
+    EXPECT_EQ(parameter.trainable(), bound->parameters()[i].trainable());
+    EXPECT_EQ(parameter.value.data, nullptr);
+  }
+}
+
 TEST_P(LlamaKinds, GradientsOfMicroBatchesAddUp) {
   const TestModel whole = open({.training = true});
   const TestModel split = open({.training = true});

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "flashloom/core/check.h"
 #include "flashloom/core/error.h"
 #include "flashloom/io/model_files.h"
 
@@ -12,10 +13,6 @@ namespace flashloom {
 namespace {
 
 constexpr MemoryPlan::Id kAbsent = -1;
-
-TensorView view_of(const Arena& arena, MemoryPlan::Id id) {
-  return id == kAbsent ? TensorView() : arena[id];
-}
 
 /// Calls visit(name, role, value, gradient) for every tensor of the model, in the order of a file.
 template <class Visit>
@@ -96,21 +93,28 @@ bool llama_linear_has_bias(const ModelConfig& config, LlamaLinear linear) {
   return config.mlp_bias;
 }
 
-LlamaWeights::LlamaWeights(const ModelConfig& config, bool trainable, MemoryPlan& plan,
-                           const LlamaFrozen& frozen)
+LlamaWeights::LlamaWeights(const ModelConfig& config, bool trainable, DType matrices,
+                           MemoryPlan& plan, const LlamaFrozen& frozen)
     : config_(config), trainable_(trainable) {
-  value_ids_ = this->plan(plan, MemoryKind::weights, "", {});
+  check(matrices == DType::f32 || matrices == DType::bf16, "LlamaWeights", "matrices",
+        "f32 or bf16", std::string(dtype_name(matrices)));
+  value_ids_ = this->plan(plan, MemoryKind::weights, matrices, "", {});
+  const auto shape = [&](MemoryPlan::Id id) { return plan.shape(id); };
+  values_ = views(shape, value_ids_);
   if (trainable) {
-    gradient_ids_ = this->plan(plan, MemoryKind::gradients, ".gradient", frozen);
+    gradient_ids_ = this->plan(plan, MemoryKind::gradients, DType::f32, ".gradient", frozen);
+    gradients_ = views(shape, gradient_ids_);
   }
 }
 
-LlamaWeights::Ids LlamaWeights::plan(MemoryPlan& plan, MemoryKind kind, std::string_view suffix,
-                                     const LlamaFrozen& left_out) const {
+LlamaWeights::Ids LlamaWeights::plan(MemoryPlan& plan, MemoryKind kind, DType matrices,
+                                     std::string_view suffix, const LlamaFrozen& left_out) const {
   const ModelConfig& c = config_;
   const auto add = [&](std::string_view name, std::initializer_list<int64_t> shape,
                        bool present = true) {
-    return present ? plan.add(fmt::format("{}{}", name, suffix), kind, DType::f32, shape) : kAbsent;
+    return present ? plan.add(fmt::format("{}{}", name, suffix), kind,
+                              shape.size() == 2 ? matrices : DType::f32, shape)
+                   : kAbsent;
   };
   const int64_t q_size = c.heads * c.head_dim;
   const int64_t kv_size = c.kv_heads * c.head_dim;
@@ -143,17 +147,18 @@ LlamaWeights::Ids LlamaWeights::plan(MemoryPlan& plan, MemoryKind kind, std::str
   return ids;
 }
 
-LlamaTensors LlamaWeights::views(const Arena& arena, const Ids& ids) const {
+LlamaTensors LlamaWeights::views(FindView find, const Ids& ids) const {
+  const auto view_of = [&](MemoryPlan::Id id) { return id == kAbsent ? TensorView() : find(id); };
   LlamaTensors tensors;
-  tensors.embedding = view_of(arena, ids.embedding);
-  tensors.final_norm = view_of(arena, ids.final_norm);
-  tensors.head = config_.tied_embeddings ? tensors.embedding : view_of(arena, ids.head);
+  tensors.embedding = view_of(ids.embedding);
+  tensors.final_norm = view_of(ids.final_norm);
+  tensors.head = config_.tied_embeddings ? tensors.embedding : view_of(ids.head);
   for (const LayerIds& layer : ids.layers) {
     LlamaLayerWeights w;
-    w.attention_norm = view_of(arena, layer.attention_norm);
-    w.ffn_norm = view_of(arena, layer.ffn_norm);
-    w.q_norm = view_of(arena, layer.q_norm);
-    w.k_norm = view_of(arena, layer.k_norm);
+    w.attention_norm = view_of(layer.attention_norm);
+    w.ffn_norm = view_of(layer.ffn_norm);
+    w.q_norm = view_of(layer.q_norm);
+    w.k_norm = view_of(layer.k_norm);
     const std::array<MemoryPlan::Id, kLlamaGroups> weights = {layer.qkv, layer.o, layer.gate_up,
                                                               layer.down};
     const std::array<MemoryPlan::Id, kLlamaGroups> biases = {layer.qkv_bias, layer.o_bias,
@@ -164,10 +169,10 @@ LlamaTensors LlamaWeights::views(const Arena& arena, const Ids& ids) const {
       for (size_t i = first; i < end; ++i) {
         const int64_t rows = llama_linear_shape(config_, static_cast<LlamaLinear>(i)).outputs;
         if (weights[g] != kAbsent) {
-          w.linear[i] = view_of(arena, weights[g]).slice(0, row, rows);
+          w.linear[i] = view_of(weights[g]).slice(0, row, rows);
         }
         if (biases[g] != kAbsent) {
-          w.bias[i] = view_of(arena, biases[g]).slice(0, row, rows);
+          w.bias[i] = view_of(biases[g]).slice(0, row, rows);
         }
         row += rows;
       }
@@ -178,9 +183,10 @@ LlamaTensors LlamaWeights::views(const Arena& arena, const Ids& ids) const {
 }
 
 void LlamaWeights::bind(const Arena& arena) {
-  values_ = views(arena, value_ids_);
+  const auto memory = [&](MemoryPlan::Id id) { return arena[id]; };
+  values_ = views(memory, value_ids_);
   if (trainable_) {
-    gradients_ = views(arena, gradient_ids_);
+    gradients_ = views(memory, gradient_ids_);
   }
 }
 

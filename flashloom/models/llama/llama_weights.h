@@ -6,6 +6,7 @@
 #include <string_view>
 #include <vector>
 
+#include "flashloom/core/function_ref.h"
 #include "flashloom/core/memory_plan.h"
 #include "flashloom/core/tensor_view.h"
 #include "flashloom/io/model_config.h"
@@ -65,17 +66,19 @@ struct LlamaTensors {
   TensorView head;        // (V, C): the embedding itself if they are tied
 };
 
-/// All weights of a model in f32 and, for full fine-tuning, their gradients.
+/// All weights of a model and, for full fine-tuning, their gradients, in f32. Matrices may be
+/// stored as bf16; the products that read them compute in f32.
 class LlamaWeights {
  public:
   LlamaWeights() = default;
   /// Gradients are planned if `trainable`, but for what is frozen.
-  LlamaWeights(const ModelConfig& config, bool trainable, MemoryPlan& plan,
+  LlamaWeights(const ModelConfig& config, bool trainable, DType matrices, MemoryPlan& plan,
                const LlamaFrozen& frozen = {});
 
   void bind(const Arena& arena);
 
-  /// Reads every tensor by its Hugging Face name. Throws IoError naming the tensor if one is
+  /// Reads every tensor by its Hugging Face name, rounded to nearest where it is stored in fewer
+  /// bits. Throws IoError naming the tensor if one is
   /// missing, has another shape (expected and actual) or holds NaN or infinity.
   void load(const ModelFiles& files);
 
@@ -100,9 +103,11 @@ class LlamaWeights {
     std::vector<LayerIds> layers;
   };
 
-  Ids plan(MemoryPlan& plan, MemoryKind kind, std::string_view suffix,
+  using FindView = FunctionRef<TensorView(MemoryPlan::Id)>;
+
+  Ids plan(MemoryPlan& plan, MemoryKind kind, DType matrices, std::string_view suffix,
            const LlamaFrozen& left_out) const;
-  LlamaTensors views(const Arena& arena, const Ids& ids) const;
+  LlamaTensors views(FindView find, const Ids& ids) const;
 
   ModelConfig config_;
   bool trainable_ = false;

@@ -10,9 +10,10 @@ namespace {
 
 constexpr std::string_view kOp = "gemm";
 
-void check_matrix(std::string_view argument, const ConstTensorView& view) {
+void check_matrix(std::string_view argument, const ConstTensorView& view,
+                  std::initializer_list<DType> dtypes = {DType::f32}) {
   check_shape(kOp, argument, view, {kAnySize, kAnySize});
-  check_dtype(kOp, argument, view, {DType::f32});
+  check_dtype(kOp, argument, view, dtypes);
   check_last_contiguous(kOp, argument, view);
   check_cpu(kOp, argument, view);
   check(view.dim(0) <= 1 || view.dim(1) == 0 || view.stride(0) >= view.dim(1), kOp, argument,
@@ -39,7 +40,7 @@ void gemm_sum(TensorView c, std::span<const GemmTerm> terms, float beta, ConstTe
   const int64_t n = c.dim(1);
   for (const GemmTerm& term : terms) {
     check_matrix("a", term.a);
-    check_matrix("b", term.b);
+    check_matrix("b", term.b, {DType::f32, DType::bf16});
     const int64_t k = term.a.dim(term.transpose_a ? 0 : 1);
     if (term.transpose_a) {
       check_shape(kOp, "a", term.a, {k, m});

@@ -18,7 +18,8 @@ struct GemmOptions {
 ///
 /// Shapes:  op(a) (M, K), op(b) (K, N), c (M, N); rows at any stride, the last dimension
 ///          contiguous. c may overlap neither a nor b.
-/// Dtypes:  f32 (products and sums in f32).
+/// Dtypes:  f32; b may be bf16, which is read as it is stored and multiplied as f32: the bits are
+///          those of b in f32.
 /// Order:   each element of c is summed by one thread, in an order that depends on the shapes
 /// alone,
 ///          so the bits do not depend on the number of threads. Inside parallel_for it runs on the

@@ -20,8 +20,8 @@ constexpr int64_t kRowUnit = 12;  // a multiple of the rows of every register ti
 GemmOperand operand(const ConstTensorView& view, bool rows_are_columns) {
   // A matrix of one row may carry any stride.
   const int64_t stride = view.dim(0) > 1 ? view.stride(0) : std::max<int64_t>(1, view.dim(1));
-  return rows_are_columns ? GemmOperand{view.as<float>(), 1, stride}
-                          : GemmOperand{view.as<float>(), stride, 1};
+  return rows_are_columns ? GemmOperand{view.data, 1, stride, view.dtype}
+                          : GemmOperand{view.data, stride, 1, view.dtype};
 }
 
 // Cuts an (m, n) matrix into tiles that `threads` threads share evenly, but not into more than that

@@ -56,6 +56,38 @@ struct Product {
   int64_t depth;
 };
 
+TEST(Gemm, MultipliesABf16BAsIfItWereF32) {
+  for (const bool ta : {false, true}) {
+    for (const bool tb : {false, true}) {
+      for (const auto [m, n, k] : {std::array<int64_t, 3>{1, 7, 3},
+                                   {5, 9, 33},
+                                   {13, 31, 1},
+                                   {64, 16, 130},
+                                   {129, 193, 37},
+                                   {257, 65, 700},
+                                   {20, 1550, 31}}) {
+        const TestMatrix<> a(ta ? k : m, ta ? m : k, 1, 3);
+        const TestMatrix<bf16> half(tb ? n : k, tb ? k : n, 2, 6);
+        TestMatrix<> b(tb ? n : k, tb ? k : n, 2, 6);
+        for (size_t i = 0; i < b.memory.size(); ++i) {
+          b.memory[i] = static_cast<float>(half.memory[i]);
+        }
+        const TestMatrix<> expected(m, n, 3, 9);
+        const TestMatrix<> actual(expected);
+        const GemmOptions options = {
+            .transpose_a = ta, .transpose_b = tb, .alpha = 0.5, .beta = 0.25};
+        gemm(expected.view, a.view, b.view, options);
+        gemm(actual.view, a.view, half.view, options);
+        EXPECT_EQ(actual.memory, expected.memory) << m << " " << n << " " << k << " " << ta << tb;
+      }
+    }
+  }
+  const TestMatrix<bf16> half(4, 4, 1);
+  const TestMatrix<> x(4, 4, 2);
+  EXPECT_THROW(gemm(x.view, half.view, x.view), InvalidArgument);
+  EXPECT_THROW(gemm(half.view, x.view, x.view), InvalidArgument);
+}
+
 TEST(Gemm, EqualsTheReferenceForOddSizesAndStridedRows) {
   for (const bool ta : {false, true}) {
     for (const bool tb : {false, true}) {

@@ -3,14 +3,22 @@
 #include <cstdint>
 #include <span>
 
+#include "flashloom/core/dtype.h"
+
 namespace flashloom {
 
 /// A matrix of which one dimension, the depth, is summed over: (rows, depth). For a of a product
 /// these are the rows of c, for b its columns. One of the strides is 1.
 struct GemmOperand {
-  const float* data;
+  const void* data;
   int64_t row_stride;
   int64_t depth_stride;
+  DType dtype;  // f32; b may be bf16
+
+  template <class T>
+  const T* at(int64_t row, int64_t depth) const {
+    return static_cast<const T*>(data) + row * row_stride + depth * depth_stride;
+  }
 };
 
 /// One product of the sum, alpha a b.

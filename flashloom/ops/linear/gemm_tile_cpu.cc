@@ -12,14 +12,13 @@
 #include <hwy/foreach_target.h>
 #include <hwy/highway.h>
 // clang-format on
+#include "flashloom/ops/vector_math/storage-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 
 namespace flashloom {
 namespace HWY_NAMESPACE {
 namespace {
-
-namespace hn = hwy::HWY_NAMESPACE;
 
 using D = hn::ScalableTag<float>;
 using V = hn::Vec<D>;
@@ -50,14 +49,15 @@ constexpr int64_t kLinesAhead = 8;  // prefetched while rows of a matrix are cop
 
 #if HWY_TARGET != HWY_SCALAR
 // Transposes a corner of 4 rows, `stride` apart, and 4 columns to 4 rows `width` apart.
-HWY_INLINE void transpose_4x4(const float* HWY_RESTRICT from, int64_t stride,
-                              float* HWY_RESTRICT to, int64_t width) {
+template <class T>
+HWY_INLINE void transpose_4x4(const T* HWY_RESTRICT from, int64_t stride, float* HWY_RESTRICT to,
+                              int64_t width) {
   const hn::Full128<float> d;
   const hn::Repartition<double, decltype(d)> pairs;
-  const auto r0 = hn::LoadU(d, from);
-  const auto r1 = hn::LoadU(d, from + stride);
-  const auto r2 = hn::LoadU(d, from + 2 * stride);
-  const auto r3 = hn::LoadU(d, from + 3 * stride);
+  const auto r0 = load_f32(d, from);
+  const auto r1 = load_f32(d, from + stride);
+  const auto r2 = load_f32(d, from + 2 * stride);
+  const auto r3 = load_f32(d, from + 3 * stride);
   const auto l01 = hn::BitCast(pairs, hn::InterleaveLower(d, r0, r1));
   const auto u01 = hn::BitCast(pairs, hn::InterleaveUpper(d, r0, r1));
   const auto l23 = hn::BitCast(pairs, hn::InterleaveLower(d, r2, r3));
@@ -69,16 +69,28 @@ HWY_INLINE void transpose_4x4(const float* HWY_RESTRICT from, int64_t stride,
 }
 #endif
 
-// Copies rows [first, first + rows) of an operand, `depth` deep from `start`, into panels of kWidth
-// rows each: [panel][depth][kWidth]. Missing rows of the last panel become 0.
+// Of a panel's row.
 template <int64_t kWidth>
+HWY_INLINE void copy_row(float* HWY_RESTRICT to, const float* HWY_RESTRICT from) {
+  std::memcpy(to, from, kWidth * sizeof(float));
+}
+
+template <int64_t kWidth>
+HWY_INLINE void copy_row(float* HWY_RESTRICT to, const bf16* HWY_RESTRICT from) {
+  for_vectors(kWidth,
+              [&](auto d, size_t i) HWY_ATTR { hn::StoreU(load_f32(d, from + i), d, to + i); });
+}
+
+// Copies rows [first, first + rows) of an operand, `depth` deep from `start`, into panels of kWidth
+// rows each: [panel][depth][kWidth], as f32. Missing rows of the last panel become 0.
+template <int64_t kWidth, class T>
 HWY_INLINE void pack(float* HWY_RESTRICT to, const GemmOperand& from, int64_t first, int64_t rows,
                      int64_t start, int64_t depth) {
-  const float* source = from.data + first * from.row_stride + start * from.depth_stride;
+  const T* source = from.at<T>(first, start);
   if (from.row_stride == 1) {
     // The outer loop follows memory: a column of lines would fall on few sets of the cache.
     for (int64_t k = 0; k < depth; ++k) {
-      const float* line = source + k * from.depth_stride;
+      const T* line = source + k * from.depth_stride;
       float* out = to + k * kWidth;
       int64_t row = 0;
       if (k + kLinesAhead < depth) {
@@ -87,11 +99,11 @@ HWY_INLINE void pack(float* HWY_RESTRICT to, const GemmOperand& from, int64_t fi
         }
       }
       for (; row + kWidth <= rows; row += kWidth, out += kWidth * depth) {
-        std::memcpy(out, line + row, kWidth * sizeof(float));
+        copy_row<kWidth>(out, line + row);
       }
       if (row < rows) {
         for (int64_t i = 0; i < kWidth; ++i) {
-          out[i] = row + i < rows ? line[row + i] : 0.0f;
+          out[i] = row + i < rows ? static_cast<float>(line[row + i]) : 0.0f;
         }
       }
     }
@@ -99,7 +111,7 @@ HWY_INLINE void pack(float* HWY_RESTRICT to, const GemmOperand& from, int64_t fi
   }
   for (int64_t row = 0; row < rows; row += kWidth, to += kWidth * depth) {
     const int64_t valid = std::min(kWidth, rows - row);
-    const float* corner = source + row * from.row_stride;
+    const T* corner = source + row * from.row_stride;
     int64_t k = 0;
 #if HWY_TARGET != HWY_SCALAR
     if (valid == kWidth) {
@@ -117,7 +129,7 @@ HWY_INLINE void pack(float* HWY_RESTRICT to, const GemmOperand& from, int64_t fi
         }
         for (; i < kWidth; ++i) {
           for (int64_t j = 0; j < 4; ++j) {
-            to[(k + j) * kWidth + i] = corner[i * from.row_stride + k + j];
+            to[(k + j) * kWidth + i] = static_cast<float>(corner[i * from.row_stride + k + j]);
           }
         }
       }
@@ -125,7 +137,7 @@ HWY_INLINE void pack(float* HWY_RESTRICT to, const GemmOperand& from, int64_t fi
 #endif
     for (; k < depth; ++k) {
       for (int64_t i = 0; i < kWidth; ++i) {
-        to[k * kWidth + i] = i < valid ? corner[i * from.row_stride + k] : 0.0f;
+        to[k * kWidth + i] = i < valid ? static_cast<float>(corner[i * from.row_stride + k]) : 0.0f;
       }
     }
   }
@@ -253,13 +265,17 @@ void tile(const GemmOutput& output, std::span<const GemmProduct> products, const
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t start = product.depth * block / blocks;
       const int64_t depth = product.depth * (block + 1) / blocks - start;
-      pack<kPanelColumns>(packed_b, product.b, t.first_column, t.columns, start, depth);
+      if (product.b.dtype == DType::bf16) {
+        pack<kPanelColumns, bf16>(packed_b, product.b, t.first_column, t.columns, start, depth);
+      } else {
+        pack<kPanelColumns, float>(packed_b, product.b, t.first_column, t.columns, start, depth);
+      }
       for (int64_t row = 0; row < t.rows; row += kBlockRows) {
         const int64_t rows = std::min(kBlockRows, t.rows - row);
         // With few columns, packing a costs more than it saves.
         const bool packs = a.depth_stride != 1 && t.columns > kFewColumns;
         if (packs) {
-          pack<kPanelRows>(packed_a, a, t.first_row + row, rows, start, depth);
+          pack<kPanelRows, float>(packed_a, a, t.first_row + row, rows, start, depth);
         }
         for (int64_t j = 0; j < t.columns; j += kPanelColumns) {
           const float* b = packed_b + j * depth;
@@ -271,8 +287,7 @@ void tile(const GemmOutput& output, std::span<const GemmProduct> products, const
                                    .in_stride = target.in_stride,
                                    .alpha = product.alpha,
                                    .beta = target.beta};
-            const float* direct =
-                a.data + (t.first_row + row + i) * a.row_stride + start * a.depth_stride;
+            const float* direct = a.at<float>(t.first_row + row + i, start);
             if (a.depth_stride == 1) {
               multiply_rows<kPanelRows, false>(rows - i, direct, a.row_stride, b, depth, columns,
                                                corner);
@@ -292,8 +307,8 @@ void tile(const GemmOutput& output, std::span<const GemmProduct> products, const
 }
 
 // Dot products of kRows rows of a with kColumns rows of b, contiguous in depth.
-template <int kRows, int kColumns>
-HWY_INLINE void dots(const float* HWY_RESTRICT a, int64_t a_stride, const float* HWY_RESTRICT b,
+template <int kRows, int kColumns, class T>
+HWY_INLINE void dots(const float* HWY_RESTRICT a, int64_t a_stride, const T* HWY_RESTRICT b,
                      int64_t b_stride, int64_t depth, const Corner& corner) {
   const D d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -310,7 +325,7 @@ HWY_INLINE void dots(const float* HWY_RESTRICT a, int64_t a_stride, const float*
       x[i] = hn::LoadU(d, a + i * a_stride + k);
     }
     for (int j = 0; j < kColumns; ++j) {
-      const V w = hn::LoadU(d, b + j * b_stride + k);
+      const V w = load_f32(d, b + j * b_stride + k);
       for (int i = 0; i < kRows; ++i) {
         sums[i][j] = hn::MulAdd(x[i], w, sums[i][j]);
       }
@@ -320,7 +335,7 @@ HWY_INLINE void dots(const float* HWY_RESTRICT a, int64_t a_stride, const float*
     for (int j = 0; j < kColumns; ++j) {
       float sum = hn::GetLane(hn::SumOfLanes(d, sums[i][j]));
       for (int64_t rest = k; rest < depth; ++rest) {
-        sum += a[i * a_stride + rest] * b[j * b_stride + rest];
+        sum += a[i * a_stride + rest] * static_cast<float>(b[j * b_stride + rest]);
       }
       float& out = corner.out[i * corner.out_stride + j];
       const float before =
@@ -330,8 +345,8 @@ HWY_INLINE void dots(const float* HWY_RESTRICT a, int64_t a_stride, const float*
   }
 }
 
-template <int kRows, int kColumns>
-HWY_INLINE void dots_of_rows(int64_t rows, const float* a, int64_t a_stride, const float* b,
+template <int kRows, int kColumns, class T>
+HWY_INLINE void dots_of_rows(int64_t rows, const float* a, int64_t a_stride, const T* b,
                              int64_t b_stride, int64_t depth, const Corner& corner) {
   if constexpr (kRows > 1) {
     if (rows < kRows) {
@@ -340,6 +355,19 @@ HWY_INLINE void dots_of_rows(int64_t rows, const float* a, int64_t a_stride, con
     }
   }
   dots<kRows, kColumns>(a, a_stride, b, b_stride, depth, corner);
+}
+
+// One product's share of a corner.
+template <int kRows, class T>
+HWY_INLINE void product_of_dots(const GemmProduct& p, int64_t row, int64_t rows, int64_t column,
+                                bool four_columns, const Corner& corner) {
+  const float* a = p.a.at<float>(row, 0);
+  const T* b = p.b.at<T>(column, 0);
+  if (four_columns) {
+    dots_of_rows<kRows, 4>(rows, a, p.a.row_stride, b, p.b.row_stride, p.depth, corner);
+  } else {
+    dots_of_rows<kRows, 1>(rows, a, p.a.row_stride, b, p.b.row_stride, p.depth, corner);
+  }
 }
 
 void tile_of_dots(const GemmOutput& output, std::span<const GemmProduct> products,
@@ -359,13 +387,10 @@ void tile_of_dots(const GemmOutput& output, std::span<const GemmProduct> product
                        .beta = output.beta};
       for (const GemmProduct& p : products) {
         corner.alpha = p.alpha;
-        const float* a = p.a.data + row * p.a.row_stride;
-        const float* b = p.b.data + column * p.b.row_stride;
-        if (columns == kColumns) {
-          dots_of_rows<kRows, kColumns>(t.rows - i, a, p.a.row_stride, b, p.b.row_stride, p.depth,
-                                        corner);
+        if (p.b.dtype == DType::bf16) {
+          product_of_dots<kRows, bf16>(p, row, t.rows - i, column, columns == kColumns, corner);
         } else {
-          dots_of_rows<kRows, 1>(t.rows - i, a, p.a.row_stride, b, p.b.row_stride, p.depth, corner);
+          product_of_dots<kRows, float>(p, row, t.rows - i, column, columns == kColumns, corner);
         }
         corner.in = corner.out;
         corner.in_stride = corner.out_stride;

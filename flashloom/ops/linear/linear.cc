@@ -8,9 +8,10 @@ namespace flashloom {
 namespace {
 
 void check_matrix(std::string_view op, std::string_view argument, const ConstTensorView& view,
-                  int64_t rows, int64_t columns) {
+                  int64_t rows, int64_t columns,
+                  std::initializer_list<DType> dtypes = {DType::f32}) {
   check_shape(op, argument, view, {rows, columns});
-  check_dtype(op, argument, view, {DType::f32});
+  check_dtype(op, argument, view, dtypes);
   check_last_contiguous(op, argument, view);
   check_cpu(op, argument, view);
 }
@@ -23,12 +24,14 @@ void check_vector(std::string_view op, std::string_view argument, const ConstTen
   check_cpu(op, argument, view);
 }
 
+constexpr std::initializer_list<DType> kWeightTypes = {DType::f32, DType::bf16};
+
 }  // namespace
 
 void linear_forward(TensorView y, ConstTensorView x, ConstTensorView weight, ConstTensorView bias,
                     Stream stream) {
   constexpr std::string_view kOp = "linear_forward";
-  check_matrix(kOp, "weight", weight, kAnySize, kAnySize);
+  check_matrix(kOp, "weight", weight, kAnySize, kAnySize, kWeightTypes);
   check_matrix(kOp, "x", x, kAnySize, weight.dim(1));
   check_matrix(kOp, "y", y, x.dim(0), weight.dim(0));
   if (bias) {
@@ -44,7 +47,7 @@ void linear_backward(TensorView dx, TensorView dweight, TensorView dbias, ConstT
   constexpr std::string_view kOp = "linear_backward";
   check_matrix(kOp, "dy", dy, kAnySize, kAnySize);
   if (dx) {
-    check_matrix(kOp, "weight", weight, dy.dim(1), kAnySize);
+    check_matrix(kOp, "weight", weight, dy.dim(1), kAnySize, kWeightTypes);
     check_matrix(kOp, "dx", dx, dy.dim(0), weight.dim(1));
   }
   if (dweight) {

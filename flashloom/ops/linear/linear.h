@@ -8,7 +8,9 @@ namespace flashloom {
 /// y = x W^T + bias.
 ///
 /// Shapes:  y (T, N), x (T, K), weight (N, K) as PyTorch stores it, bias optional (N).
-/// Dtypes:  f32. Rows at any stride.
+/// Dtypes:  f32; the weight may be bf16, whose products are those of its numbers in f32. Rows at
+/// any
+///          stride.
 /// Order:   the same bits for any number of threads.
 /// Throws:  InvalidArgument.
 void linear_forward(TensorView y, ConstTensorView x, ConstTensorView weight,

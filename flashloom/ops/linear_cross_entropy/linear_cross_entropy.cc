@@ -12,10 +12,10 @@ namespace {
 
 constexpr std::string_view kOp = "linear_cross_entropy";
 
-void check_tensor(std::string_view argument, const ConstTensorView& view, DType dtype,
-                  std::initializer_list<int64_t> shape) {
+void check_tensor(std::string_view argument, const ConstTensorView& view,
+                  std::initializer_list<DType> dtypes, std::initializer_list<int64_t> shape) {
   check_shape(kOp, argument, view, shape);
-  check_dtype(kOp, argument, view, {dtype});
+  check_dtype(kOp, argument, view, dtypes);
   check_last_contiguous(kOp, argument, view);
   check_cpu(kOp, argument, view);
 }
@@ -41,18 +41,18 @@ void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweigh
                           ConstTensorView hidden, ConstTensorView weight, ConstTensorView labels,
                           std::span<std::byte> workspace, const LinearCrossEntropyOptions& options,
                           Stream) {
-  check_tensor("hidden", hidden, DType::f32, {kAnySize, kAnySize});
+  check_tensor("hidden", hidden, {DType::f32}, {kAnySize, kAnySize});
   const int64_t tokens = hidden.dim(0);
   const int64_t channels = hidden.dim(1);
-  check_tensor("weight", weight, DType::f32, {kAnySize, channels});
+  check_tensor("weight", weight, {DType::f32, DType::bf16}, {kAnySize, channels});
   const int64_t vocabulary = weight.dim(0);
-  check_tensor("labels", labels, DType::i32, {tokens});
-  check_tensor("loss", loss, DType::f32, {tokens});
+  check_tensor("labels", labels, {DType::i32}, {tokens});
+  check_tensor("loss", loss, {DType::f32}, {tokens});
   if (dhidden) {
-    check_tensor("dhidden", dhidden, DType::f32, {tokens, channels});
+    check_tensor("dhidden", dhidden, {DType::f32}, {tokens, channels});
   }
   if (dweight) {
-    check_tensor("dweight", dweight, DType::f32, {vocabulary, channels});
+    check_tensor("dweight", dweight, {DType::f32}, {vocabulary, channels});
   }
   check_number(true, "gradient_scale", "a finite number", options.gradient_scale);
   check_number(options.label_smoothing >= 0 && options.label_smoothing <= 1, "label_smoothing",
@@ -61,6 +61,8 @@ void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweigh
   check_number(options.softcap >= 0, "softcap", "a number > 0, or 0 for none", options.softcap);
   check_number(options.filter >= 0 && options.filter < 1, "filter", "a number in [0, 1)",
                options.filter);
+  check(options.filter == 0 || weight.dtype == DType::f32, kOp, "weight", "f32 with a filter",
+        describe(weight));
   check(options.filter == 0 || options.label_smoothing == 0, kOp, "filter",
         "0 with label smoothing", fmt::format("{}", options.filter));
   check(options.filter > 0 || !options.filter_weight_gradient, kOp, "filter_weight_gradient",

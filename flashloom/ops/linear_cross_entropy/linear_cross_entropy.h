@@ -31,7 +31,8 @@ struct LinearCrossEntropyOptions {
 /// tile, live in the workspace only. Rows whose label is kIgnoredLabel cost nothing.
 ///
 /// Shapes:  loss (T) f32, in nats, 0 on ignored rows; hidden (T, C), weight (V, C), labels (T) i32,
-///          already shifted: labels[t] is the target of hidden[t]. f32, rows at any stride.
+///          already shifted: labels[t] is the target of hidden[t]. f32, rows at any stride; the
+///          weight may be bf16, except with a filter.
 ///          dhidden optional (T, C): overwritten, 0 on ignored rows. dweight optional (V, C) f32:
 ///          added to. Gradients are formed in the same pass, times options.gradient_scale.
 ///          With neither (evaluation) a tile of logits is all that lives.

@@ -234,11 +234,18 @@ class Pass {
   void combine_partials(int64_t i) const {
     const LogitRow& row = state(i);
     float* out = dhidden_.as<float>() + token(i) * dhidden_.stride(0);
-    const float* label = weight_.as<float>() + labels_[token(i)] * weight_.stride(0);
+    const int64_t label = labels_[token(i)] * weight_.stride(0);
     const double ratio = options_.softcap > 0 ? row.label_logit / options_.softcap : 0;
     const auto target = static_cast<float>(options_.gradient_scale * (1 - ratio * ratio));
-    for (int64_t c = 0; c < channels_; ++c) {
-      out[c] = -target * label[c];
+    const auto subtract_label = [&](const auto* row_of_label) {
+      for (int64_t c = 0; c < channels_; ++c) {
+        out[c] = -target * static_cast<float>(row_of_label[c]);
+      }
+    };
+    if (weight_.dtype == DType::bf16) {
+      subtract_label(weight_.as<bf16>() + label);
+    } else {
+      subtract_label(weight_.as<float>() + label);
     }
     for (int64_t slice = 0; slice < plan_.slices; ++slice) {
       const float* part = partial(slice).as<float>() + i * channels_;

@@ -55,6 +55,29 @@ TEST(LinearCrossEntropy, EqualsTheReferenceOverSeveralChunksAndSlices) {
   expect_equals_reference(head, {.gradient_scale = 0.01f});
 }
 
+TEST(LinearCrossEntropy, ABf16WeightCountsAsItsNumbersInF32) {
+  for (const auto& [dhidden, dweight] : {std::pair(false, false), {true, false}, {true, true}}) {
+    Head<float> head(1200, 8, 9000, 3);
+    TestMatrix<bf16> weight(head.vocabulary, head.channels, 2, 3);
+    for (size_t i = 0; i < weight.memory.size(); ++i) {
+      head.weight.memory[i] = static_cast<float>(weight.memory[i]);
+    }
+    Head<float> half(head);
+    head.run({.gradient_scale = 0.01f}, dhidden, dweight);
+    std::vector<std::byte> workspace(static_cast<size_t>(
+        linear_cross_entropy_workspace_bytes(1200, 8, 9000, dhidden || dweight)));
+    linear_cross_entropy(half.loss_view(), dhidden ? half.dhidden.view : TensorView(),
+                         dweight ? half.dweight.view : TensorView(), half.hidden.view, weight.view,
+                         half.labels_view(), workspace, {.gradient_scale = 0.01f});
+    EXPECT_EQ(half.loss.memory, head.loss.memory);
+    EXPECT_EQ(half.dhidden.memory, head.dhidden.memory);
+    EXPECT_EQ(half.dweight.memory, head.dweight.memory);
+    EXPECT_THROW(linear_cross_entropy(half.loss_view(), half.dhidden.view, {}, half.hidden.view,
+                                      weight.view, half.labels_view(), workspace, {.filter = 0.1f}),
+                 InvalidArgument);
+  }
+}
+
 TEST(LinearCrossEntropy, OptionsEqualTheReference) {
   for (const LinearCrossEntropyOptions& options :
        {LinearCrossEntropyOptions{.label_smoothing = 0.1f},

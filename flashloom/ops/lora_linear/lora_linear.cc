@@ -9,9 +9,10 @@ namespace flashloom {
 namespace {
 
 void check_tensor(std::string_view op, std::string_view argument, const ConstTensorView& view,
-                  std::initializer_list<int64_t> shape) {
+                  std::initializer_list<int64_t> shape,
+                  std::initializer_list<DType> dtypes = {DType::f32}) {
   check_shape(op, argument, view, shape);
-  check_dtype(op, argument, view, {DType::f32});
+  check_dtype(op, argument, view, dtypes);
   check_last_contiguous(op, argument, view);
   check_cpu(op, argument, view);
 }
@@ -25,9 +26,9 @@ int64_t check_projections(std::string_view op, std::span<const LoraProjection> p
     const auto name = [&](std::string_view field) {
       return fmt::format("projections[{}].{}", i, field);
     };
-    check_tensor(op, name("weight"), p.weight, {kAnySize, kAnySize});
+    check_tensor(op, name("weight"), p.weight, {kAnySize, kAnySize}, {DType::f32, DType::bf16});
     const int64_t inputs = projections[0].weight.dim(1);
-    check_tensor(op, name("weight"), p.weight, {kAnySize, inputs});
+    check_shape(op, name("weight"), p.weight, {kAnySize, inputs});
     if (p.bias) {
       check_tensor(op, name("bias"), p.bias, {p.weight.dim(0)});
     }

@@ -12,7 +12,7 @@ namespace flashloom {
 /// One projection of a group that reads the same x (q, k, v; or gate, up; or one alone), with an
 /// optional low-rank adapter: y = x W^T + bias + scale (x A^T) B^T.
 struct LoraProjection {
-  ConstTensorView weight;     // (N, K) frozen
+  ConstTensorView weight;     // (N, K) frozen, f32 or bf16
   ConstTensorView bias = {};  // optional (N)
   ConstTensorView a = {};     // optional (R, K): no adapter if absent
   ConstTensorView b = {};     // (N, R)
