@@ -14,12 +14,14 @@
 #include "cli/commands.h"
 #include "cli/terminal.h"
 #include "flashloom/core/parallel.h"
+#include "flashloom/core/process_memory.h"
 #include "flashloom/core/progress.h"
 #include "flashloom/text/data_reader.h"
 #include "flashloom/text/preview.h"
 #include "flashloom/text/supervised_data.h"
 #include "flashloom/train/export.h"
 #include "flashloom/train/fine_tune.h"
+#include "flashloom/train/memory_choices.h"
 
 namespace flashloom::cli {
 namespace {
@@ -57,6 +59,7 @@ struct Options {
   std::string bf16_updates = "stochastic";
   std::optional<std::string> save_dtype;
   std::string recompute = "norms";
+  std::optional<std::string> memory;
   std::string resume = "auto";
   std::string guards = "on";
   int64_t threads = 0;
@@ -193,13 +196,17 @@ FineTuneOptions training_options(const Options& options, const ModelConfig& conf
   return training;
 }
 
-nlohmann::ordered_json result_json(const FineTuneResult& result, const std::string& output) {
+nlohmann::ordered_json result_json(const FineTuneResult& result, const std::string& output,
+                                   int64_t planned_bytes) {
   const TrainingState& state = result.state;
   nlohmann::ordered_json json = {{"output", output},
                                  {"steps", state.step},
                                  {"stopped", result.stopped},
                                  {"seconds", state.seconds},
-                                 {"tokens", state.tokens}};
+                                 {"tokens", state.tokens},
+                                 {"planned_bytes", planned_bytes},
+                                 {"checkpoints", result.checkpoints},
+                                 {"checkpoint_seconds", result.checkpoint_seconds}};
   const auto add = [&](const char* name, const std::optional<EvaluationResult>& evaluation) {
     if (evaluation) {
       json[name] = evaluation->loss;
@@ -212,10 +219,54 @@ nlohmann::ordered_json result_json(const FineTuneResult& result, const std::stri
   return json;
 }
 
+// Beyond what this process already holds, which its plan counts too.
+int64_t memory_budget(const Options& options) {
+  if (!options.memory) {
+    return available_memory_bytes() + anonymous_memory_bytes();
+  }
+  try {
+    return parse_bytes(*options.memory);
+  } catch (const InvalidArgument& error) {
+    throw UsageError(fmt::format("--memory: {}", error.what()));
+  }
+}
+
+// Refuses before the data is read what fits with no data at all. Documents may turn out shorter
+// than --seq-len, so that is all that is sure.
+void require_memory(const Options& options, const ModelBundle& bundle) {
+  const FineTuneOptions training = training_options(options, bundle.files.config());
+  if (training.lora && training.frozen.any()) {
+    return;
+  }
+  MemoryQuestion question = {
+      .config = bundle.files.config(),
+      .lora = training.lora,
+      .frozen = training.frozen,
+      .sequence_length = 1,
+      .batch_tokens = 1,
+      .optimizer = training.optimizer,
+      .process_bytes = process_bytes(anonymous_memory_bytes(), thread_count())};
+  const int64_t budget = memory_budget(options);
+  const MemoryChoice least = memory_of(question, {.recompute = training.recompute,
+                                                  .moments = training.optimizer.moments,
+                                                  .weight_dtype = training.weight_dtype});
+  if (least.bytes > budget) {
+    question.sequence_length = options.sequence_length;
+    question.batch_tokens = options.batch_tokens;
+    throw OutOfMemory(fmt::format(
+        "this run needs more than {} of memory (weights {}, gradients {}, optimizer {}, and "
+        "activations) and {} are free; {}",
+        format_bytes(least.bytes), format_bytes(least.weights), format_bytes(least.gradients),
+        format_bytes(least.optimizer), format_bytes(budget), memory_advice(question, budget)));
+  }
+}
+
 int train(const Options& options, const ModelBundle& bundle, const SupervisedData& data,
           const SupervisedData* held_out) {
+  FineTuneOptions training = training_options(options, bundle.files.config());
+  training.process_bytes = process_bytes(anonymous_memory_bytes(), thread_count());
   FineTune run(bundle, data.documents, held_out != nullptr ? &held_out->documents : nullptr,
-               training_options(options, bundle.files.config()), available_memory_bytes());
+               training, memory_budget(options));
   note(fmt::format("memory plan\n{}", run.plan_table()));
   note(
       fmt::format("{} trainable parameters, {} steps of {} micro-batches of up to {} tokens, {} "
@@ -269,7 +320,7 @@ int train(const Options& options, const ModelBundle& bundle, const SupervisedDat
   note(fmt::format("{} steps, {} tokens in {}", result.state.step, result.state.tokens,
                    format_duration(result.state.seconds)));
   if (options.json) {
-    fmt::print("{}\n", result_json(result, options.output).dump());
+    fmt::print("{}\n", result_json(result, options.output, run.planned_bytes()).dump());
   }
   return result.stopped ? kInterrupted : kSuccess;
 }
@@ -306,6 +357,7 @@ int run(const Options& options) {
     preview(options, encoder);
     return kSuccess;
   }
+  require_memory(options, bundle);
   catch_interrupts();
   make_directory(options.output);  // tokenized data that memory does not hold goes there
   SupervisedOptions supervised = supervised_options(options);
@@ -404,6 +456,9 @@ Command finetune_command() {
             "what the backward pass computes again to save memory; results do not depend on it",
             false,
             {"none", "norms", "attention", "blocks"}},
+           {"--memory", &o->memory,
+            "budget, as 8GB or 512MiB: micro-batches are as large as it allows; default: what is "
+            "free"},
            {"--eval-steps", &o->eval_steps, "evaluate every so many steps; 0: before and after"},
            {"--save-steps", &o->save_steps, "checkpoint every so many steps; 0: at the end"},
            {"--resume",

@@ -8,6 +8,6 @@ int main(int argc, char** argv) {
       "MODEL is a Hugging Face directory or a GGUF file. Exit codes: 0 done, 1 failed, 2 wrong\n"
       "usage, 130 interrupted (what was trained is saved).",
       version_text(),
-      {finetune_command(), evaluate_command(), generate_command(), merge_command(),
+      {finetune_command(), plan_command(), evaluate_command(), generate_command(), merge_command(),
        tokenize_command(), inspect_command(), attend_command()});
 }

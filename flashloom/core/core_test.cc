@@ -7,6 +7,7 @@
 
 #include "flashloom/core/check.h"
 #include "flashloom/core/dtype.h"
+#include "flashloom/core/error.h"
 #include "flashloom/core/memory_plan.h"
 #include "flashloom/core/parallel.h"
 #include "flashloom/core/philox.h"
@@ -164,6 +165,28 @@ TEST(MemoryPlan, BuffersDoNotOverlapAndScopesShare) {
   EXPECT_EQ(static_cast<std::byte*>(arena[d].data) - static_cast<std::byte*>(arena[a].data), 64);
   EXPECT_EQ(arena[a].dim(1), 5);
   EXPECT_EQ(arena[a].as<float>()[14], 0.0f);
+}
+
+TEST(Bytes, AreReadAsPeopleWriteThem) {
+  EXPECT_EQ(parse_bytes("8GB"), 8'000'000'000);
+  EXPECT_EQ(parse_bytes("512 MiB"), 512 << 20);
+  EXPECT_EQ(parse_bytes("1.5e9"), 1'500'000'000);
+  EXPECT_EQ(parse_bytes("700"), 700);
+  for (const char* text : {"", "GB", "8 gallons", "-1GB", "0", "nan", "1e99"}) {
+    EXPECT_THROW(parse_bytes(text), InvalidArgument) << text;
+  }
+}
+
+TEST(MemoryPlan, CountsWhatOthersHold) {
+  MemoryPlan plan;
+  plan.add("a", MemoryKind::weights, DType::f32, {16});
+  plan.add_outside("tokenizer", 1000);
+  EXPECT_EQ(plan.arena_bytes(), 64);
+  EXPECT_EQ(plan.total_bytes(), 1064);
+  EXPECT_EQ(plan.kind_bytes(MemoryKind::process), 1000);
+  EXPECT_NE(plan.table().find("tokenizer"), std::string::npos);
+  EXPECT_THROW(plan.require(1063), OutOfMemory);
+  EXPECT_THROW(plan.add_outside("nothing", -1), InvalidArgument);
 }
 
 TEST(MemoryPlan, RefusesWhatDoesNotFit) {

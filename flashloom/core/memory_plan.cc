@@ -16,13 +16,14 @@ namespace {
 
 constexpr int64_t kAlignment = 64;            // a cache line, and the widest vector
 constexpr int64_t kLimit = int64_t{1} << 50;  // beyond any machine: catches sizes from bad files
-constexpr auto kKinds = static_cast<size_t>(MemoryKind::data) + 1;
+constexpr auto kKinds = static_cast<size_t>(MemoryKind::process) + 1;
 
 }  // namespace
 
 std::string_view memory_kind_name(MemoryKind kind) {
-  constexpr std::array<std::string_view, kKinds> kNames = {
-      "weights", "adapters", "gradients", "optimizer", "activations", "workspace", "data"};
+  constexpr std::array<std::string_view, kKinds> kNames = {"weights",   "adapters",    "gradients",
+                                                           "optimizer", "activations", "workspace",
+                                                           "data",      "process"};
   return kNames[static_cast<size_t>(kind)];
 }
 
@@ -43,6 +44,14 @@ MemoryPlan::Id MemoryPlan::add(std::string name, MemoryKind kind, DType dtype,
   end += bytes;
   scope_bytes_ = std::max(scope_bytes_, open_bytes_);
   return static_cast<Id>(buffers_.size()) - 1;
+}
+
+void MemoryPlan::add_outside(std::string name, int64_t bytes) {
+  if (bytes < 0 || bytes > kLimit) {
+    throw InvalidArgument("MemoryPlan::add_outside", name, "0 to 2^50 bytes",
+                          fmt::format("{}", bytes));
+  }
+  outside_.push_back({std::move(name), bytes});
 }
 
 void MemoryPlan::begin_scope() {
@@ -68,11 +77,16 @@ TensorView MemoryPlan::shape(Id id) const {
 }
 
 int64_t MemoryPlan::total_bytes() const {
-  return fixed_bytes_ + scope_bytes_;
+  return arena_bytes() + kind_bytes(MemoryKind::process);
 }
 
 int64_t MemoryPlan::kind_bytes(MemoryKind kind) const {
   int64_t bytes = 0;
+  if (kind == MemoryKind::process) {
+    for (const Outside& outside : outside_) {
+      bytes += outside.bytes;
+    }
+  }
   for (const Buffer& buffer : buffers_) {
     if (buffer.kind == kind && buffer.scope == 0) {
       bytes += buffer.bytes;
@@ -105,6 +119,10 @@ std::string MemoryPlan::table() const {
     text += fmt::format("  {:<12} {:>9}  shared by {} stages\n", "shared",
                         format_bytes(scope_bytes_), scopes_);
   }
+  for (const Outside& outside : outside_) {
+    text += fmt::format("  {:<12} {:>9}  {}\n", memory_kind_name(MemoryKind::process),
+                        format_bytes(outside.bytes), outside.name);
+  }
   return text + fmt::format("  {:<12} {:>9}\n", "together", format_bytes(total_bytes()));
 }
 
@@ -115,7 +133,7 @@ void MemoryPlan::require(int64_t budget) const {
   }
 }
 
-Arena::Arena(const MemoryPlan& plan) : bytes_(std::max<int64_t>(plan.total_bytes(), kAlignment)) {
+Arena::Arena(const MemoryPlan& plan) : bytes_(std::max<int64_t>(plan.arena_bytes(), kAlignment)) {
   void* memory = mmap(nullptr, static_cast<size_t>(bytes_), PROT_READ | PROT_WRITE,
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {

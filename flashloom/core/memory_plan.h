@@ -22,7 +22,8 @@ enum class MemoryKind : uint8_t {
   optimizer,
   activations,
   workspace,
-  data
+  data,
+  process  // what the program holds outside the arena
 };
 
 std::string_view memory_kind_name(MemoryKind kind);
@@ -37,6 +38,9 @@ class MemoryPlan {
   /// A contiguous tensor. Throws InvalidArgument if the size overflows or is negative.
   Id add(std::string name, MemoryKind kind, DType dtype, std::initializer_list<int64_t> shape);
 
+  /// Memory that somebody else holds, or will: it counts, but the arena has no room for it.
+  void add_outside(std::string name, int64_t bytes);
+
   /// Buffers added between begin_scope() and end_scope() share memory with those of every other
   /// scope: only one scope's contents live at a time (workspaces of ops that run one after
   /// another).
@@ -46,8 +50,15 @@ class MemoryPlan {
   /// Shape and dtype of a buffer, without memory: what Arena gives once there is one.
   TensorView shape(Id id) const;
 
+  /// Of everything.
   int64_t total_bytes() const;
+
+  int64_t arena_bytes() const { return fixed_bytes_ + scope_bytes_; }
+
+  /// Without what shares memory with other stages: see shared_bytes().
   int64_t kind_bytes(MemoryKind kind) const;
+
+  int64_t shared_bytes() const { return scope_bytes_; }
 
   /// The table: a line for each kind with bytes and number of buffers, the largest buffers, the
   /// sum.
@@ -69,6 +80,13 @@ class MemoryPlan {
   };
 
   std::vector<Buffer> buffers_;
+
+  struct Outside {
+    std::string name;
+    int64_t bytes;
+  };
+
+  std::vector<Outside> outside_;
   int64_t fixed_bytes_ = 0;
   int64_t scope_bytes_ = 0;  // largest scope
   int64_t open_bytes_ = 0;   // scope being written
@@ -76,7 +94,7 @@ class MemoryPlan {
   int scopes_ = 0;
 };
 
-/// The memory of a plan: one zeroed, 64-byte aligned allocation.
+/// The memory of a plan's buffers: one zeroed, 64-byte aligned allocation.
 class Arena {
  public:
   explicit Arena(const MemoryPlan& plan);

@@ -3,7 +3,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
+#include <cctype>
 #include <cmath>
+#include <cstdlib>
+
+#include "flashloom/core/error.h"
 
 namespace flashloom {
 namespace {
@@ -66,6 +71,41 @@ std::string format_bytes(int64_t bytes) {
     return fmt::format("{} B", bytes);
   }
   return fmt::format("{:.{}f} {}", value, value < 9.95 ? 1 : 0, kUnits[unit]);
+}
+
+int64_t parse_bytes(std::string_view text) {
+  struct Unit {
+    std::string_view name;
+    double bytes;
+  };
+
+  constexpr std::array<Unit, 12> kUnits = {{{"", 1},
+                                            {"B", 1},
+                                            {"KB", 1e3},
+                                            {"MB", 1e6},
+                                            {"GB", 1e9},
+                                            {"TB", 1e12},
+                                            {"KIB", 0x1p10},
+                                            {"MIB", 0x1p20},
+                                            {"GIB", 0x1p30},
+                                            {"TIB", 0x1p40},
+                                            {"M", 1e6},
+                                            {"G", 1e9}}};
+  const std::string number(text);
+  char* end = nullptr;
+  const double value = std::strtod(number.c_str(), &end);
+  std::string unit(end);
+  unit.erase(std::remove(unit.begin(), unit.end(), ' '), unit.end());
+  std::transform(unit.begin(), unit.end(), unit.begin(),
+                 [](unsigned char c) { return static_cast<char>(std::toupper(c)); });
+  for (const Unit& known : kUnits) {
+    const double bytes = value * known.bytes;
+    if (end != number.c_str() && unit == known.name && bytes >= 1 && bytes < 0x1p62) {
+      return static_cast<int64_t>(bytes);
+    }
+  }
+  throw InvalidArgument("parse_bytes", "text", "a number of bytes such as 8GB or 512MiB",
+                        fmt::format("\"{}\"", text));
 }
 
 }  // namespace flashloom

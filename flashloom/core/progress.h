@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 namespace flashloom {
 
@@ -41,5 +42,9 @@ std::string format_duration(double seconds);
 
 /// "123 B", "4.5 MB" (powers of 1000)
 std::string format_bytes(int64_t bytes);
+
+/// "8GB", "512 MiB", "1.5e9", "700": kB, MB, GB, TB are powers of 1000, KiB … TiB of 1024. Throws
+/// InvalidArgument for anything else, or less than one byte.
+int64_t parse_bytes(std::string_view text);
 
 }  // namespace flashloom

@@ -7,8 +7,10 @@
 #include <cmath>
 
 #include "flashloom/core/check.h"
+#include "flashloom/core/progress.h"
 #include "flashloom/models/llama/llama_flops.h"
 #include "flashloom/ops/linear/peak_flops.h"
+#include "flashloom/train/memory_choices.h"
 #include "flashloom/train/non_finite.h"
 #include "flashloom/train/probes.h"
 #include "flashloom/train/schedule.h"
@@ -105,13 +107,25 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
     MemoryPlan plan;
     const LlamaModel model(config, model_options(shape), plan);
     const Optimizer optimizer(options_.optimizer, model.parameters(), plan);
-    return plan.total_bytes() <= memory_budget;
+    return plan.total_bytes() + options_.process_bytes <= memory_budget;
   };
   shape_ = recorded ? *recorded : largest_bins(options_.batch_tokens, longest, fits);
 
   model_ = std::make_unique<LlamaModel>(config, model_options(shape_), plan_);
   optimizer_ = std::make_unique<Optimizer>(options_.optimizer, model_->parameters(), plan_);
-  plan_.require(memory_budget);
+  plan_.add_outside("program, tokenizer, data", options_.process_bytes);
+  if (plan_.total_bytes() > memory_budget) {
+    throw OutOfMemory(fmt::format("this run needs {} of memory and {} are free\n{}{}",
+                                  format_bytes(plan_.total_bytes()), format_bytes(memory_budget),
+                                  plan_.table(),
+                                  memory_advice({.config = config,
+                                                 .lora = options_.lora,
+                                                 .sequence_length = longest_anywhere,
+                                                 .batch_tokens = options_.batch_tokens,
+                                                 .optimizer = options_.optimizer,
+                                                 .process_bytes = options_.process_bytes},
+                                                memory_budget)));
+  }
   arena_ = std::make_unique<Arena>(plan_);
   model_->bind(*arena_);
   model_->load(bundle.files);
@@ -193,17 +207,20 @@ StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
   report.epoch = static_cast<double>(stream_->position().epoch) +
                  static_cast<double>(stream_->position().bin) /
                      static_cast<double>(std::max<int64_t>(1, stream_->bins()));
-  if (guards != nullptr) {
-    guards->check_batches(report.step, batches_);
-  }
+  const auto guard = [&](auto check) {
+    if (guards != nullptr) {
+      const auto begin = Clock::now();
+      check();
+      report.guard_seconds += seconds_since(begin);
+    }
+  };
+  guard([&] { guards->check_batches(report.step, batches_); });
   report.loss =
       gradients(batches_, {.alpha = options_.neftune_alpha, .seed = options_.seed, .step = index});
   if (!std::isfinite(report.loss)) {
     fail_not_finite(report.step, "the loss");
   }
-  if (guards != nullptr) {
-    guards->before_update(model_->parameters());
-  }
+  guard([&] { guards->before_update(model_->parameters()); });
   OptimizerStep update;
   try {
     update = optimizer_->step(schedule_factor(options_.schedule, index, steps_));
@@ -211,13 +228,13 @@ StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
     fail_not_finite(report.step, error.what());
   }
   describe_gradients(report);
-  if (guards != nullptr) {
+  guard([&] {
     guards->after_update(report.step, update.learning_rate, model_->parameters(),
                          optimizer_->gradient_norms());
     guards->check_loss(report.step, report.loss);
     report.update_ratio = guards->update_ratio();
     report.lost_updates = guards->lost_updates();
-  }
+  });
   report.learning_rate = update.learning_rate;
   report.gradient_norm = update.gradient_norm;
   report.seconds = seconds_since(start);
@@ -271,6 +288,9 @@ void FineTune::log_step(MetricLog& log, const StepReport& report) {
        {"smallest_gradient_norm", report.smallest_gradient_norm},
        {"smallest_gradient", std::string_view(report.smallest_gradient)},
        {"seconds", report.seconds},
+       {"guard_seconds", report.guard_seconds},
+       {"update_ratio", report.update_ratio},
+       {"lost_updates", report.lost_updates},
        // Bins are packed without padding, so all tokens are real; `packing` is the share of
        // the bins' room that they fill.
        {"all_tokens_per_second", static_cast<double>(report.tokens) * rate},

@@ -42,7 +42,8 @@ struct FineTuneOptions {
   DType weight_dtype = DType::f32;  // of matrices in memory, trained or frozen: f32 or bf16
   DType save_dtype = DType::f32;    // of full weights in files
   uint64_t seed = 0;
-  bool guards = true;  // watch for signs that the run does not train; under 1 % of the time
+  int64_t process_bytes = 0;  // what the program holds beside the plan: counted against the budget
+  bool guards = true;         // watch for signs that the run does not train; under 1 % of the time
   /// What decided the data beside the rows themselves, by name: a run that goes on must have the
   /// same.
   std::vector<std::pair<std::string, std::string>> data_settings = {};
@@ -57,10 +58,11 @@ struct StepReport {
   double learning_rate = 0;
   double gradient_norm = 0;
   double seconds = 0;
-  int64_t tokens = 0;       // that went through the model: packed bins hold no padding
-  int64_t loss_tokens = 0;  // that bear loss
-  int64_t capacity = 0;     // what the step's bins could have held ("all", with their empty room)
-  double utilisation = 0;   // MFU: FLOPs of the step / seconds / measure_peak_flops()
+  double guard_seconds = 0;  // of these, what the guards took
+  int64_t tokens = 0;        // that went through the model: packed bins hold no padding
+  int64_t loss_tokens = 0;   // that bear loss
+  int64_t capacity = 0;      // what the step's bins could have held ("all", with their empty room)
+  double utilisation = 0;    // MFU: FLOPs of the step / seconds / measure_peak_flops()
   std::string largest_gradient, smallest_gradient;  // of all tensors, by norm
   double largest_gradient_norm = 0, smallest_gradient_norm = 0;
   double update_ratio = 0;  // |dw| / |w|, sampled by the guards
@@ -85,6 +87,8 @@ struct FineTuneObserver {
 struct FineTuneResult {
   TrainingState state;  // at the end, with what a resumed run did before
   bool stopped = false;
+  int64_t checkpoints = 0;  // written
+  double checkpoint_seconds = 0;
   std::optional<EvaluationResult> after;  // of the last step, unless stopped
 };
 
@@ -93,16 +97,19 @@ struct FineTuneResult {
 /// process was ended and started again (on one kind of processor).
 class FineTune {
  public:
-  /// Borrows the model bundle and the documents. Throws OutOfMemory with the table if the plan does
-  /// not fit `memory_budget`; micro-batches are made as small as a document before that, unless the
-  /// output directory holds a run, whose micro-batches stay. Throws Error if that run has other
-  /// settings or data, IoError if another process is writing there.
+  /// Borrows the model bundle and the documents. Throws OutOfMemory with the table, and the flags
+  /// that would fit, if the plan does not fit `memory_budget`; micro-batches are made as small as a
+  /// document before that, unless the output directory holds a run, whose micro-batches stay.
+  /// Throws Error if that run has other settings or data, IoError if another process is writing
+  /// there.
   FineTune(const ModelBundle& bundle, const TokenDocuments& train, const TokenDocuments* held_out,
            FineTuneOptions options, int64_t memory_budget);
   ~FineTune();
 
   /// Bytes by purpose, for the user.
   std::string plan_table() const { return plan_.table(); }
+
+  const MemoryPlan& plan() const { return plan_; }
 
   int64_t planned_bytes() const { return plan_.total_bytes(); }
 

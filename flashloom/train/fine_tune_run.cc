@@ -163,8 +163,11 @@ FineTuneResult FineTune::run(const FineTuneObserver& observer) {
   const auto checkpoint = [&] {
     state.data = stream_->position();
     state.seconds = seconds_before + std::chrono::duration<double>(Clock::now() - start).count();
+    const auto begin = Clock::now();
     const std::string folder = checkpoints.write(
         state, state_tensors(), [&](const std::string& directory) { save_model(directory); });
+    result.checkpoint_seconds += std::chrono::duration<double>(Clock::now() - begin).count();
+    ++result.checkpoints;
     if (observer.saved) {
       observer.saved(folder);
     }

@@ -82,7 +82,7 @@ inline void write_tiny_model(const std::string& directory) {
   write_file_atomically(directory + "/config.json", to_hugging_face_json(config));
 
   MemoryPlan plan;
-  LlamaWeights weights(config, /*trainable=*/false, plan);
+  LlamaWeights weights(config, /*trainable=*/false, DType::f32, plan);
   const Arena arena(plan);
   weights.bind(arena);
   std::vector<Parameter> parameters;

@@ -130,11 +130,13 @@ TEST_F(Resume, EndsInTheSameBitsWithEveryOptionThatDrawsNumbersOrLeavesPartsOut)
 }
 
 TEST_F(Resume, IsExactWithWeightsAndMomentsInFewerBits) {
-  const std::string flags =
-      "--method full --weight-dtype bf16 --optimizer adamw8bit --guards off --lr 1e-3 ";
-  const auto training = [&](const std::string& output, int steps) {
-    return fmt::format("finetune --model {} --data {} --output {} --batch-tokens 128 --steps {} {}",
-                       path("model"), path("train.jsonl"), path(output), steps, flags);
+  const std::string flags = "--method full --weight-dtype bf16 --guards off --lr 1e-3 ";
+  const auto training = [&](const std::string& output, int steps,
+                            const char* optimizer = "adamw8bit") {
+    return fmt::format(
+        "finetune --model {} --data {} --output {} --batch-tokens 128 --steps {} {}"
+        "--optimizer {} ",
+        path("model"), path("train.jsonl"), path(output), steps, flags, optimizer);
   };
   ASSERT_EQ(run(training("small_whole", 8) + "--threads 1 --recompute none").code, 0);
   // Two runs to 8 steps with the schedule of 8: the first is stopped by its signal after a save.
@@ -145,8 +147,9 @@ TEST_F(Resume, IsExactWithWeightsAndMomentsInFewerBits) {
   ASSERT_EQ(rest.code, 0) << rest.err;
   EXPECT_TRUE(read_for_test(path("small_parts/model.safetensors")) ==
               read_for_test(path("small_whole/model.safetensors")));
-  const ProgramResult other = run(training("small_parts", 8) + "--optimizer adamw");
+  const ProgramResult other = run(training("small_parts", 8, "adamw"));
   EXPECT_NE(other.code, 0);
+  EXPECT_THAT(other.err, HasSubstr("optimizer: was \"adamw8bit\", now \"adamw\""));
 }
 
 TEST_F(Resume, LeavesAFinishedRunAsItIsAndContinuesItForMoreSteps) {
