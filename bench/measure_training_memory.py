@@ -76,7 +76,7 @@ def measure_memory(program, models):
                     result, peak = run(program, [
                         "finetune", "--json", "--model", model, "--data", folder + "/train.jsonl",
                         "--output", folder + "/run", "--seq-len", str(length), "--batch-tokens",
-                        str(length), "--steps", "2", *flags])
+                        str(length), "--steps", "1", *flags])
                 plan = result["planned_bytes"]
                 print(f"{os.path.basename(model.rstrip('/')):<18} {method:<20} {length:>6} "
                       f"{plan / 1e6:>7.0f} MB {peak / 1e6:>7.0f} MB {peak / plan:>7.3f}",
@@ -97,7 +97,7 @@ def measure_time(program, model):
                 result, _ = run(program, [
                     "finetune", "--json", "--model", model, "--data", folder + "/train.jsonl",
                     "--output", folder + "/run", "--seq-len", "256", "--batch-tokens", "512",
-                    "--steps", "4", "--method", method, "--recompute", level])
+                    "--steps", "3", "--method", method, "--recompute", level])
                 steps = steps_of(folder)
                 seconds = statistics.median(step["seconds"] for step in steps)
                 guards = sum(step["guard_seconds"] for step in steps)
