@@ -154,8 +154,8 @@ TEST_P(LlamaKinds, Bf16StorageComputesAsItsNumbersInF32) {
     const TestModel half = open(stored);
     const TestModel model = open(options);
     for (const Parameter& parameter : half->parameters()) {
-      const bool adapter = parameter.role == ParameterRole::adapter_a ||
-                           parameter.role == ParameterRole::adapter_b;
+      const bool adapter =
+          parameter.role == ParameterRole::adapter_a || parameter.role == ParameterRole::adapter_b;
       if (parameter.value.rank == 2 && !adapter) {
         ASSERT_EQ(parameter.value.dtype, DType::bf16) << parameter.name;
         float* numbers = model.find(parameter.name)->value.as<float>();
