@@ -5,7 +5,7 @@
 namespace flashloom::cuda {
 
 /// Copies 16 bytes to shared memory past the L1 cache and the registers. Without `exists` nothing
-/// is read and the 16 bytes become zero; `source` must be a valid address even then.
+/// is read, whatever `source` is, and the 16 bytes become zero.
 __device__ __forceinline__ void cp_async_16(uint32_t target, const void* source, bool exists) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
                "r"(exists ? 16 : 0)

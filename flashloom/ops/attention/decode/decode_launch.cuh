@@ -17,10 +17,11 @@ namespace flashloom::decode {
 
 /// How a call is cut and where its workspace goes; from host shapes alone.
 struct Plan {
-  int64_t units, blocks, tiles_block, row_tiles, slot_rows;
-  int64_t counter_bytes, stats_bytes, partial_bytes;
+  int64_t units, parts, blocks, tiles_block, row_tiles, slot_rows;
+  int64_t slot_floats;
+  int64_t counter_bytes, slot_bytes;
 
-  int64_t bytes() const { return counter_bytes + stats_bytes + partial_bytes; }
+  int64_t bytes() const { return counter_bytes + slot_bytes; }
 };
 
 inline int64_t multiprocessors(const Device& device) {
@@ -32,10 +33,8 @@ inline int64_t multiprocessors(const Device& device) {
 
 template <class Shape>
 Plan make_plan(const AttentionInputs& inputs, const AttentionOptions& options) {
-  // More blocks than this have nothing left to share. Their counts fit 16 bits, and what they know
-  // of a row the shared memory of the block that joins them.
-  constexpr int64_t kMaxBlocks = 4096;
-  static_assert(Shape::kBufferBytes >= (kMaxBlocks + 1) * 8);
+  // More parts than this have nothing left to share, and their counts fit 16 bits.
+  constexpr int64_t kMaxParts = 4096;
   // Two tiles of keys a team: below that a block costs more than it reads.
   constexpr int64_t kTilesBlock = 2 * Shape::kTeams;
   const auto ceil_div = [](int64_t a, int64_t b) { return (a + b - 1) / b; };
@@ -56,21 +55,32 @@ Plan make_plan(const AttentionInputs& inputs, const AttentionOptions& options) {
     keys = std::min(keys, source.left + source.right + source.max_query);
   }
   const int64_t tiles = plan.units * std::max<int64_t>(1, ceil_div(keys, Shape::kTileKeys));
-  plan.tiles_block = options.execution.splits > 0 ? 1 : kTilesBlock;
-  if (options.execution.splits > 0) {
-    plan.blocks = std::min(plan.units * options.execution.splits, tiles);
+  // A multiprocessor takes in keys at several times its share of the memory's rate, so blocks need
+  // not fill all of them: a few more or fewer are as fast, parts that cross units are not.
+  const int64_t filled = std::max<int64_t>(
+      1, static_cast<int64_t>(static_cast<float>(multiprocessors(inputs.q.device)) *
+                              options.execution.multiprocessor_share));
+  const AttentionSequences& sequences = options.sequences;
+  const bool uniform =
+      !sequences.cu_query && !sequences.cu_key && !sequences.used_query && !sequences.used_key;
+  plan.tiles_block = kTilesBlock;
+  if (uniform || options.execution.splits > 0) {
+    const int64_t least = filled / plan.units;
+    plan.parts = least * plan.units * 4 >= filled * 3 ? least : least + 1;
+    plan.parts = std::min(plan.parts, ceil_div(tiles, plan.units * kTilesBlock));
+    if (options.execution.splits > 0) {
+      plan.parts = std::min<int64_t>({options.execution.splits, tiles / plan.units, kMaxParts});
+    }
+    plan.parts = std::max<int64_t>(1, plan.parts);
+    plan.blocks = plan.units * plan.parts;
   } else {
-    const auto allowed = static_cast<int64_t>(static_cast<float>(multiprocessors(inputs.q.device)) *
-                                              options.execution.multiprocessor_share) *
-                         Shape::kResident;
-    plan.blocks = std::clamp(ceil_div(tiles, kTilesBlock), std::min(plan.units, allowed), allowed);
+    plan.blocks = std::clamp<int64_t>(ceil_div(tiles, kTilesBlock), 1, filled * Shape::kResident);
   }
-  plan.blocks = std::clamp<int64_t>(plan.blocks, 1, kMaxBlocks);
-  const int64_t slots = 2 * plan.blocks * plan.slot_rows;
-  const auto padded = [&](int64_t bytes) { return ceil_div(bytes, 64) * 64; };
-  plan.counter_bytes = padded(plan.units * 8);
-  plan.stats_bytes = padded(slots * 8);
-  plan.partial_bytes = padded(slots * Shape::kDim * 4);
+  const bool shares = plan.parts != 1;
+  plan.slot_floats = ceil_div(plan.slot_rows * (Shape::kDim + 2), 4) * 4;
+  const int64_t slots = shares ? 2 * plan.blocks : 0;
+  plan.counter_bytes = shares ? ceil_div((plan.units + slots) * 8, 64) * 64 : 0;
+  plan.slot_bytes = ceil_div(slots * plan.slot_floats * 4, 64) * 64;
   return plan;
 }
 
@@ -120,9 +130,7 @@ inline Params make_params(const AttentionOutputs& outputs, const AttentionInputs
   source.right = near(source.right);
   const AttentionSequences& sequences = options.sequences;
   const bool packed = static_cast<bool>(sequences.cu_query);
-  params.group = source.heads / source.key_heads;
-  params.uniform =
-      sequences.cu_query || sequences.cu_key || sequences.used_query || sequences.used_key ? 0 : 1;
+  params.group = Divisor(source.heads / source.key_heads);
   const Strides q(inputs.q, packed);
   params.q = inputs.q.data;
   params.q_sequence = q.sequence;
@@ -133,7 +141,7 @@ inline Params make_params(const AttentionOutputs& outputs, const AttentionInputs
   if (sequences.page_table) {
     params.pages = static_cast<const int32_t*>(sequences.page_table.data);
     params.pages_sequence = sequences.page_table.stride(0);
-    params.page_size = static_cast<int32_t>(sequences.page_size);
+    params.page_size = Divisor(sequences.page_size);
     params.page_count = static_cast<int32_t>(inputs.k.dim(0));
   }
   const Strides out(outputs.out, packed);
@@ -180,13 +188,15 @@ void launch_decode(const AttentionOutputs& outputs, const AttentionInputs& input
     return;
   }
   Params params = make_params(outputs, inputs, options);
+  params.parts = static_cast<int32_t>(plan.parts);
   params.tiles_block = static_cast<int32_t>(plan.tiles_block);
   params.row_tiles = static_cast<int32_t>(plan.row_tiles);
   params.slot_rows = static_cast<int32_t>(plan.slot_rows);
   std::byte* memory = workspace.data();
   params.counters = reinterpret_cast<unsigned long long*>(memory);
-  params.partial_stats = reinterpret_cast<float*>(memory + plan.counter_bytes);
-  params.partial = reinterpret_cast<float*>(memory + plan.counter_bytes + plan.stats_bytes);
+  params.group_counters = params.counters + plan.units;
+  params.slots = reinterpret_cast<float*>(memory + plan.counter_bytes);
+  params.slot_floats = static_cast<int32_t>(plan.slot_floats);
   params.nonce = next_nonce();
   auto* kernel = &attention_decode_kernel<Shape>;
   cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -10,13 +10,6 @@ namespace flashloom::decode {
 /// Largest score and sum of a row.
 using RowStats = float2;
 
-/// Rows of a unit that are stored.
-template <class Shape>
-__device__ __forceinline__ int32_t stored_rows(const Params& params, const Unit& unit,
-                                               const SequenceRows& rows) {
-  return min(Shape::kRows, rows.query_rows * params.group - unit.row_tile * Shape::kRows);
-}
-
 /// The warps' sums into shared memory, relative to the largest score among the teams: f32
 /// (teams, rows, kSumPitch). Ends with a barrier.
 template <class Shape>
@@ -90,8 +83,8 @@ __device__ __forceinline__ void write_result(const Params& params, const Unit& u
                                              const SequenceRows& rows, int32_t row, int32_t column,
                                              float4 value, RowStats stats) {
   const int32_t index = unit.row_tile * Shape::kRows + row;
-  const int32_t query = index / params.group;
-  const int32_t head = unit.key_head * params.group + index % params.group;
+  const int32_t query = params.group.quotient(index);
+  const int32_t head = (unit.key_head - query) * static_cast<int32_t>(params.group.divisor) + index;
   const bool exists = query < rows.queries;
   float largest = stats.x;
   float sum = exists ? stats.y : 0;
@@ -102,14 +95,12 @@ __device__ __forceinline__ void write_result(const Params& params, const Unit& u
     factor = cuda::exp2_fast(stats.x - largest);
     sum = sum * factor + cuda::exp2_fast(sink - largest);
   }
-  const float scale = sum > 0 ? factor / sum : 0;
+  const bool seen = sum > 0 || sum != sum;  // NaN stays NaN
+  const float scale = seen ? __fdividef(factor, sum) : 0;
   const int64_t out_row = int64_t{rows.query_first} + query;
   if (column < params.value_dim) {
-    if (sum > 0 || sum != sum) {
-      value = {value.x * scale, value.y * scale, value.z * scale, value.w * scale};
-    } else {
-      value = {0, 0, 0, 0};
-    }
+    value = seen ? float4{value.x * scale, value.y * scale, value.z * scale, value.w * scale}
+                 : float4{0, 0, 0, 0};
     store_4<typename Shape::Type>(params.out, params.out_is_f32 != 0,
                                   unit.sequence * params.out_sequence + head * params.out_head +
                                       out_row * params.out_row + column,
@@ -117,93 +108,114 @@ __device__ __forceinline__ void write_result(const Params& params, const Unit& u
   }
   if (column == 0 && params.lse != nullptr) {
     params.lse[unit.sequence * params.lse_sequence + head * params.lse_head +
-               out_row * params.lse_row] = sum > 0 ? (largest + log2f(sum)) * 0.6931471805599453f
-                                           : sum != sum ? sum
-                                                        : -INFINITY;
+               out_row * params.lse_row] =
+        seen ? (largest + log2f(sum)) * 0.6931471805599453f : -INFINITY;
   }
 }
 
-/// The result of a unit from the slots of its blocks. Loads come in batches that do not wait for
-/// one another: this runs when the rest of the GPU is done.
+/// Four columns of a row of a slot; its statistics beside column 0.
 template <class Shape>
-__device__ __forceinline__ void merge_pieces(const Params& params, const Line& line,
-                                             const Unit& unit, const SequenceRows& rows,
-                                             const Line::Owners& owners, int32_t row_count,
-                                             float* memory) {
-  constexpr int32_t kColumns = Shape::kDim / 4;
-  constexpr int32_t kBatch = 8;
-  const int32_t pieces = owners.count;
+__device__ __forceinline__ void write_slot(const Params& params, int32_t slot, int32_t row,
+                                           int32_t column, float4 value, RowStats stats) {
+  float* target = params.slots + int64_t{slot} * params.slot_floats;
+  *reinterpret_cast<float4*>(target + row * Shape::kDim + column) = value;
+  if (column == 0) {
+    reinterpret_cast<RowStats*>(target + params.slot_rows * Shape::kDim)[row] = stats;
+  }
+}
+
+/// What joins: value += weight part for sums relative to other maxima.
+__device__ __forceinline__ void add_part(float4& value, float weight, float4 part) {
+  value.x += weight * part.x;
+  value.y += weight * part.y;
+  value.z += weight * part.z;
+  value.w += weight * part.w;
+}
+
+/// Joins `count` slots of a unit, those of blocks first, first + step, ...: into the result, or
+/// into the first of the slots. A thread has four columns of a row at a time; slots come to shared
+/// memory as many as it holds, so that their latency counts once.
+template <class Shape>
+__device__ __forceinline__ void join_slots(const Params& params, const Line& line, const Unit& unit,
+                                           const Work& work, int32_t first, int32_t count,
+                                           int32_t step, bool final, float* memory) {
+  constexpr int32_t kColumns = Shape::kDim / 4;  // threads a row
+  constexpr int32_t kRowsOnce = Shape::kThreads / kColumns;
+  constexpr int32_t kRowFloats = Shape::kDim + 4;  // sums and statistics, in 16-byte pieces
+  constexpr int32_t kFloats = Shape::kBufferBytes / 4;
+  static_assert(kRowsOnce >= 1 && kFloats / kRowFloats / kRowsOnce >= 8);
   const auto thread = static_cast<int32_t>(threadIdx.x);
-  const int32_t first_slot = line.slot(owners.first, unit.start);
-  // Only the first block can have begun the unit behind another one.
-  const auto slot_row = [&](int32_t piece, int32_t row) {
-    const int32_t slot = piece == 0 ? first_slot : 2 * (owners.first + piece);
-    return int64_t{slot} * params.slot_rows + row;
-  };
-  const auto load_batch = [&](float4(&parts)[kBatch], int32_t item, int32_t first) {
-#pragma unroll
-    for (int32_t n = 0; n < kBatch; ++n) {
-      const int64_t place = slot_row(min(first + n, pieces - 1), item / kColumns);
-      parts[n] = __ldcg(reinterpret_cast<const float4*>(params.partial + place * Shape::kDim +
-                                                        item % kColumns * 4));
-    }
-  };
-  const auto* all_stats = reinterpret_cast<const RowStats*>(params.partial_stats);
-  // (rows at once, pieces), then (rows at once); the largest score becomes the weight.
-  const int32_t at_once = min(Shape::kRows, Shape::kBufferBytes / 8 / (pieces + 1));
-  auto* stats = reinterpret_cast<RowStats*>(memory);
-  RowStats* totals = stats + at_once * pieces;
-  for (int32_t base = 0; base < row_count; base += at_once) {
-    const int32_t count = min(at_once, row_count - base);
-    const int32_t end = (base + count) * kColumns;
-    float4 parts[kBatch];
-    load_batch(parts, min(base * kColumns + thread, end - 1), 0);
-    for (int32_t n = thread; n < count * pieces; n += Shape::kThreads) {
-      stats[n] = __ldcg(&all_stats[slot_row(n % pieces, base + n / pieces)]);
-    }
-    __syncthreads();
-    for (int32_t row = thread / 32; row < count; row += Shape::kThreads / 32) {
-      RowStats* own = stats + row * pieces;
-      RowStats total = {kNothing, 0};
-      for (int32_t piece = thread % 32; piece < pieces; piece += 32) {
-        total.x = fmaxf(total.x, own[piece].x);
-      }
-      for (int step = 16; step > 0; step /= 2) {
-        total.x = fmaxf(total.x, __shfl_xor_sync(0xffffffffu, total.x, step));
-      }
-      for (int32_t piece = thread % 32; piece < pieces; piece += 32) {
-        own[piece].x = cuda::exp2_fast(own[piece].x - total.x);
-        total.y += own[piece].x * own[piece].y;
-      }
-      for (int step = 16; step > 0; step /= 2) {
-        total.y += __shfl_xor_sync(0xffffffffu, total.y, step);
-      }
-      if (thread % 32 == 0) {
-        totals[row] = total;
-      }
-    }
-    __syncthreads();
-    for (int32_t item = base * kColumns + thread; item < end; item += Shape::kThreads) {
-      const int32_t row = item / kColumns;
-      float4 value = {0, 0, 0, 0};
-      for (int32_t first = 0; first < pieces; first += kBatch) {
-        if (first > 0 || item != base * kColumns + thread) {
-          load_batch(parts, item, first);
+  const int32_t first_slot = line.slot(first, unit.start);
+  const int32_t column = thread % kColumns * 4;
+  const bool works = thread < kRowsOnce * kColumns;
+  // All parts of as many rows as fit, or as many parts as fit of the rows that threads have at
+  // once.
+  const int32_t fit = kFloats / kRowFloats;
+  const int32_t rows_once = max(fit / count, kRowsOnce);
+  const int32_t parts_once = min(count, fit / rows_once);
+  RowStats total = {};
+  float4 value = {};
+#pragma unroll 1
+  for (int32_t base = 0; base < work.row_count; base += rows_once) {
+    const int32_t rows = min(rows_once, work.row_count - base);
+#pragma unroll 1
+    for (int32_t begin = 0; begin < count; begin += parts_once) {
+      const int32_t parts = min(parts_once, count - begin);
+      __syncthreads();
+#pragma unroll 1
+      for (int32_t part = thread / 32; part < parts; part += Shape::kThreads / 32) {
+        // Only the first block can have begun the unit behind another one.
+        const int32_t slot = begin + part == 0 ? first_slot : 2 * (first + (begin + part) * step);
+        const float* source = params.slots + int64_t{slot} * params.slot_floats;
+        const float* stats = source + params.slot_rows * Shape::kDim + base * 2;
+        float* target = memory + part * rows * kRowFloats;
+        source += base * Shape::kDim;
+#pragma unroll 2
+        for (int32_t at = thread % 32 * 4; at < rows * Shape::kDim; at += 128) {
+          cuda::cp_async_16(cuda::shared_address(target + at), source + at, true);
         }
-#pragma unroll
-        for (int32_t n = 0; n < kBatch; ++n) {
-          if (first + n < pieces) {
-            const float weight = stats[(row - base) * pieces + first + n].x;
-            value.x += weight * parts[n].x;
-            value.y += weight * parts[n].y;
-            value.z += weight * parts[n].z;
-            value.w += weight * parts[n].w;
-          }
+#pragma unroll 1
+        for (int32_t row = thread % 32; row < rows; row += 32) {
+          reinterpret_cast<RowStats*>(target + rows * Shape::kDim)[row] =
+              __ldcg(reinterpret_cast<const RowStats*>(stats) + row);
         }
       }
-      write_result<Shape>(params, unit, rows, row, item % kColumns * 4, value, totals[row - base]);
+      cuda::cp_async_commit();
+      cuda::cp_async_wait<0>();
+      __syncthreads();
+#pragma unroll 1
+      for (int32_t row = thread / kColumns; works && row < rows; row += kRowsOnce) {
+        if (begin == 0) {
+          total = {kNothing, 0};
+          value = {0, 0, 0, 0};
+        }
+        const float* own = memory + row * Shape::kDim + column;
+        const float* stats = memory + rows * Shape::kDim + row * 2;
+        float largest = total.x;
+#pragma unroll 4
+        for (int32_t part = 0; part < parts; ++part) {
+          largest = fmaxf(largest, stats[part * rows * kRowFloats]);
+        }
+        const float factor = cuda::exp2_fast(total.x - largest);
+        total = {largest, total.y * factor};
+        value = {value.x * factor, value.y * factor, value.z * factor, value.w * factor};
+#pragma unroll 4
+        for (int32_t part = 0; part < parts; ++part) {
+          const auto other = *reinterpret_cast<const RowStats*>(stats + part * rows * kRowFloats);
+          const float weight = cuda::exp2_fast(other.x - largest);
+          total.y += weight * other.y;
+          add_part(value, weight, *reinterpret_cast<const float4*>(own + part * rows * kRowFloats));
+        }
+        if (begin + parts < count) {
+          continue;
+        }
+        if (final) {
+          write_result<Shape>(params, unit, work.rows, base + row, column, value, total);
+        } else {
+          write_slot<Shape>(params, first_slot, base + row, column, value, total);
+        }
+      }
     }
-    __syncthreads();
   }
 }
 
@@ -211,12 +223,13 @@ __device__ __forceinline__ void merge_pieces(const Params& params, const Line& l
 /// workspace, and the result if it is the last one.
 template <class Shape>
 __device__ __forceinline__ void finish_piece(const Params& params, const Line& line,
-                                             const Unit& unit, const SequenceRows& rows,
-                                             const Line::Owners& owners, int32_t row_count,
+                                             const Unit& unit, const Work& work, bool whole,
                                              const RowStats* stats, float* sums) {
   constexpr int32_t kColumns = Shape::kDim / 4;
-  const int32_t slot = line.slot(static_cast<int32_t>(blockIdx.x), unit.start);
-  for (auto item = static_cast<int32_t>(threadIdx.x); item < row_count * kColumns;
+  const auto block = static_cast<int32_t>(blockIdx.x);
+  const int32_t slot = line.slot(block, unit.start);
+#pragma unroll 1
+  for (auto item = static_cast<int32_t>(threadIdx.x); item < work.row_count * kColumns;
        item += Shape::kThreads) {
     const int32_t row = item / kColumns;
     const int32_t column = item % kColumns * 4;
@@ -230,36 +243,45 @@ __device__ __forceinline__ void finish_piece(const Params& params, const Line& l
     for (int team = 0; team < Shape::kTeams; ++team) {
       const RowStats own = stats[team * Shape::kRows + row];
       total.y += own.y * cuda::exp2_fast(own.x - total.x);
-      const float4 part = *reinterpret_cast<const float4*>(
-          sums + (team * Shape::kRows + row) * Shape::kSumPitch + column);
-      value.x += part.x;
-      value.y += part.y;
-      value.z += part.z;
-      value.w += part.w;
+      add_part(value, 1,
+               *reinterpret_cast<const float4*>(
+                   sums + (team * Shape::kRows + row) * Shape::kSumPitch + column));
     }
-    if (owners.count == 1) {
-      write_result<Shape>(params, unit, rows, row, column, value, total);
+    if (whole) {
+      write_result<Shape>(params, unit, work.rows, row, column, value, total);
       continue;
     }
-    const int64_t place = int64_t{slot} * params.slot_rows + row;
-    *reinterpret_cast<float4*>(params.partial + place * Shape::kDim + column) = value;
-    if (column == 0) {
-      reinterpret_cast<RowStats*>(params.partial_stats)[place] = total;
-    }
+    write_slot<Shape>(params, slot, row, column, value, total);
   }
-  if (owners.count == 1) {
+  if (whole) {
     return;
   }
   __shared__ int is_last;
-  __threadfence();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    is_last = arrive_last(counter_of(params, unit), owners.count) ? 1 : 0;
+  const Sharing sharing = sharing_of<Shape>(line, unit, work);
+  const bool one_group = sharing.group == sharing.count;
+  const int32_t begin = sharing.group_first(block);
+  // Twice at most: the parts of a group, then the groups.
+#pragma unroll 1
+  for (int level = 0; level < 2; ++level) {
+    const int32_t count = level == 0 ? sharing.group_count(begin) : sharing.groups();
     __threadfence();
-  }
-  __syncthreads();
-  if (is_last != 0) {
-    merge_pieces<Shape>(params, line, unit, rows, owners, row_count, sums);
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      unsigned long long* counter = level == 0 ? group_counter(params, line.slot(begin, unit.start))
+                                               : unit_counter(params, unit);
+      is_last = arrive_last(counter, count) ? 1 : 0;
+      __threadfence();
+    }
+    __syncthreads();
+    if (is_last == 0) {
+      return;
+    }
+    const bool final = level == 1 || one_group;
+    join_slots<Shape>(params, line, unit, work, level == 0 ? begin : sharing.first, count,
+                      level == 0 ? 1 : sharing.group, final, sums);
+    if (final) {
+      return;
+    }
   }
 }
 

@@ -6,6 +6,31 @@
 
 namespace flashloom::decode {
 
+// Everything that runs before the first load and after the last one costs each call its full time,
+// on instruction fetch above all: divisions and second copies of inlined code are kept out.
+
+/// n / divisor for n in [0, 2^31) as a product: with 2^(s-1) < divisor <= 2^s the multiplier
+/// ceil(2^(31+s) / divisor) fits 32 bits, and its error times n stays below one quotient.
+struct Divisor {
+  uint32_t divisor = 1;
+  uint32_t multiplier = 1u << 31;
+  uint32_t shift = 31;
+
+  Divisor() = default;
+
+  explicit Divisor(int64_t value) : divisor(static_cast<uint32_t>(value)) {
+    while ((int64_t{1} << (shift - 31)) < value) {
+      ++shift;
+    }
+    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + divisor - 1) / divisor);
+  }
+
+  FLASHLOOM_HOST_DEVICE int32_t quotient(int32_t n) const {
+    return static_cast<int32_t>((static_cast<uint64_t>(static_cast<uint32_t>(n)) * multiplier) >>
+                                shift);
+  }
+};
+
 /// Rows of k or v. Strides in bytes; `sequence` is that of a page if there is a page table.
 struct KeyRows {
   const char* data;
@@ -14,18 +39,19 @@ struct KeyRows {
 };
 
 struct Params {
-  GeometrySource source;  // offset already resolved to has_offset or neither; bounds within 2^40
-  int32_t group;          // query heads a key-value head
+  GeometrySource source;  // starts resolved to an offset; offset and bounds within 2^40
+  Divisor group;          // query heads a key-value head
   int32_t row_tiles;      // tiles of rows a (sequence, key-value head), by the host's bound
-  int32_t tiles_block;    // fewest tiles of keys a block
-  int32_t uniform;        // every sequence has the host's lengths
+  int32_t parts;          // blocks a unit; 0: stretches of the line of all units
+  int32_t tiles_block;    // fewest tiles of keys a stretch
 
   const void* q;
   int64_t q_sequence, q_head, q_row;  // elements
   KeyRows k, v;
   const int32_t* pages;  // null without a page table
   int64_t pages_sequence;
-  int32_t page_size, page_count;
+  Divisor page_size;
+  int32_t page_count;
 
   void* out;
   int64_t out_sequence, out_head, out_row;  // elements
@@ -44,11 +70,12 @@ struct Params {
   const float* sinks;
   int64_t sinks_head;
 
-  float* partial;        // (blocks, 2, slot_rows, kDim), then (blocks, 2, slot_rows, 2)
-  float* partial_stats;  // largest score and sum
+  float* slots;  // (blocks, 2, slot_floats): sums (slot_rows, kDim), then statistics (slot_rows, 2)
   int32_t slot_rows;
-  unsigned long long* counters;  // one a unit
-  unsigned long long nonce;      // 48 bits, not 0
+  int32_t slot_floats;                 // a multiple of 4
+  unsigned long long* counters;        // one a unit
+  unsigned long long* group_counters;  // one a slot
+  unsigned long long nonce;            // 48 bits, not 0
   int32_t* status;
 };
 
@@ -73,6 +100,9 @@ struct Shape {
   static constexpr int kChunks = kDim / 8;  // of 16 bytes
   static constexpr int kTileBytes = kTileKeys * kDim * 2;
   static constexpr int kTeamBytes = kStages * 2 * kTileBytes;
+  // Threads that copy a row side by side, and rows that a team copies at once.
+  static constexpr int kWidth = kDim == 96 ? 4 : kDim % 128 == 64 ? 8 : kChunks;
+  static constexpr int kRowsOnce = kTeamThreads / kWidth;
   // The teams' sums before they are joined: rows of f32, padded so that stores of two columns by
   // eight rows meet no bank twice. They lie where the keys were.
   static constexpr int kSumPitch = kDim + 8;
@@ -82,8 +112,7 @@ struct Shape {
   // Queries as operands, 16 bytes a lane, where registers have no room for them beside the sums.
   static constexpr bool kQueriesInShared = kDim > 128;
   static constexpr int kSharedBytes = kBufferBytes + (kQueriesInShared ? kRows * kDim * 2 : 0);
-  static_assert(kTileKeys <= 32, "a lane looks up the page of one key");
-  static_assert(kTileKeys * kChunks % kTeamThreads == 0);
+  static_assert(kTileKeys % kRowsOnce == 0 && kChunks % kWidth == 0);
 };
 
 }  // namespace flashloom::decode

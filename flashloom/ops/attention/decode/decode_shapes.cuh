@@ -11,10 +11,10 @@ namespace flashloom::decode {
 // tile. More rows: tiles of 64 rows, four warps share tiles of 32 keys. Last three numbers: teams
 // or steps of 16 keys, stages, blocks a multiprocessor; their products keep 64 KB or more of a
 // multiprocessor's keys under way. docs/kernels/attention.md names the runs that chose them.
+template <class T, int kDim, int kTeams, int kSteps, int kStages, int kResident>
+using FewRows = Shape<T, kDim, 1, kTeams, kSteps, kStages, kResident>;
 template <class T, int kDim, int kTeams, int kStages, int kResident>
-using FewRows = Shape<T, kDim, 1, kTeams, 1, kStages, kResident>;
-template <class T, int kDim, int kStages, int kResident>
-using ManyRows = Shape<T, kDim, 4, 1, 2, kStages, kResident>;
+using ManyRows = Shape<T, kDim, 4, kTeams, 2, kStages, kResident>;
 
 /// Calls visitor.template operator()<Shape>() with the shape that fits the call.
 template <class T, class Visitor>
@@ -24,17 +24,17 @@ auto with_shape(const AttentionInputs& inputs, const AttentionOptions& options, 
       std::max(inputs.q.shape[inputs.q.rank - 1], inputs.v.shape[inputs.v.rank - 1]);
   const int64_t group = source.key_heads > 0 ? source.heads / source.key_heads : 0;
   if (group * source.max_query <= 16) {
-    return dim <= 64    ? visitor.template operator()<FewRows<T, 64, 4, 6, 2>>()
-           : dim <= 96  ? visitor.template operator()<FewRows<T, 96, 4, 4, 2>>()
-           : dim <= 128 ? visitor.template operator()<FewRows<T, 128, 4, 3, 2>>()
-           : dim <= 192 ? visitor.template operator()<FewRows<T, 192, 4, 4, 1>>()
-                        : visitor.template operator()<FewRows<T, 256, 4, 3, 1>>();
+    return dim <= 64    ? visitor.template operator()<FewRows<T, 64, 8, 2, 3, 1>>()
+           : dim <= 96  ? visitor.template operator()<FewRows<T, 96, 8, 1, 4, 1>>()
+           : dim <= 128 ? visitor.template operator()<FewRows<T, 128, 4, 1, 3, 2>>()
+           : dim <= 192 ? visitor.template operator()<FewRows<T, 192, 4, 1, 4, 1>>()
+                        : visitor.template operator()<FewRows<T, 256, 4, 1, 3, 1>>();
   }
-  return dim <= 64    ? visitor.template operator()<ManyRows<T, 64, 6, 2>>()
-         : dim <= 96  ? visitor.template operator()<ManyRows<T, 96, 6, 2>>()
-         : dim <= 128 ? visitor.template operator()<ManyRows<T, 128, 5, 2>>()
-         : dim <= 192 ? visitor.template operator()<ManyRows<T, 192, 3, 2>>()
-                      : visitor.template operator()<ManyRows<T, 256, 2, 2>>();
+  return dim <= 64    ? visitor.template operator()<ManyRows<T, 64, 2, 6, 1>>()
+         : dim <= 96  ? visitor.template operator()<ManyRows<T, 96, 2, 5, 1>>()
+         : dim <= 128 ? visitor.template operator()<ManyRows<T, 128, 2, 5, 1>>()
+         : dim <= 192 ? visitor.template operator()<ManyRows<T, 192, 2, 3, 1>>()
+                      : visitor.template operator()<ManyRows<T, 256, 2, 2, 1>>();
 }
 
 /// The launch for one storage type; a file each, so that they compile side by side.

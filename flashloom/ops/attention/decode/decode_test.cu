@@ -1,3 +1,4 @@
+#include "flashloom/ops/attention/decode/decode_params.cuh"
 #include "flashloom/ops/attention/decode/decode_test_case.cuh"
 
 // Decoding on a GPU against the float64 reference: shapes, lengths, pages, splits, scores, graphs.
@@ -44,6 +45,20 @@ class AttentionDecodeGpu : public testing::Test {
     return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * 8) == 0;
   }
 };
+
+TEST(AttentionDecodeDivisor, DividesExactly) {
+  for (const int64_t divisor :
+       {1, 2, 3, 5, 7, 8, 12, 71, 100, 127, 128, 129, 4096, 65537, (1 << 30) - 1, 1 << 30}) {
+    const decode::Divisor fast(divisor);
+    for (const int64_t multiple : {0, 1, 2, 3, 1000, 12345, 1 << 20, 1 << 30}) {
+      for (const int64_t rest : {-1, 0, 1}) {
+        const int64_t n = std::clamp<int64_t>(multiple * divisor + rest, 0, 0x7fffffff);
+        ASSERT_EQ(fast.quotient(static_cast<int32_t>(n)), n / divisor) << n << " / " << divisor;
+      }
+    }
+    ASSERT_EQ(fast.quotient(0x7fffffff), 0x7fffffff / divisor) << divisor;
+  }
+}
 
 TEST_F(AttentionDecodeGpu, EqualsTheReferenceAtEveryHeadDimension) {
   for (const DType dtype : {DType::bf16, DType::f16}) {

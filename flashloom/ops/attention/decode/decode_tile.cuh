@@ -6,7 +6,7 @@
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/mma.cuh"
 #include "flashloom/cuda/tile/fragment.cuh"
-#include "flashloom/ops/attention/decode/decode_params.cuh"
+#include "flashloom/ops/attention/decode/decode_work.cuh"
 
 namespace flashloom::decode {
 
@@ -21,67 +21,114 @@ __device__ __forceinline__ uint32_t swizzle(uint32_t row) {
   return (kDim % 64 == 0 ? row & 7 : (row >> 1) & 3) * 16;
 }
 
-/// Where the keys of one (sequence, key-value head) lie.
-struct KeySource {
+/// A thread's view of the keys of one (sequence, key-value head): the row of a tile and the chunk
+/// of it that it copies first.
+struct KeyCopies {
   const char* k;
   const char* v;
   const int32_t* pages;  // of the sequence; null without a page table
-  int32_t last;          // keys behind it are not read
-};
-
-/// Page and row in it of a lane's key of a tile.
-struct Place {
-  int32_t page, row;
+  int32_t first, last;   // keys outside are not read; they become zeros
+  uint32_t target;       // in a stage, before the swizzle's part of it
+  uint32_t swizzled;
+  bool regular;  // a tile's keys lie one behind the other: no pages, or pages of whole tiles
 };
 
 template <class Shape>
-__device__ __forceinline__ Place look_up(const Params& params, const KeySource& keys,
-                                         int32_t first_key) {
-  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
-  const int32_t key = first_key + lane;
-  Place place = {0, 0};
-  if (keys.pages != nullptr && lane < Shape::kTileKeys && key < keys.last) {
-    const int32_t entry = key / params.page_size;
-    place.page = keys.pages[entry];
-    place.row = key - entry * params.page_size;
-    if (place.page < 0 || place.page >= params.page_count) {
-      place.page = 0;
-      if (params.status != nullptr) {
-        *params.status = 1;
-      }
-    }
-  }
-  return place;
+__device__ __forceinline__ KeyCopies key_copies(const Params& params, const Unit& unit,
+                                                const Work& work) {
+  const uint32_t thread = threadIdx.x % Shape::kTeamThreads;
+  const uint32_t row = thread / Shape::kWidth;
+  const uint32_t chunk = thread % Shape::kWidth * 16;
+  const bool paged = params.pages != nullptr;
+  const int64_t sequence = paged ? 0 : unit.sequence;
+  KeyCopies copies;
+  copies.k = params.k.data + sequence * params.k.sequence + unit.key_head * params.k.head +
+             work.rows.key_first * params.k.row + chunk;
+  copies.v = params.v.data + sequence * params.v.sequence + unit.key_head * params.v.head +
+             work.rows.key_first * params.v.row + chunk;
+  copies.pages = paged ? params.pages + unit.sequence * params.pages_sequence : nullptr;
+  copies.first = work.first;
+  copies.last = work.last;
+  copies.target = row * Shape::kDim * 2;
+  copies.swizzled = chunk ^ swizzle<Shape::kDim>(row);
+  copies.regular = !paged || params.page_size.divisor % Shape::kTileKeys == 0;
+  return copies;
 }
 
-/// Starts the copies of a tile of K and V into a stage. Keys behind the last one become zeros.
+/// The page of a key, and its row there. A page out of range is clamped and reported.
+__device__ __forceinline__ int32_t page_of(const Params& params, const int32_t* pages,
+                                           int32_t key) {
+  const int32_t page = pages[params.page_size.quotient(key)];
+  if (page >= 0 && page < params.page_count) {
+    return page;
+  }
+  if (params.status != nullptr) {
+    *params.status = 1;
+  }
+  return 0;
+}
+
+__device__ __forceinline__ int32_t row_in_page(const Params& params, int32_t key) {
+  return key - params.page_size.quotient(key) * static_cast<int32_t>(params.page_size.divisor);
+}
+
+/// The page of a tile of regular copies; 0 without pages. Apart from load_tile(), so that it can be
+/// known a tile ahead. The first key of a tile may be one that is not read, the last never is.
 template <class Shape>
-__device__ __forceinline__ void load_tile(const Params& params, const KeySource& keys,
-                                          int32_t first_key, const Place& place, uint32_t stage,
-                                          uint32_t team_thread) {
-  constexpr int kCopies = Shape::kTileKeys * Shape::kChunks / Shape::kTeamThreads;
+__device__ __forceinline__ int32_t tile_page(const Params& params, const KeyCopies& copies,
+                                             int32_t tile_key) {
+  return copies.pages != nullptr && copies.regular
+             ? page_of(params, copies.pages, max(tile_key, copies.first))
+             : 0;
+}
+
+/// Starts the copies of a tile of K and V into a stage.
+template <class Shape>
+__device__ __forceinline__ void load_tile(const Params& params, const KeyCopies& copies,
+                                          int32_t tile_key, int32_t page, uint32_t stage) {
+  constexpr int kRowSteps = Shape::kTileKeys / Shape::kRowsOnce;
+  constexpr int kColumnSteps = Shape::kChunks / Shape::kWidth;
+  const uint32_t thread = threadIdx.x % Shape::kTeamThreads;
+  const int32_t key = tile_key + static_cast<int32_t>(thread / Shape::kWidth);
+  const auto chunk = static_cast<int32_t>(thread % Shape::kWidth);
+  const auto visible = static_cast<uint32_t>(copies.last - copies.first);
+  const auto copy_row = [&](int step, const char* k, const char* v) {
+    const bool exists =
+        static_cast<uint32_t>(key + step * Shape::kRowsOnce - copies.first) < visible;
+    const uint32_t target = stage + copies.target +
+                            (copies.swizzled ^ swizzle<Shape::kDim>(step * Shape::kRowsOnce)) +
+                            step * Shape::kRowsOnce * Shape::kDim * 2;
 #pragma unroll
-  for (int i = 0; i < kCopies; ++i) {
-    const uint32_t index = i * Shape::kTeamThreads + team_thread;
-    const uint32_t row = index / Shape::kChunks;
-    const uint32_t chunk = index % Shape::kChunks;
-    const auto key = first_key + static_cast<int32_t>(row);
-    const bool exists = key < keys.last;
-    int64_t k_offset = int64_t{exists ? key : first_key} * params.k.row;
-    int64_t v_offset = int64_t{exists ? key : first_key} * params.v.row;
-    if (keys.pages != nullptr) {
-      const int32_t page = __shfl_sync(0xffffffffu, place.page, static_cast<int>(row));
-      const int32_t in_page = __shfl_sync(0xffffffffu, place.row, static_cast<int>(row));
-      k_offset = page * params.k.sequence + in_page * params.k.row;
-      v_offset = page * params.v.sequence + in_page * params.v.row;
+    for (int c = 0; c < kColumnSteps; ++c) {
+      const int offset = c * Shape::kWidth;
+      cuda::cp_async_16(target + offset * 16, k + offset * 16,
+                        exists && chunk + offset < params.k.chunks);
+      cuda::cp_async_16(target + Shape::kTileBytes + offset * 16, v + offset * 16,
+                        exists && chunk + offset < params.v.chunks);
     }
-    const uint32_t target =
-        stage + row * Shape::kDim * 2 + ((chunk * 16) ^ swizzle<Shape::kDim>(row));
-    const bool in_k = static_cast<int32_t>(chunk) < params.k.chunks;
-    const bool in_v = static_cast<int32_t>(chunk) < params.v.chunks;
-    cuda::cp_async_16(target, keys.k + k_offset + (in_k ? chunk * 16 : 0), exists && in_k);
-    cuda::cp_async_16(target + Shape::kTileBytes, keys.v + v_offset + (in_v ? chunk * 16 : 0),
-                      exists && in_v);
+  };
+  if (copies.regular) {
+    const int32_t row =
+        copies.pages != nullptr ? row_in_page(params, tile_key) + key - tile_key : key;
+    const char* k = copies.k + page * params.k.sequence + row * params.k.row;
+    const char* v = copies.v + page * params.v.sequence + row * params.v.row;
+    const int64_t k_step = Shape::kRowsOnce * params.k.row;
+    const int64_t v_step = Shape::kRowsOnce * params.v.row;
+#pragma unroll
+    for (int step = 0; step < kRowSteps; ++step) {
+      copy_row(step, k, v);
+      k += k_step;
+      v += v_step;
+    }
+  } else {
+#pragma unroll 1
+    for (int step = 0; step < kRowSteps; ++step) {
+      const int32_t own = min(max(key + step * Shape::kRowsOnce, copies.first), copies.last - 1);
+      const int32_t own_page = page_of(params, copies.pages, own);
+      const int32_t row = row_in_page(params, own);
+      copy_row(step, copies.k + own_page * params.k.sequence + row * params.k.row,
+               copies.v + own_page * params.v.sequence + row * params.v.row);
+    }
   }
 }
 

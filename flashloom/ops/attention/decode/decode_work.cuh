@@ -4,69 +4,12 @@
 
 namespace flashloom::decode {
 
-// The work of a launch is one line of tiles of keys: units (sequence, key-value head, tile of rows)
-// one behind the other, each as long as the tiles of keys that its rows see. Block n of N owns the
-// n-th of N equal stretches, so blocks end together whatever the lengths are. A unit that lies in
-// several stretches is joined by the last of its blocks to arrive. Places on the line fit 32 bits;
-// the host refuses longer ones.
-
-/// Keys [first, last) that some row of a tile sees.
-struct Span {
-  int32_t first, last;
-  bool stored;  // the tile has rows in the tensors (padding, perhaps)
-};
-
-__device__ __forceinline__ int32_t clamp_key(int64_t key, int32_t keys) {
-  return static_cast<int32_t>(min(max(key, int64_t{0}), int64_t{keys}));
-}
-
-/// Position of query 0 less position of key 0.
-__device__ __forceinline__ int64_t shift_of(const GeometrySource& source,
-                                            const SequenceRows& rows) {
-  return source.has_offset ? source.offset : int64_t{rows.keys} - int64_t{rows.queries};
-}
-
-__device__ __forceinline__ int32_t first_key(const GeometrySource& source, int64_t position,
-                                             int32_t keys) {
-  return source.left < 0 ? 0 : clamp_key(position - source.left, keys);
-}
-
-__device__ __forceinline__ int32_t last_key(const GeometrySource& source, int64_t position,
-                                            int32_t keys) {
-  return source.right < 0 ? keys : clamp_key(position + source.right + 1, keys);
-}
-
-template <int kRows>
-__device__ __forceinline__ Span span_of(const Params& params, const SequenceRows& rows,
-                                        int32_t tile) {
-  const int32_t first_row = tile * kRows;
-  const int32_t first_query = first_row / params.group;
-  const int32_t last_query = min((first_row + kRows - 1) / params.group, rows.queries - 1);
-  Span span = {0, 0, first_row < rows.query_rows * params.group};
-  if (first_query <= last_query) {
-    const int64_t shift = shift_of(params.source, rows);
-    span.last = last_key(params.source, last_query + shift, rows.keys);
-    span.first = min(first_key(params.source, first_query + shift, rows.keys), span.last);
-  }
-  return span;
-}
-
-/// Length of a unit on the line: at least 1 if it has rows to write.
-template <class Shape>
-__device__ __forceinline__ int32_t tiles_of(const Span& span) {
-  const int32_t tiles = (span.last - span.first + Shape::kTileKeys - 1) / Shape::kTileKeys;
-  return span.stored ? max(tiles, 1) : 0;
-}
-
-/// Tiles of one key-value head of a sequence.
-template <class Shape>
-__device__ __forceinline__ int32_t head_tiles(const Params& params, const SequenceRows& rows) {
-  int32_t sum = 0;
-  for (int32_t tile = 0; tile < params.row_tiles; ++tile) {
-    sum += tiles_of<Shape>(span_of<Shape::kRows>(params, rows, tile));
-  }
-  return sum;
-}
+// Units are (sequence, key-value head, tile of rows). Where all have the host's lengths, each is
+// cut into `parts` equal parts, a block each. Where lengths lie on the device, the work of a launch
+// is one line of tiles of keys, units one behind the other, each as long as the tiles that its rows
+// see, and block n of N owns the n-th of N equal stretches: blocks end together whatever the
+// lengths are. A unit that several blocks have parts of is joined by the last of them to arrive.
+// Places on the line fit 32 bits; the host refuses longer ones.
 
 /// One unit and where it starts on the line.
 struct Unit {
@@ -74,78 +17,172 @@ struct Unit {
   int32_t start;
 };
 
+/// What a unit has to do.
+struct Work {
+  SequenceRows rows;
+  int64_t shift;        // position of query 0 less that of key 0
+  int32_t low, high;    // query i sees keys [i + low, i + high)
+  int32_t row_count;    // rows of its tile that are stored, padding included
+  int32_t first, last;  // keys [first, last) that some row sees
+  int32_t base;         // key of the first tile
+  int32_t tiles;        // its length on the line: at least 1 if it has rows to write
+
+  /// Further than any key, and small enough to be added to a query.
+  static constexpr int32_t kFar = 1 << 30;
+
+  static __device__ __forceinline__ int32_t clamped(int64_t distance) {
+    return static_cast<int32_t>(min(max(distance, -int64_t{kFar}), int64_t{kFar}));
+  }
+
+  __device__ __forceinline__ int32_t first_key(int32_t query) const {
+    return min(max(query + low, 0), rows.keys);
+  }
+
+  __device__ __forceinline__ int32_t last_key(int32_t query) const {
+    return min(max(query + high, 0), rows.keys);
+  }
+};
+
+template <class Shape>
+__device__ __forceinline__ Work resolve(const Params& params, int32_t sequence, int32_t row_tile) {
+  const GeometrySource& source = params.source;
+  Work work;
+  work.rows = resolve_rows(source, sequence);
+  work.shift =
+      source.has_offset ? source.offset : int64_t{work.rows.keys} - int64_t{work.rows.queries};
+  work.low = source.left < 0 ? -Work::kFar : Work::clamped(work.shift - source.left);
+  work.high = source.right < 0 ? Work::kFar : Work::clamped(work.shift + source.right + 1);
+  const int32_t first_row = row_tile * Shape::kRows;
+  work.row_count = min(
+      work.rows.query_rows * static_cast<int32_t>(params.group.divisor) - first_row, Shape::kRows);
+  const int32_t first_query = params.group.quotient(first_row);
+  const int32_t last_query =
+      min(params.group.quotient(first_row + Shape::kRows - 1), work.rows.queries - 1);
+  work.last = first_query <= last_query ? work.last_key(last_query) : 0;
+  work.first = min(work.first_key(first_query), work.last);
+  work.base = work.first & ~(Shape::kTileKeys - 1);
+  work.tiles = max((work.last - work.base + Shape::kTileKeys - 1) / Shape::kTileKeys, 1);
+  if (work.row_count <= 0) {
+    work.tiles = 0;
+  }
+  return work;
+}
+
+/// Tiles of all key-value heads of a sequence.
 template <class Shape>
 __device__ __forceinline__ int32_t sequence_tiles(const Params& params, int32_t sequence) {
-  return sequence < params.source.sequences
-             ? params.source.key_heads *
-                   head_tiles<Shape>(params, resolve_rows(params.source, sequence))
-             : 0;
-}
-
-/// Length of the whole line. Called by whole warps.
-template <class Shape>
-__device__ __forceinline__ int32_t line_length(const Params& params) {
-  if (params.uniform != 0) {
-    return params.source.sequences * sequence_tiles<Shape>(params, 0);
-  }
   int32_t sum = 0;
-  for (int32_t b = static_cast<int32_t>(threadIdx.x % 32); b < params.source.sequences; b += 32) {
-    sum += sequence_tiles<Shape>(params, b);
+#pragma unroll 1
+  for (int32_t tile = 0; tile < params.row_tiles; ++tile) {
+    sum += resolve<Shape>(params, sequence, tile).tiles;
   }
-  return __reduce_add_sync(0xffffffffu, sum);
+  return sum * params.source.key_heads;
 }
 
-/// The sequence that owns a place, and where the sequence starts. Called by whole warps.
-template <class Shape>
-__device__ __forceinline__ int32_t find_sequence(const Params& params, int32_t place,
-                                                 int32_t& start) {
-  if (params.uniform != 0) {
-    const int32_t each = sequence_tiles<Shape>(params, 0);
-    start = place / each * each;
-    return place / each;
+/// Cuts of the line: block n owns [cut(n), cut(n + 1)), of `each` tiles or, the first `longer`
+/// blocks, one more. The host bounds the line, lengths on the device may make it shorter; then
+/// fewer blocks share it, so that each has something to read.
+struct Line {
+  int32_t blocks, each, longer;
+  int32_t parts;  // not 0: no line; a unit starts at 0, and each block has one slot
+
+  __device__ __forceinline__ int32_t cut(int32_t block) const {
+    return block * each + min(block, longer);
   }
+
+  /// The block that owns a place.
+  __device__ __forceinline__ int32_t owner(int32_t place) const {
+    const bool in_longer = place < longer * (each + 1);
+    return (place + (in_longer ? 0 : -longer)) / (in_longer ? each + 1 : each);
+  }
+
+  /// Where a block leaves its part of the unit that starts at `start`: a block has at most two
+  /// units that it shares, its first and its last.
+  __device__ __forceinline__ int32_t slot(int32_t block, int32_t start) const {
+    return 2 * block + (parts != 0 || cut(block) >= start ? 0 : 1);
+  }
+};
+
+/// A block's stretch, and a unit at or before its begin. An idle block has an empty stretch.
+struct Stretch {
+  Line line;
+  int32_t begin, end;
+  Unit unit;
+};
+
+/// A block's part of its unit.
+template <class Shape>
+__device__ __forceinline__ Stretch find_part(const Params& params) {
+  const auto block = static_cast<int32_t>(blockIdx.x);
+  const int32_t index = block / params.parts;
+  const int32_t part = block - index * params.parts;
+  const int32_t head = index / params.row_tiles;
+  Stretch stretch = {};
+  stretch.line.parts = params.parts;
+  stretch.unit.sequence = head / params.source.key_heads;
+  stretch.unit.key_head = head - stretch.unit.sequence * params.source.key_heads;
+  stretch.unit.row_tile = index - head * params.row_tiles;
+  const int32_t tiles = resolve<Shape>(params, stretch.unit.sequence, stretch.unit.row_tile).tiles;
+  const int32_t count = min(params.parts, tiles);
+  if (part < count) {
+    const int32_t each = tiles / count;
+    const int32_t longer = tiles - each * count;
+    stretch.begin = part * each + min(part, longer);
+    stretch.end = stretch.begin + each + (part < longer ? 1 : 0);
+  }
+  return stretch;
+}
+
+/// A block's stretch of the line. Called by whole warps, which all find the same.
+template <class Shape>
+__device__ __forceinline__ Stretch find_stretch(const Params& params) {
   const auto lane = static_cast<int32_t>(threadIdx.x % 32);
-  start = 0;
-  for (int32_t base = 0; base < params.source.sequences; base += 32) {
-    const int32_t own = sequence_tiles<Shape>(params, base + lane);
-    int32_t end = own;
-    for (int step = 1; step < 32; step *= 2) {
-      const int32_t below = __shfl_up_sync(0xffffffffu, end, step);
-      end += lane >= step ? below : 0;
+  const auto block = static_cast<int32_t>(blockIdx.x);
+  const int32_t count = params.source.sequences;
+  Stretch stretch = {};
+  // Once for the length of the line, once for the sequence that owns the stretch's begin.
+#pragma unroll 1
+  for (int pass = 0; pass < 2; ++pass) {
+    int32_t sum = 0;
+#pragma unroll 1
+    for (int32_t base = 0; base < count; base += 32) {
+      const int32_t own = base + lane < count ? sequence_tiles<Shape>(params, base + lane) : 0;
+      int32_t end = own;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        const int32_t below = __shfl_up_sync(0xffffffffu, end, step);
+        end += lane >= step ? below : 0;
+      }
+      end += sum;
+      sum = __shfl_sync(0xffffffffu, end, 31);
+      const uint32_t behind = __ballot_sync(0xffffffffu, pass == 1 && end > stretch.begin);
+      if (behind != 0) {
+        const int source = __ffs(static_cast<int>(behind)) - 1;
+        stretch.unit.sequence = base + source;
+        stretch.unit.start = __shfl_sync(0xffffffffu, end - own, source);
+        sum = __shfl_sync(0xffffffffu, own, source);
+        break;
+      }
     }
-    end += start;
-    const uint32_t behind = __ballot_sync(0xffffffffu, end > place);
-    if (behind != 0) {
-      const int owner = __ffs(static_cast<int>(behind)) - 1;
-      start = __shfl_sync(0xffffffffu, end - own, owner);
-      return base + owner;
+    if (pass == 0) {
+      const int32_t most = (sum + params.tiles_block - 1) / params.tiles_block;
+      Line& line = stretch.line;
+      line.blocks = min(static_cast<int32_t>(gridDim.x), most);
+      if (block >= line.blocks) {
+        return stretch;
+      }
+      line.each = sum / line.blocks;
+      line.longer = sum - line.each * line.blocks;
+      stretch.begin = stretch.line.cut(block);
+      stretch.end = stretch.line.cut(block + 1);
     }
-    start = __shfl_sync(0xffffffffu, end, 31);
+    if (pass == 1) {
+      const int32_t each = sum / params.source.key_heads;
+      stretch.unit.key_head = (stretch.begin - stretch.unit.start) / each;
+      stretch.unit.start += stretch.unit.key_head * each;
+    }
   }
-  return params.source.sequences;
-}
-
-template <class Shape>
-__device__ __forceinline__ Unit find_unit(const Params& params, int32_t place) {
-  Unit unit = {};
-  unit.sequence = find_sequence<Shape>(params, place, unit.start);
-  const SequenceRows rows = resolve_rows(params.source, unit.sequence);
-  const int32_t each = head_tiles<Shape>(params, rows);
-  unit.key_head = (place - unit.start) / each;
-  unit.start += unit.key_head * each;
-  for (;; ++unit.row_tile) {
-    const int32_t tiles = tiles_of<Shape>(span_of<Shape::kRows>(params, rows, unit.row_tile));
-    if (unit.start + tiles > place) {
-      return unit;
-    }
-    unit.start += tiles;
-  }
-}
-
-__device__ __forceinline__ unsigned long long* counter_of(const Params& params, const Unit& unit) {
-  return params.counters +
-         (int64_t{unit.sequence} * params.source.key_heads + unit.key_head) * params.row_tiles +
-         unit.row_tile;
+  return stretch;
 }
 
 /// The unit behind one of `tiles` tiles; it may be empty.
@@ -160,48 +197,62 @@ __device__ __forceinline__ void advance(const Params& params, int32_t tiles, Uni
   }
 }
 
-/// Cuts of the line: block n owns [cut(n), cut(n + 1)). The host bounds the line, lengths on the
-/// device may make it shorter; then fewer blocks share it, so that each has something to read.
-struct Line {
-  int32_t length, blocks;
+/// The blocks [first, first + count) that share a unit, in groups: the last of a group to arrive
+/// joins its parts, the last of the groups joins those. One group if there is little to join.
+struct Sharing {
+  int32_t first, count, group;
 
-  __device__ __forceinline__ Line(int32_t tiles, int32_t tiles_block)
-      : length(tiles),
-        blocks(min(static_cast<int32_t>(gridDim.x), (tiles + tiles_block - 1) / tiles_block)) {}
+  __device__ __forceinline__ int32_t groups() const { return (count + group - 1) / group; }
 
-  __device__ __forceinline__ int32_t cut(int32_t block) const {
-    return static_cast<int32_t>(int64_t{length} * block / blocks);
+  __device__ __forceinline__ int32_t group_first(int32_t block) const {
+    return first + (block - first) / group * group;
   }
 
-  /// The block that owns a place.
-  __device__ __forceinline__ int32_t owner(int32_t place) const {
-    return static_cast<int32_t>(((int64_t{place} + 1) * blocks - 1) / length);
-  }
-
-  /// The blocks that share a unit.
-  struct Owners {
-    int32_t first, count;
-  };
-
-  __device__ __forceinline__ Owners owners(int32_t start, int32_t tiles) const {
-    const int32_t first = owner(start);
-    return {first, owner(start + tiles - 1) - first + 1};
-  }
-
-  /// Where a block leaves its part of the unit that starts at `start`: a block has at most two
-  /// units that it shares, its first and its last.
-  __device__ __forceinline__ int32_t slot(int32_t block, int32_t start) const {
-    return 2 * block + (cut(block) >= start ? 0 : 1);
+  __device__ __forceinline__ int32_t group_count(int32_t group_begin) const {
+    return min(group, first + count - group_begin);
   }
 };
 
-// A unit's counter of blocks that are done with their part: the launch's number above a count of 16
+template <class Shape>
+__device__ __forceinline__ Sharing sharing_of(const Line& line, const Unit& unit,
+                                              const Work& work) {
+  // Bytes that one block joins about as fast as it waits for a second round.
+  constexpr int32_t kAtOnce = 64 << 10;
+  Sharing sharing;
+  if (line.parts != 0) {
+    const auto block = static_cast<int32_t>(blockIdx.x);
+    sharing.first = block - block % line.parts;
+    sharing.count = min(line.parts, work.tiles);
+  } else {
+    sharing.first = line.owner(unit.start);
+    sharing.count = line.owner(unit.start + work.tiles - 1) - sharing.first + 1;
+  }
+  sharing.group = sharing.count;
+  if (sharing.count * work.row_count > kAtOnce / 4 / Shape::kDim) {
+    sharing.group = static_cast<int32_t>(ceilf(sqrtf(static_cast<float>(sharing.count))));
+  }
+  return sharing;
+}
+
+/// Counters: one a unit for its groups, then one a slot for the group that begins there.
+__device__ __forceinline__ unsigned long long* unit_counter(const Params& params,
+                                                            const Unit& unit) {
+  return params.counters +
+         (int64_t{unit.sequence} * params.source.key_heads + unit.key_head) * params.row_tiles +
+         unit.row_tile;
+}
+
+__device__ __forceinline__ unsigned long long* group_counter(const Params& params, int32_t slot) {
+  return params.group_counters + slot;
+}
+
+// A counter of arrivals: the launch's number above a count of 16
 // bits. A counter without this launch's number is one that nobody has begun, so the workspace needs
 // no clearing (a launch of its own, longer than a small decode takes): memory that a caller hands
 // in carries a random 48-bit number by chance only, and a replayed graph finds what the launch
 // before it left, 0.
 
-/// Begins the count of a unit; every block calls it before it arrives.
+/// Begins a count; every block calls it before it, or a block of its group, arrives.
 __device__ __forceinline__ void begin_count(unsigned long long* counter, unsigned long long nonce) {
   unsigned long long seen = *static_cast<volatile unsigned long long*>(counter);
   while ((seen >> 16) != nonce) {
@@ -210,7 +261,7 @@ __device__ __forceinline__ void begin_count(unsigned long long* counter, unsigne
   }
 }
 
-/// True for the last of `pieces` blocks, which also resets the counter.
+/// True for the last of `pieces` arrivals, which also resets the counter.
 __device__ __forceinline__ bool arrive_last(unsigned long long* counter, int32_t pieces) {
   const bool last = (atomicAdd(counter, 1ull) & 0xffff) + 1 == static_cast<uint32_t>(pieces);
   if (last) {
