@@ -17,7 +17,7 @@ for target in "${targets[@]}"; do
   # One process that is restarted after a finding would hide how many there are: it stops instead.
   # TOML's reader writes each refusal to standard error, hence -close_fd_mask.
   start=$(awk '{print $16 + $17}' /proc/$$/stat)  # of children that ended, in 1/100 s
-  "$work/bin/fuzz_$target" -max_total_time="$seconds" -max_len=20000 -timeout=120 -rss_limit_mb=2048 \
+  "$work/bin/fuzz_$target" -max_total_time="$seconds" -max_len=20000 -timeout=1200 -rss_limit_mb=2048 \
     -close_fd_mask=3 -print_final_stats=1 -artifact_prefix="$work/findings/$target-" \
     "$work/corpus/$target" "$work/seeds/$target" "fuzz/corpus/$target" >"$work/log/$target" 2>&1
   code=$?

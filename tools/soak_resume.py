@@ -144,8 +144,13 @@ def main():
                 break
             kills += 1
             of_this_run += 1
-        if process.returncode == 0 and digests(output) != expected[number]:
-            print(f"run {runs} (variant {number}, {of_this_run} kills): OTHER BITS", flush=True)
+        found = digests(output) if process.returncode == 0 else expected[number]
+        if found != expected[number]:
+            names = [key for key in expected[number] | found
+                     if found.get(key) != expected[number].get(key)]
+            kept = output.rename(folder / f"fault-{runs}")
+            print(f"run {runs} (variant {number}, {of_this_run} kills): OTHER BITS in "
+                  f"{', '.join(names)}; see {kept}", flush=True)
             faults += 1
         runs += 1
         print(f"{kills} kills, {runs} runs, {faults} faults", flush=True)
