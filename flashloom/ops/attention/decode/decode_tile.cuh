@@ -214,24 +214,45 @@ __device__ __forceinline__ void attend(const Params& params, RowState<Shape>& st
     }
   }
 
-  const bool plain = params.cap == 0 && params.alibi == nullptr;
-  const bool masked = first_key < state.all_first || first_key + 16 * kJoint > state.all_last;
+  // Whole loops under one branch each: a branch an element costs more than the products do.
+  if (params.cap == 0 && params.alibi == nullptr) {
+#pragma unroll
+    for (auto& piece : scores) {
+#pragma unroll
+      for (float& score : piece) {
+        score *= params.scale;
+      }
+    }
+  } else {
+#pragma unroll
+    for (int j = 0; j < 8 * kJoint; ++j) {
+      const int32_t key = first_key + j / 4 * 8 + static_cast<int32_t>(lane % 4) * 2 + j % 2;
+      scores[j / 4][j % 4] = finish_score(params, state.row[j / 2 % 2], scores[j / 4][j % 4], key);
+    }
+  }
+  if (first_key < state.all_first || first_key + 16 * kJoint > state.all_last) {
+#pragma unroll
+    for (int j = 0; j < 8 * kJoint; ++j) {
+      const int32_t key = first_key + j / 4 * 8 + static_cast<int32_t>(lane % 4) * 2 + j % 2;
+      const Row& row = state.row[j / 2 % 2];
+      if (key < row.first || key >= row.last) {
+        scores[j / 4][j % 4] = -INFINITY;
+      }
+    }
+  }
   bool grows = false;
   float largest[2];
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    const Row& row = state.row[r];
-    largest[r] = state.largest[r];
+    // Two chains of maxima, and the quad's.
+    float even = state.largest[r];
+    float odd = kNothing;
 #pragma unroll
-    for (int j = 0; j < 4 * kJoint; ++j) {
-      float& score = scores[j / 2][2 * r + j % 2];
-      const int32_t key = first_key + j / 2 * 8 + static_cast<int32_t>(lane % 4) * 2 + j % 2;
-      score = plain ? score * params.scale : finish_score(params, row, score, key);
-      if (masked && (key < row.first || key >= row.last)) {
-        score = -INFINITY;
-      }
-      largest[r] = fmaxf(largest[r], score);
+    for (auto& piece : scores) {
+      even = fmaxf(even, piece[2 * r]);
+      odd = fmaxf(odd, piece[2 * r + 1]);
     }
+    largest[r] = fmaxf(even, odd);
     largest[r] = fmaxf(largest[r], __shfl_xor_sync(0xffffffffu, largest[r], 1));
     largest[r] = fmaxf(largest[r], __shfl_xor_sync(0xffffffffu, largest[r], 2));
     grows = grows || largest[r] > state.largest[r];
