@@ -68,8 +68,8 @@ METHODS = {
 
 def measure_memory(program, models):
     print(f"{'model':<18} {'method':<20} {'length':>6} {'plan':>9} {'peak':>9} {'ratio':>7}")
-    for model in models:
-        for method, flags in METHODS.items():
+    for method, flags in METHODS.items():
+        for model in models:
             for length in (256, 1024):
                 with tempfile.TemporaryDirectory() as folder:
                     write_rows(folder + "/train.jsonl", length, 4)

@@ -156,12 +156,13 @@ int run(const Options& options) {
   }
   if (!best) {
     const MemoryChoice smallest = smallest_choice(choices);
-    throw OutOfMemory(fmt::format("{} of memory: nothing fits; the smallest needs {}, with {}",
-                                  format_bytes(budget), format_bytes(smallest.bytes),
-                                  smallest.flags()));
+    throw OutOfMemory(
+        fmt::format("{:.1f} MB of memory: nothing fits; the smallest needs {:.1f} MB, with {}",
+                    static_cast<double>(budget) / 1e6, static_cast<double>(smallest.bytes) / 1e6,
+                    smallest.flags()));
   }
   if (!options.json) {
-    fmt::print("\n{} of {}; the fastest that fits, as exact as may be:\n{}\n",
+    fmt::print("\n{} of {}; fits, and is the fastest that is as exact as may be:\n{}\n",
                format_bytes(best->bytes), format_bytes(budget), command_of(options, *best));
   }
   return kSuccess;

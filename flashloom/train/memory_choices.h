@@ -60,9 +60,10 @@ MemoryChoice memory_of(const MemoryQuestion& question, const MemoryChoice& choic
 /// halves, quarters … down to a document).
 std::vector<MemoryChoice> memory_choices(const MemoryQuestion& question, const MachineRates& rates);
 
-/// The one to take: the fastest that fits `budget`. Among those that take up to 3 % longer, the
-/// estimate's error, f32 goes before fewer bits, then little memory before much. Absent if none
-/// fits.
+/// The one to take: the fastest that fits `budget`, where bf16 weights and 8-bit moments each count
+/// as if they took a quarter longer, since they change what is learnt. Among those up to 3 %
+/// slower, the estimate's error, f32 goes before fewer bits, then little memory before much. Absent
+/// if none fits.
 std::optional<MemoryChoice> best_choice(std::span<const MemoryChoice> choices, int64_t budget);
 
 /// The one that needs least. Throws InvalidArgument for no choices.

@@ -44,6 +44,7 @@ LlamaModel::LlamaModel(const ModelConfig& config, const Options& options, Memory
   if (options_.max_tokens > 0) {
     activations_ = LlamaActivations(config, adapters_,
                                     {.training = options.training,
+                                     .trains_head = static_cast<bool>(weights_.gradients().head),
                                      .recompute = options.recompute,
                                      .max_tokens = options_.max_tokens,
                                      .max_length = options_.max_sequence_length,

@@ -165,9 +165,9 @@ void LlamaActivations::plan_workspaces(const LlamaAdapters& adapters, MemoryPlan
   plan.end_scope();
   if (options_.loss) {
     plan.begin_scope();
-    shared_.loss =
-        add_bytes("loss", linear_cross_entropy_workspace_bytes(
-                              tokens, c.hidden_size, c.vocabulary_size, options_.training));
+    shared_.loss = add_bytes(
+        "loss", linear_cross_entropy_workspace_bytes(tokens, c.hidden_size, c.vocabulary_size,
+                                                     options_.training, options_.trains_head));
     plan.end_scope();
   }
   if (!options_.training) {

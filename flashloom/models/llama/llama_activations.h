@@ -60,6 +60,7 @@ class LlamaActivations {
   struct Options {
     bool training = false;  // keep each layer's activations; else all share one set
     bool loss = true;       // plan the workspace of the loss
+    bool trains_head = true;
     LlamaRecompute recompute = LlamaRecompute::norms;
     int64_t max_tokens = 0;
     int64_t max_length = 0;     // longest document

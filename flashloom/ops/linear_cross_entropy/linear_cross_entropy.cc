@@ -68,15 +68,16 @@ void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweigh
   check(options.filter > 0 || !options.filter_weight_gradient, kOp, "filter_weight_gradient",
         "false without a filter", "true");
   check_labels(labels, vocabulary);
-  const int64_t needed =
-      linear_cross_entropy_workspace_bytes(tokens, channels, vocabulary, dhidden || dweight);
+  const int64_t needed = linear_cross_entropy_workspace_bytes(
+      tokens, channels, vocabulary, dhidden || dweight,
+      dweight || options.filter > 0 || options.label_smoothing > 0);
   check(static_cast<int64_t>(workspace.size()) >= needed, kOp, "workspace",
         fmt::format("at least {} bytes", needed), fmt::format("{}", workspace.size()));
   linear_cross_entropy_cpu(loss, dhidden, dweight, hidden, weight, labels, workspace, options);
 }
 
 int64_t linear_cross_entropy_workspace_bytes(int64_t tokens, int64_t channels, int64_t vocabulary,
-                                             bool with_gradients) {
+                                             bool with_gradients, bool keeps_logits) {
   // Sizes of tensors that fit an address space; their products with four bytes fit int64 too.
   constexpr int64_t kLimit = int64_t{1} << 28;
   check(tokens >= 0 && tokens <= kLimit, kOp, "tokens", "a size in [0, 2^28]",
@@ -85,7 +86,8 @@ int64_t linear_cross_entropy_workspace_bytes(int64_t tokens, int64_t channels, i
         fmt::format("{}", channels));
   check(vocabulary >= 0 && vocabulary <= kLimit, kOp, "vocabulary", "a size in [0, 2^28]",
         fmt::format("{}", vocabulary));
-  return linear_cross_entropy_workspace_bytes_cpu(tokens, channels, vocabulary, with_gradients);
+  return linear_cross_entropy_workspace_bytes_cpu(tokens, channels, vocabulary, with_gradients,
+                                                  keeps_logits);
 }
 
 }  // namespace flashloom

@@ -52,9 +52,10 @@ void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweigh
                           std::span<std::byte> workspace,
                           const LinearCrossEntropyOptions& options = {}, Stream stream = {});
 
-/// `tokens` bounds the rows that bear loss.
+/// `tokens` bounds the rows that bear loss. Without `keeps_logits` (the gradient of hidden alone,
+/// neither filter nor label smoothing) no chunk of logits is kept.
 int64_t linear_cross_entropy_workspace_bytes(int64_t tokens, int64_t channels, int64_t vocabulary,
-                                             bool with_gradients);
+                                             bool with_gradients, bool keeps_logits = true);
 
 /// The oracle: float64 plain loops. f32 or f64 tensors (labels i32).
 void linear_cross_entropy_reference(TensorView loss, TensorView dhidden, TensorView dweight,

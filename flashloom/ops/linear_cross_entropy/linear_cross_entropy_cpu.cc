@@ -403,10 +403,14 @@ void linear_cross_entropy_cpu(TensorView loss, TensorView dhidden, TensorView dw
 }
 
 int64_t linear_cross_entropy_workspace_bytes_cpu(int64_t tokens, int64_t channels,
-                                                 int64_t vocabulary, bool with_gradients) {
+                                                 int64_t vocabulary, bool with_gradients,
+                                                 bool keeps_logits) {
   const auto bytes = [&](LogitStorage storage) {
     return plan_linear_cross_entropy(tokens, channels, vocabulary, storage).bytes;
   };
+  if (with_gradients && !keeps_logits) {
+    return bytes(LogitStorage::online);
+  }
   return with_gradients ? std::max({bytes(LogitStorage::online), bytes(LogitStorage::chunk),
                                     bytes(LogitStorage::filtered)})
                         : bytes(LogitStorage::none);

@@ -11,6 +11,7 @@ void linear_cross_entropy_cpu(TensorView loss, TensorView dhidden, TensorView dw
                               const LinearCrossEntropyOptions& options);
 
 int64_t linear_cross_entropy_workspace_bytes_cpu(int64_t tokens, int64_t channels,
-                                                 int64_t vocabulary, bool with_gradients);
+                                                 int64_t vocabulary, bool with_gradients,
+                                                 bool keeps_logits);
 
 }  // namespace flashloom

@@ -55,6 +55,25 @@ TEST(LinearCrossEntropy, EqualsTheReferenceOverSeveralChunksAndSlices) {
   expect_equals_reference(head, {.gradient_scale = 0.01f});
 }
 
+TEST(LinearCrossEntropy, TheGradientOfHiddenAloneKeepsNoLogits) {
+  // Five tiles a slice.
+  Head<float> head(600, 8, 41000);
+  const int64_t bytes = linear_cross_entropy_workspace_bytes(600, 8, 41000, true, false);
+  EXPECT_LT(bytes, linear_cross_entropy_workspace_bytes(600, 8, 41000, true) / 2);
+  Head<float> expected(head);
+  expected.run({}, true, false);
+  std::vector<std::byte> workspace(static_cast<size_t>(bytes), std::byte{0xff});
+  const auto run = [&](TensorView dweight, const LinearCrossEntropyOptions& options) {
+    linear_cross_entropy(head.loss_view(), head.dhidden.view, dweight, head.hidden.view,
+                         head.weight.view, head.labels_view(), workspace, options);
+  };
+  run({}, {});
+  EXPECT_EQ(head.dhidden.memory, expected.dhidden.memory);
+  EXPECT_THROW(run(head.dweight.view, {}), InvalidArgument);
+  EXPECT_THROW(run({}, {.filter = 0.1f}), InvalidArgument);
+  EXPECT_THROW(run({}, {.label_smoothing = 0.1f}), InvalidArgument);
+}
+
 TEST(LinearCrossEntropy, ABf16WeightCountsAsItsNumbersInF32) {
   for (const auto& [dhidden, dweight] : {std::pair(false, false), {true, false}, {true, true}}) {
     Head<float> head(1200, 8, 9000, 3);
