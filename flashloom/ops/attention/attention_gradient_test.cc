@@ -2,6 +2,8 @@
 
 #include <cmath>
 #include <functional>
+#include <string>
+#include <utility>
 #include <vector>
 
 #include "flashloom/core/parallel.h"
@@ -243,6 +245,117 @@ TEST(AttentionGradient, PositionsBucketsAndOutputRowsMatchFiniteDifferences) {
                              .key_bucket_offsets = key_buckets,
                              .exclude_self = true};
   check.run();
+}
+
+// Along random directions, on random shapes and with random options: the change of the loss is the
+// sum of gradient times direction.
+TEST(AttentionGradient, RandomShapesMatchFiniteDifferencesAlongDirections) {
+  set_thread_count(1);
+  RandomSequence random(29, RandomStream::test);
+  const auto below = [&](int64_t bound) {
+    return static_cast<int64_t>(random.below(static_cast<uint32_t>(bound)));
+  };
+  for (int round = 0; round < 40; ++round) {
+    const int64_t batch = 1 + below(2);
+    const int64_t key_heads = 1 + below(2);
+    const int64_t heads = key_heads * (1 + below(3));
+    const int64_t queries = 1 + below(30);
+    const int64_t keys = 1 + below(40);
+    const int64_t dim = 1 + below(20);
+    const int64_t value_dim = 1 + below(20);
+    SCOPED_TRACE("round " + std::to_string(round));
+    const auto normal = [&](const std::vector<int64_t>& shape) {
+      return std::move(Tensor(DType::f64, shape).random(random.bits()));
+    };
+    Tensor q = normal({batch, heads, queries, dim});
+    Tensor k = normal({batch, key_heads, keys, dim});
+    Tensor v = normal({batch, key_heads, keys, value_dim});
+    Tensor sinks = normal({heads});
+    Tensor bias = normal({1, heads, queries, keys});
+    const Tensor dout = normal({batch, heads, queries, value_dim});
+    const Tensor dlse = normal({batch, heads, queries});
+    const Tensor dentropy = normal({batch, heads, queries});
+    const uint64_t seed = random.bits();
+    AttentionOptions options = with_backend({}, AttentionBackend::reference);
+    options.visibility = {.left = below(3) == 0 ? below(20) : -1, .right = below(2) == 0 ? 0 : -1};
+    if (below(3) == 0) {
+      options.positions.offset = below(40) - 20;
+    }
+    options.score.softcap = below(3) == 0 ? 2.0F : 0.0F;
+    if (below(2) == 0) {
+      options.score.sinks = sinks;
+    }
+    if (below(2) == 0) {
+      options.score.bias = bias;
+    }
+    if (below(3) == 0) {
+      options.dropout = {.probability = 0.3F, .seed = ConstTensorView(&seed, {1})};
+    }
+    const Tensor out(DType::f64, {batch, heads, queries, value_dim});
+    const Tensor lse(DType::f64, {batch, heads, queries});
+    const Tensor entropy(DType::f64, {batch, heads, queries});
+    const auto loss = [&] {
+      forward({.out = out, .lse = lse, .entropy = entropy}, {q, k, v}, options);
+      double sum = 0;
+      for (int64_t i = 0; i < out.size(); ++i) {
+        sum += out.get(i) * dout.get(i);
+      }
+      for (int64_t i = 0; i < lse.size(); ++i) {
+        sum += std::isfinite(lse.get(i)) ? lse.get(i) * dlse.get(i) : 0;
+        sum += entropy.get(i) * dentropy.get(i);
+      }
+      return sum;
+    };
+    loss();
+    const Tensor dq(DType::f64, {batch, heads, queries, dim});
+    const Tensor dk(DType::f64, {batch, key_heads, keys, dim});
+    const Tensor dv(DType::f64, {batch, key_heads, keys, value_dim});
+    const Tensor dsinks(DType::f64, {heads});
+    const Tensor dbias(DType::f64, {1, heads, queries, keys});
+    AttentionGradients gradients = {.dq = dq, .dk = dk, .dv = dv};
+    std::vector<std::pair<Tensor*, const Tensor*>> inputs = {{&q, &dq}, {&k, &dk}, {&v, &dv}};
+    if (options.score.sinks) {
+      gradients.dsinks = dsinks;
+      inputs.emplace_back(&sinks, &dsinks);
+    }
+    if (options.score.bias) {
+      gradients.dbias = dbias;
+      inputs.emplace_back(&bias, &dbias);
+    }
+    backward(gradients, {q, k, v},
+             {.out = out,
+              .lse = lse,
+              .entropy = entropy,
+              .dout = dout,
+              .dlse = dlse,
+              .dentropy = dentropy},
+             options);
+    constexpr double kStep = 1e-5;
+    double expected = 0;
+    std::vector<std::vector<double>> directions;
+    for (const auto& [input, gradient] : inputs) {
+      directions.emplace_back();
+      for (int64_t i = 0; i < input->size(); ++i) {
+        directions.back().push_back(random.normal() / std::sqrt(static_cast<double>(queries)));
+        expected += directions.back().back() * gradient->get(i);
+      }
+    }
+    const auto move = [&](double step) {
+      for (size_t n = 0; n < inputs.size(); ++n) {
+        for (int64_t i = 0; i < inputs[n].first->size(); ++i) {
+          inputs[n].first->set(
+              i, inputs[n].first->get(i) + step * directions[n][static_cast<size_t>(i)]);
+        }
+      }
+    };
+    move(kStep);
+    const double up = loss();
+    move(-2 * kStep);
+    const double down = loss();
+    // Third derivatives of order 1e4 leave 1e-6 of the sum's size.
+    EXPECT_NEAR((up - down) / (2 * kStep), expected, 1e-6 * (10 + std::fabs(expected)));
+  }
+  set_thread_count(0);
 }
 
 }  // namespace
