@@ -115,8 +115,8 @@ HWY_INLINE void score_block(const float* HWY_RESTRICT grouped, int64_t tile_rows
 /// kTileRows.
 ///
 /// The products of bf16 are exact in f32 and so are added in f32, at twice the rate of f32
-/// multiply-adds (measured on Zen 4: 196 to 97 GFLOP/s a core). Not inlined: its instructions are
-/// those of machines on which bf16_pairs_available().
+/// multiply-adds (in registers, on a Zen 4 core shared with other work: 99 to 49 GFLOP/s). Not
+/// inlined: its instructions are those of machines on which bf16_pairs_available().
 template <int NV>
 __attribute__((noinline, target("avx512bf16"))) void score_pairs(
     const float* HWY_RESTRICT grouped, int64_t tile_rows, const float* HWY_RESTRICT panel,
