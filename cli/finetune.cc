@@ -16,6 +16,7 @@
 #include "flashloom/core/parallel.h"
 #include "flashloom/core/process_memory.h"
 #include "flashloom/core/progress.h"
+#include "flashloom/io/atomic_file.h"
 #include "flashloom/text/data_reader.h"
 #include "flashloom/text/preview.h"
 #include "flashloom/text/supervised_data.h"

@@ -130,6 +130,14 @@ void rename_durably(const std::string& from, const std::string& to) {
   sync_directory(to);
 }
 
+void make_directory(const std::string& directory) {
+  std::error_code error;
+  std::filesystem::create_directories(directory, error);
+  if (error) {
+    throw IoError(directory, "", "could not be made: " + error.message());
+  }
+}
+
 void write_file_atomically(const std::string& path, std::string_view content) {
   AtomicFile file(path);
   file.write(content);

@@ -43,6 +43,9 @@ class AtomicFile {
 /// Renames a file or directory so that it survives a power cut, given that its content does.
 void rename_durably(const std::string& from, const std::string& to);
 
+/// Makes a directory and its parents; throws IoError.
+void make_directory(const std::string& directory);
+
 /// The whole content at once.
 void write_file_atomically(const std::string& path, std::string_view content);
 

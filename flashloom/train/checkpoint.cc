@@ -18,7 +18,6 @@
 #include "flashloom/io/safetensors.h"
 #include "flashloom/io/safetensors_writer.h"
 #include "flashloom/io/strict_json.h"
-#include "flashloom/train/export.h"
 
 namespace flashloom {
 namespace {

@@ -1,7 +1,5 @@
 #include "flashloom/train/export.h"
 
-#include <filesystem>
-#include <system_error>
 #include <vector>
 
 #include "flashloom/core/error.h"
@@ -17,14 +15,6 @@ DType parse_float_dtype(std::string_view name) {
     }
   }
   throw InvalidArgument("parse_float_dtype", "name", "f32, bf16 or f16", name);
-}
-
-void make_directory(const std::string& directory) {
-  std::error_code error;
-  std::filesystem::create_directories(directory, error);
-  if (error) {
-    throw IoError(directory, "", "could not be made: " + error.message());
-  }
 }
 
 void save_tokenizer(const std::string& directory, const Tokenizer& tokenizer) {

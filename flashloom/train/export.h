@@ -19,7 +19,4 @@ void save_tokenizer(const std::string& directory, const Tokenizer& tokenizer);
 /// "f32", "bf16" or "f16"; throws InvalidArgument for anything else.
 DType parse_float_dtype(std::string_view name);
 
-/// Makes a directory and its parents; throws IoError.
-void make_directory(const std::string& directory);
-
 }  // namespace flashloom

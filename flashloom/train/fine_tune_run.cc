@@ -5,6 +5,7 @@
 #include <filesystem>
 
 #include "flashloom/core/check.h"
+#include "flashloom/io/atomic_file.h"
 #include "flashloom/io/checksum.h"
 #include "flashloom/train/adapter_files.h"
 #include "flashloom/train/export.h"
