@@ -1,7 +1,7 @@
 # One function a module. Files are found by their suffix, so that adding an op, a reader or a model
 # edits no CMake:
 #   *.cc          library            *_test.cc   test program `<module>_tests`
-#   *.cu          library, CUDA      *_test.cu   test program, CUDA (label gpu)
+#   *.cu          library, CUDA      *_test.cu   test program `<module>_gpu_tests` (label gpu)
 #   *_bench.cc    benchmark program of the same name
 #   *.cu.in       a kernel file written once for each value of its placeholders (see below)
 
@@ -58,6 +58,20 @@ function(_flashloom_test_program name)
                        PROPERTIES TIMEOUT 600)
 endfunction()
 
+# A program of its own, so that it can be taken to a machine with a GPU; its tests skip themselves
+# where there is none.
+function(_flashloom_gpu_test_program name)
+  cmake_parse_arguments(arg "" "" "SOURCES;LINK" ${ARGN})
+  add_executable(${name} EXCLUDE_FROM_ALL ${arg_SOURCES})
+  target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
+  target_link_libraries(${name} PRIVATE ${arg_LINK} GTest::gmock GTest::gtest_main
+                        CUDA::cudart_static)
+  set_target_properties(${name} PROPERTIES JOB_POOL_COMPILE nvcc)
+  add_dependencies(tests ${name})
+  gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
+                       PROPERTIES TIMEOUT 600 LABELS gpu)
+endfunction()
+
 # flashloom_module(<folder below flashloom/> [DEPENDS modules…] [PACKAGES targets…] [ALIAS name])
 # makes flashloom_<name> (and flashloom::<name>), its test program and its benchmarks.
 function(flashloom_module folder)
@@ -66,12 +80,26 @@ function(flashloom_module folder)
   _flashloom_files(flashloom/${folder} files)
   _flashloom_prefixed(depends ${arg_DEPENDS})
   set(target flashloom_${name})
+  # Kernels of folders named portable/ run on compute capability 8.0 and later, the others on Hopper
+  # alone; one target compiles for one list of architectures.
+  set(portable ${files_cuda})
+  list(FILTER portable INCLUDE REGEX "/portable/[^/]+$")
+  list(FILTER files_cuda EXCLUDE REGEX "/portable/[^/]+$")
+  if(portable)
+    add_library(${target}_portable OBJECT ${portable})
+    target_include_directories(${target}_portable PRIVATE ${PROJECT_SOURCE_DIR})
+    target_link_libraries(${target}_portable PRIVATE ${depends} CUDA::cudart_static)
+    set_target_properties(${target}_portable PROPERTIES JOB_POOL_COMPILE nvcc
+                          POSITION_INDEPENDENT_CODE ON
+                          CUDA_ARCHITECTURES "${FLASHLOOM_PORTABLE_ARCHITECTURES}")
+    list(APPEND files_library $<TARGET_OBJECTS:${target}_portable>)
+  endif()
   if(files_library OR files_cuda)
     set(scope PUBLIC)
     add_library(${target} STATIC ${files_library} ${files_cuda})
     target_link_libraries(${target} PRIVATE flashloom_warnings)
     set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
-    if(files_cuda)
+    if(files_cuda OR portable)
       set_target_properties(${target} PROPERTIES JOB_POOL_COMPILE nvcc
                             CUDA_SEPARABLE_COMPILATION OFF)
       target_link_libraries(${target} PUBLIC CUDA::cudart_static)
@@ -91,9 +119,11 @@ function(flashloom_module folder)
   if(arg_ALIAS)
     add_library(flashloom::${arg_ALIAS} ALIAS ${target})
   endif()
-  if(files_test OR files_cuda_test)
-    _flashloom_test_program(${name}_tests SOURCES ${files_test} ${files_cuda_test}
-                            LINK ${target})
+  if(files_test)
+    _flashloom_test_program(${name}_tests SOURCES ${files_test} LINK ${target})
+  endif()
+  if(files_cuda_test)
+    _flashloom_gpu_test_program(${name}_gpu_tests SOURCES ${files_cuda_test} LINK ${target})
   endif()
   foreach(source ${files_bench})
     get_filename_component(bench ${source} NAME_WE)

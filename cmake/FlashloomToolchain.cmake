@@ -48,6 +48,8 @@ if(FLASHLOOM_CUDA)
   if(NOT CMAKE_CUDA_ARCHITECTURES)
     set(CMAKE_CUDA_ARCHITECTURES 90a-real)
   endif()
+  set(FLASHLOOM_PORTABLE_ARCHITECTURES "90a-real" CACHE STRING
+      "Of kernels that run on more than Hopper; 80-real serves the A100 and the cards of 2022")
   enable_language(CUDA)
   find_package(CUDAToolkit REQUIRED)
   # CMake 3.25 does not know that nvcc speaks C++20.

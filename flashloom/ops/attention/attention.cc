@@ -2,11 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "flashloom/core/check.h"
 #include "flashloom/ops/attention/attention_reference.h"
 #include "flashloom/ops/attention/attention_validation.h"
 #include "flashloom/ops/attention/cpu/attention_cpu.h"
 #include "flashloom/ops/attention/decode/decode.h"
+#include "flashloom/ops/attention/portable/attention_portable.h"
 #include "flashloom/ops/attention/sm90/attention_sm90.h"
 
 namespace flashloom {
@@ -21,21 +24,50 @@ constexpr bool kWithCuda = true;
 constexpr bool kWithCuda = false;  // calls under `if constexpr` below are discarded, never linked
 #endif
 
-// `refusal` says what the Hopper kernels do not cover, "" if they cover the call.
+// What the backends of a GPU do not cover of a call, "" where they cover it.
+struct Refusals {
+  std::string sm90;
+  std::string portable;
+};
+
 AttentionChoice choose_cuda(std::string_view op, const AttentionOptions& options,
-                            const std::string& refusal) {
+                            const Refusals& refusals) {
   if constexpr (!kWithCuda) {
     throw Unsupported(op, "tensors of a GPU in a build without CUDA");
   }
   const AttentionBackend required = options.execution.backend;
-  if (required != AttentionBackend::automatic && required != AttentionBackend::sm90) {
+  if (required == AttentionBackend::cpu || required == AttentionBackend::reference) {
     throw Unsupported(
         op, fmt::format("the {} backend on tensors of a GPU", attention_backend_name(required)));
   }
-  if (!refusal.empty()) {
-    throw Unsupported(op, fmt::format("{} in the sm90 backend", refusal));
+  if (refusals.sm90.empty() && required != AttentionBackend::portable) {
+    return {AttentionBackend::sm90, required == AttentionBackend::sm90 ? "required" : ""};
   }
-  return {AttentionBackend::sm90, ""};
+  if (required == AttentionBackend::sm90) {
+    throw Unsupported(op, fmt::format("{} in the sm90 backend", refusals.sm90));
+  }
+  if (required == AttentionBackend::portable && refusals.portable.empty()) {
+    return {AttentionBackend::portable, "required"};
+  }
+  if (required == AttentionBackend::portable) {
+    throw Unsupported(op, fmt::format("{} in the portable backend", refusals.portable));
+  }
+  if (!refusals.portable.empty()) {
+    throw Unsupported(op, fmt::format("{} in the sm90 backend, nor {} in the portable one",
+                                      refusals.sm90, refusals.portable));
+  }
+  return {AttentionBackend::portable,
+          fmt::format("the sm90 backend does not cover {}", refusals.sm90)};
+}
+
+// The Hopper kernels run on Hopper alone.
+std::string refusal_of_device(Device device, std::string refusal) {
+  if constexpr (kWithCuda) {
+    if (refusal.empty() && !portable::is_hopper(device.index)) {
+      return "a device that is not of compute capability 9.0";
+    }
+  }
+  return refusal;
 }
 
 // `refusal` says what the CPU kernel does not cover, "" if it covers the call.
@@ -75,9 +107,11 @@ AttentionChoice forward_choice(const AttentionOutputs& outputs, const AttentionI
                                const AttentionOptions& options) {
   if (!inputs.q.device.is_cpu()) {
     return choose_cuda(kForward, options,
-                       decodes(outputs, inputs, options)
-                           ? ""
-                           : sm90::attention_forward_refusal(outputs, inputs, options));
+                       {refusal_of_device(inputs.q.device, decodes(outputs, inputs, options)
+                                                               ? ""
+                                                               : sm90::attention_forward_refusal(
+                                                                     outputs, inputs, options)),
+                        portable::attention_forward_refusal(outputs, inputs, options)});
   }
   return choose(kForward, options, attention_forward_cpu_refusal(outputs, inputs, options));
 }
@@ -86,7 +120,9 @@ AttentionChoice backward_choice(const AttentionGradients& gradients, const Atten
                                 const AttentionSaved& saved, const AttentionOptions& options) {
   if (!inputs.q.device.is_cpu()) {
     return choose_cuda(kBackward, options,
-                       sm90::attention_backward_refusal(gradients, inputs, saved, options));
+                       {refusal_of_device(inputs.q.device, sm90::attention_backward_refusal(
+                                                               gradients, inputs, saved, options)),
+                        portable::attention_backward_refusal(gradients, inputs, saved, options)});
   }
   return choose(kBackward, options,
                 attention_backward_cpu_refusal(gradients, inputs, saved, options));
@@ -122,6 +158,11 @@ void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& i
       sm90::attention_forward(outputs, inputs, workspace, options, stream);
       return;
     }
+    if (choice.backend == AttentionBackend::portable) {
+      portable::attention_report_faults(inputs, options, stream);
+      portable::attention_forward(outputs, inputs, options, stream);
+      return;
+    }
   }
   check_workspace(kForward, workspace, attention_forward_cpu_bytes(outputs, inputs, options));
   attention_forward_cpu(outputs, inputs, workspace, options);
@@ -143,6 +184,13 @@ void attention_backward(const AttentionGradients& gradients, const AttentionInpu
     if (choice.backend == AttentionBackend::sm90) {
       check_workspace(kBackward, workspace, sm90::attention_backward_bytes(inputs, options));
       sm90::attention_backward(gradients, inputs, saved, workspace, options, stream);
+      return;
+    }
+    if (choice.backend == AttentionBackend::portable) {
+      check_workspace(kBackward, workspace,
+                      portable::attention_backward_bytes(inputs, saved, options));
+      portable::attention_report_faults(inputs, options, stream);
+      portable::attention_backward(gradients, inputs, saved, workspace, options, stream);
       return;
     }
   }
@@ -173,8 +221,14 @@ int64_t attention_backward_workspace_bytes(const AttentionGradients& gradients,
   validate_attention_backward(gradients, inputs, saved, options);
   const AttentionBackend backend = backward_choice(gradients, inputs, saved, options).backend;
   if constexpr (kWithCuda) {
+    // Addresses may decide between the two later (the Hopper kernels want 16-byte steps), and here
+    // they may be null.
+    const int64_t bytes = portable::attention_backward_bytes(inputs, saved, options);
     if (backend == AttentionBackend::sm90) {
-      return sm90::attention_backward_bytes(inputs, options);
+      return std::max(bytes, sm90::attention_backward_bytes(inputs, options));
+    }
+    if (backend == AttentionBackend::portable) {
+      return bytes;
     }
   }
   return backend == AttentionBackend::cpu
@@ -183,10 +237,26 @@ int64_t attention_backward_workspace_bytes(const AttentionGradients& gradients,
 }
 
 void attention_merge(TensorView out, TensorView lse, ConstTensorView parts,
-                     ConstTensorView part_lse, ConstTensorView sinks, Stream /*stream*/) {
+                     ConstTensorView part_lse, ConstTensorView sinks, Stream stream) {
+  constexpr std::string_view kMerge = "attention_merge";
   validate_attention_merge(out, lse, parts, part_lse, sinks);
-  check_cpu("attention_merge", "out", out);
-  attention_merge_reference(out, lse, parts, part_lse, sinks);
+  if (out.device.is_cpu()) {
+    attention_merge_reference(out, lse, parts, part_lse, sinks);
+    return;
+  }
+  if constexpr (kWithCuda) {
+    for (const ConstTensorView& view :
+         {ConstTensorView(out), ConstTensorView(lse), parts, part_lse, sinks}) {
+      check(!view || view.device == out.device, kMerge, "tensors", "all on the device of out",
+            "several devices");
+      if (view && view.dtype == DType::f64) {
+        throw Unsupported(kMerge, "f64 on a GPU");
+      }
+    }
+    portable::attention_merge(out, lse, parts, part_lse, sinks, stream);
+  } else {
+    throw Unsupported(kMerge, "tensors of a GPU in a build without CUDA");
+  }
 }
 
 AttentionChoice attention_forward_backend(const AttentionOutputs& outputs,
@@ -204,9 +274,22 @@ AttentionChoice attention_backward_backend(const AttentionGradients& gradients,
   return backward_choice(gradients, inputs, saved, options);
 }
 
-void attention_check(const AttentionOptions& options, Stream /*stream*/) {
-  if (options.execution.status && options.execution.status.device.is_cpu() &&
-      *static_cast<const int32_t*>(options.execution.status.data) != 0) {
+void attention_check(const AttentionOptions& options, Stream stream) {
+  const TensorView& status = options.execution.status;
+  if (!status) {
+    return;
+  }
+  int32_t value = 0;
+  if (status.device.is_cpu()) {
+    value = *static_cast<const int32_t*>(status.data);
+  } else {
+    if constexpr (kWithCuda) {
+      value = portable::attention_status(status, stream);
+    } else {
+      throw Unsupported("attention_check", "tensors of a GPU in a build without CUDA");
+    }
+  }
+  if (value != 0) {
     throw InvalidArgument("attention_check", "index data", "lengths, pages and blocks in range",
                           "a status word that is set");
   }

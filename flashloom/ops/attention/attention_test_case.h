@@ -7,10 +7,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <initializer_list>
 #include <limits>
 #include <memory>
 #include <new>
+#include <optional>
 #include <span>
 #include <string>
 #include <utility>
@@ -161,6 +163,21 @@ struct Results {
   Tensor out, lse, entropy, dq, dk, dv, dsinks, dbias;
 };
 
+/// Who executes a call on tensors of the CPU: the library here; tests of a GPU copy there and back.
+struct Executor {
+  virtual ~Executor() = default;
+
+  virtual void forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                       const AttentionOptions& options) const {
+    attention_test::forward(outputs, inputs, options);
+  }
+
+  virtual void backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
+                        const AttentionSaved& saved, const AttentionOptions& options) const {
+    attention_test::backward(gradients, inputs, saved, options);
+  }
+};
+
 // A call with random tensors, run forward and backward on one backend after the other.
 struct Case {
   int64_t batch = 1, heads = 2, key_heads = 1, queries = 50, keys = 50, dim = 16, value_dim = 16;
@@ -172,8 +189,19 @@ struct Case {
   std::vector<int32_t> packed_queries = {};  // offsets, for packed tensors
   std::vector<int32_t> packed_keys = {};
   double tolerance = 1;  // multiplies all bounds
+  uint64_t seed = 1;
+  double deviation = 1;                                      // of q and k
+  std::optional<DType> gradient_dtype = {};                  // of dq, dk, dv; else `dtype`
+  bool accumulate = false;                                   // on gradients that are not zero
+  std::function<void(Tensor& rows, char name)> change = {};  // q, k, v, d(out), after drawing
 
   Results run(AttentionBackend backend, bool with_backward = true) const {
+    return run(backend, with_backward, Executor(), dtype, gradient_dtype.value_or(dtype));
+  }
+
+  /// Results in other dtypes, inputs the same.
+  Results run(AttentionBackend backend, bool with_backward, const Executor& executor,
+              DType out_dtype, DType dtype_of_gradients) const {
     const bool packed = !packed_queries.empty();
     const auto rows = [&](int64_t n, int64_t h, int64_t width) {
       std::vector<int64_t> shape = packed ? std::vector{h, n} : std::vector{batch, h, n};
@@ -182,12 +210,22 @@ struct Case {
       }
       return shape;
     };
-    const Tensor q = std::move(Tensor(dtype, rows(queries, heads, dim)).random(1));
-    const Tensor k = std::move(Tensor(dtype, rows(keys, key_heads, dim)).random(2));
-    const Tensor v = std::move(Tensor(dtype, rows(keys, key_heads, value_dim)).random(3));
-    const Tensor dout = std::move(Tensor(dtype, rows(queries, heads, value_dim)).random(4));
-    const Tensor dlse = std::move(Tensor(DType::f32, rows(queries, heads, 0)).random(5));
-    const Tensor dentropy = std::move(Tensor(DType::f32, rows(queries, heads, 0)).random(6));
+    const auto draw = [&](int64_t n, int64_t h, int64_t width, int number, char name) {
+      const bool score = name == 'q' || name == 'k';
+      Tensor tensor = std::move(
+          Tensor(dtype, rows(n, h, width))
+              .random(seed * 6 + static_cast<uint64_t>(number) - 6, score ? deviation : 1.0));
+      if (change) {
+        change(tensor, name);
+      }
+      return tensor;
+    };
+    const Tensor q = draw(queries, heads, dim, 1, 'q');
+    const Tensor k = draw(keys, key_heads, dim, 2, 'k');
+    const Tensor v = draw(keys, key_heads, value_dim, 3, 'v');
+    const Tensor dout = draw(queries, heads, value_dim, 4, 'd');
+    const Tensor dlse = std::move(Tensor(DType::f32, rows(queries, heads, 0)).random(seed * 6 - 1));
+    const Tensor dentropy = std::move(Tensor(DType::f32, rows(queries, heads, 0)).random(seed * 6));
     AttentionOptions call = with_backend(options, backend);
     const Tensor cu_query =
         Tensor::index({static_cast<int64_t>(packed_queries.size())}, packed_queries);
@@ -199,7 +237,7 @@ struct Case {
       call.sequences.max_key = longest(packed_keys);
     }
     Results results;
-    results.out = Tensor(dtype, rows(queries, heads, value_dim));
+    results.out = Tensor(out_dtype, rows(queries, heads, value_dim));
     results.lse = Tensor(DType::f32, rows(queries, heads, 0));
     AttentionOutputs outputs = {.out = results.out, .lse = results.lse};
     if (with_entropy) {
@@ -207,14 +245,15 @@ struct Case {
       outputs.entropy = results.entropy;
       outputs.entropy_order = entropy_order;
     }
-    forward(outputs, {q, k, v}, call);
+    executor.forward(outputs, {q, k, v}, call);
     if (!with_backward) {
       return results;
     }
-    results.dq = Tensor(dtype, rows(queries, heads, dim));
-    results.dk = Tensor(dtype, rows(keys, key_heads, dim));
-    results.dv = Tensor(dtype, rows(keys, key_heads, value_dim));
+    results.dq = Tensor(dtype_of_gradients, rows(queries, heads, dim));
+    results.dk = Tensor(dtype_of_gradients, rows(keys, key_heads, dim));
+    results.dv = Tensor(dtype_of_gradients, rows(keys, key_heads, value_dim));
     AttentionGradients gradients = {.dq = results.dq, .dk = results.dk, .dv = results.dv};
+    gradients.accumulate = accumulate;
     if (options.score.sinks) {
       results.dsinks = Tensor(DType::f32, {heads});
       gradients.dsinks = results.dsinks;
@@ -223,6 +262,12 @@ struct Case {
       const ConstTensorView& bias = options.score.bias;
       results.dbias = Tensor(DType::f32, {bias.dim(0), bias.dim(1), bias.dim(2), bias.dim(3)});
       gradients.dbias = results.dbias;
+    }
+    for (Tensor* tensor :
+         {&results.dq, &results.dk, &results.dv, &results.dsinks, &results.dbias}) {
+      if (accumulate && tensor->view()) {
+        tensor->random(seed * 6 + 7);
+      }
     }
     AttentionSaved saved = {.out = results.out, .lse = results.lse, .dout = dout};
     if (with_dlse) {
@@ -233,7 +278,7 @@ struct Case {
       saved.dentropy = dentropy;
       saved.entropy_order = entropy_order;
     }
-    backward(gradients, {q, k, v}, saved, call);
+    executor.backward(gradients, {q, k, v}, saved, call);
     return results;
   }
 

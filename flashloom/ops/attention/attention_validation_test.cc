@@ -116,5 +116,18 @@ TEST(AttentionDispatch, SaysWhichBackendRunsAndWhy) {
                Unsupported);
 }
 
+#ifndef FLASHLOOM_WITH_CUDA
+TEST(AttentionValidation, ABuildWithoutCudaRefusesAGpu) {
+  const Device gpu = {Device::Kind::cuda, 0};
+  const TensorView rows(static_cast<void*>(nullptr), DType::bf16, {1, 2, 8, 64}, gpu);
+  try {
+    attention_forward_backend({.out = rows}, {rows, rows, rows});
+    FAIL() << "no error";
+  } catch (const Unsupported& error) {
+    EXPECT_NE(std::string(error.what()).find("in a build without CUDA"), std::string::npos);
+  }
+}
+#endif
+
 }  // namespace
 }  // namespace flashloom

@@ -24,6 +24,8 @@ class ReferenceHead {
 
   const SequenceRows& rows() const { return rows_; }
 
+  int64_t head_dim() const { return head_dim_; }
+
   const double* q(int64_t i) const { return &q_[static_cast<size_t>(i * head_dim_)]; }
 
   const double* k(int64_t j) const { return &k_[static_cast<size_t>(j * head_dim_)]; }

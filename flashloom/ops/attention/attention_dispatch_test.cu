@@ -1,0 +1,191 @@
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "flashloom/core/error.h"
+#include "flashloom/ops/attention/attention.h"
+
+// Which backend a call on a GPU takes, and why: a table. Shapes alone decide, so no GPU is needed;
+// the library assumes Hopper where there is none to ask.
+
+namespace flashloom {
+namespace {
+
+constexpr Device kGpu = {Device::Kind::cuda, 0};
+
+TensorView tensor(DType dtype, std::initializer_list<int64_t> shape) {
+  return TensorView(static_cast<void*>(nullptr), dtype, shape, kGpu);
+}
+
+// A call of two sequences, 8 heads over 2, 300 queries and keys.
+struct Call {
+  AttentionInputs inputs;
+  AttentionOutputs outputs;
+  AttentionSaved saved;
+  AttentionGradients gradients;
+  AttentionOptions options;
+
+  explicit Call(DType dtype = DType::bf16, int64_t dim = 128) {
+    inputs = {tensor(dtype, {2, 8, 300, dim}), tensor(dtype, {2, 2, 300, dim}),
+              tensor(dtype, {2, 2, 300, dim})};
+    outputs.out = tensor(dtype, {2, 8, 300, dim});
+    outputs.lse = tensor(DType::f32, {2, 8, 300});
+    saved.out = outputs.out;
+    saved.lse = outputs.lse;
+    saved.dout = outputs.out;
+    gradients.dq = tensor(dtype, {2, 8, 300, dim});
+    gradients.dk = tensor(dtype, {2, 2, 300, dim});
+    gradients.dv = tensor(dtype, {2, 2, 300, dim});
+  }
+};
+
+// "sm90", "portable: <reason>", or the text of the refusal.
+template <class Choose>
+std::string outcome(Choose choose) {
+  try {
+    const AttentionChoice choice = choose();
+    return std::string(attention_backend_name(choice.backend)) +
+           (choice.reason.empty() ? "" : ": " + choice.reason);
+  } catch (const Error& refusal) {
+    return refusal.what();
+  }
+}
+
+std::string forward_outcome(const Call& call) {
+  return outcome(
+      [&] { return attention_forward_backend(call.outputs, call.inputs, call.options); });
+}
+
+std::string backward_outcome(const Call& call) {
+  return outcome([&] {
+    return attention_backward_backend(call.gradients, call.inputs, call.saved, call.options);
+  });
+}
+
+struct Row {
+  const char* name;
+  std::function<void(Call&)> change;
+  const char* forward;  // what the outcome contains
+  const char* backward;
+};
+
+// Rows that the Hopper kernels may come to cover say "portable" only where they never will.
+const std::vector<Row>& table() {
+  static const std::vector<Row> kTable = {
+      {"plain", [](Call&) {}, "sm90", "sm90"},
+      {"causal", [](Call& c) { c.options.visibility.right = 0; }, "sm90", "sm90"},
+      {"window", [](Call& c) { c.options.visibility = {.left = 64, .right = 0}; }, "sm90", "sm90"},
+      {"f32", [](Call& c) { c = Call(DType::f32); },
+       "portable: the sm90 backend does not cover f32",
+       "portable: the sm90 backend does not cover f32"},
+      {"mixed storage", [](Call& c) { c.inputs.k.dtype = DType::f16; },
+       "portable: the sm90 backend does not cover k in f16",
+       "portable: the sm90 backend does not cover k in f16"},
+      {"odd head dimension", [](Call& c) { c = Call(DType::bf16, 50); }, "portable", "portable"},
+      {"bias", [](Call& c) { c.options.score.bias = tensor(DType::bf16, {2, 8, 300, 300}); },
+       "portable", "portable"},
+      {"buckets",
+       [](Call& c) {
+         c.options.positions.query_bucket_offsets = tensor(DType::i32, {2, 8, 4});
+         c.options.positions.key_bucket_offsets = tensor(DType::i32, {2, 2, 4});
+       },
+       "portable", "portable"},
+      {"accumulate",
+       [](Call& c) {
+         c.gradients.accumulate = true;
+         for (TensorView* view : {&c.gradients.dq, &c.gradients.dk, &c.gradients.dv}) {
+           view->dtype = DType::f32;
+         }
+       },
+       "sm90", "sm90"},
+      {"entropy",
+       [](Call& c) {
+         c.outputs.entropy = c.outputs.lse;
+         c.saved.entropy = c.saved.dentropy = c.outputs.lse;
+       },
+       "portable", "portable"},
+      {"a gate",
+       [](Call& c) {
+         c.options.gate = {.kind = AttentionGate::Kind::absolute,
+                           .threshold = tensor(DType::f32, {8, 1})};
+       },
+       "nor a gate in the portable one", "gate"},
+      {"decoding over pages",
+       [](Call& c) {
+         c.inputs = {tensor(DType::bf16, {2, 8, 1, 128}), tensor(DType::bf16, {20, 2, 16, 128}),
+                     tensor(DType::bf16, {20, 2, 16, 128})};
+         c.outputs = {.out = tensor(DType::bf16, {2, 8, 1, 128})};
+         c.options.sequences.page_table = tensor(DType::i32, {2, 10});
+         c.options.sequences.max_key = 160;
+         c.options.sequences.page_size = 16;
+       },
+       "sm90", "page_table"},
+      {"many queries over pages",
+       [](Call& c) {
+         c.inputs.k = c.inputs.v = tensor(DType::bf16, {40, 2, 16, 128});
+         c.options.sequences.page_table = tensor(DType::i32, {2, 20});
+         c.options.sequences.max_key = 320;
+         c.options.sequences.page_size = 16;
+       },
+       "portable: the sm90 backend does not cover", "page_table"},
+      {"rows of 300", [](Call& c) { c = Call(DType::bf16, 300); },
+       "in the sm90 backend, nor head dimensions 300 and 300 in the portable one",
+       "in the sm90 backend, nor head dimensions 300 and 300 in the portable one"},
+      {"f64", [](Call& c) { c = Call(DType::f64); }, "in f64 in the portable one",
+       "in f64 in the portable one"},
+      {"sm90 required", [](Call& c) { c.options.execution.backend = AttentionBackend::sm90; },
+       "sm90: required", "sm90: required"},
+      {"sm90 required in f32",
+       [](Call& c) {
+         c = Call(DType::f32);
+         c.options.execution.backend = AttentionBackend::sm90;
+       },
+       "f32 storage in the sm90 backend", "f32 storage in the sm90 backend"},
+      {"portable required",
+       [](Call& c) { c.options.execution.backend = AttentionBackend::portable; },
+       "portable: required", "portable: required"},
+      {"portable required for rows of 300",
+       [](Call& c) {
+         c = Call(DType::bf16, 300);
+         c.options.execution.backend = AttentionBackend::portable;
+       },
+       "head dimensions 300 and 300 in the portable backend",
+       "head dimensions 300 and 300 in the portable backend"},
+      {"cpu required", [](Call& c) { c.options.execution.backend = AttentionBackend::cpu; },
+       "the cpu backend on tensors of a GPU", "the cpu backend on tensors of a GPU"},
+      {"reference required",
+       [](Call& c) { c.options.execution.backend = AttentionBackend::reference; },
+       "the reference backend on tensors of a GPU", "the reference backend on tensors of a GPU"},
+  };
+  return kTable;
+}
+
+TEST(AttentionDispatch, TakesTheFastestBackendThatCoversACall) {
+  for (const Row& row : table()) {
+    SCOPED_TRACE(row.name);
+    Call call;
+    row.change(call);
+    const std::string forward = forward_outcome(call);
+    const std::string backward = backward_outcome(call);
+    EXPECT_NE(forward.find(row.forward), std::string::npos) << forward;
+    EXPECT_NE(backward.find(row.backward), std::string::npos) << backward;
+  }
+}
+
+// The size is asked for before addresses are known, which may then decide for another backend.
+TEST(AttentionDispatch, WorkspaceServesEveryBackendThatMayBeTaken) {
+  for (const DType dtype : {DType::bf16, DType::f32}) {
+    Call call(dtype);
+    const auto bytes = [&](AttentionBackend backend) {
+      call.options.execution.backend = backend;
+      return attention_backward_workspace_bytes(call.gradients, call.inputs, call.saved,
+                                                call.options);
+    };
+    EXPECT_GE(bytes(AttentionBackend::automatic), bytes(AttentionBackend::portable));
+  }
+}
+
+}  // namespace
+}  // namespace flashloom

@@ -1,0 +1,287 @@
+#pragma once
+
+#include <cuda_runtime.h>
+#include <gtest/gtest.h>
+
+#include <cstring>
+#include <functional>
+#include <vector>
+
+#include "flashloom/cuda/error.cuh"
+#include "flashloom/ops/attention/attention_test_case.h"
+
+// Runs calls on tensors of the CPU through the GPU: copies every view of the call into one arena of
+// device memory, poisoned all over, and back. What no output owns must come back unchanged.
+
+namespace flashloom::attention_test {
+
+inline bool has_gpu() {
+  int count = 0;
+  return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
+}
+
+/// How rows of q, k, v, out and their gradients lie in device memory.
+enum class Layout {
+  contiguous,  // (B, H, S, D)
+  rows_first,  // (B, S, H, D) with 8 elements between rows, as models hold it
+  unaligned,   // (B, H, S, D), 3 elements between rows, from an odd element on
+};
+
+class DeviceArena {
+ public:
+  explicit DeviceArena(Layout layout) : layout_(layout) {}
+
+  ~DeviceArena() { cudaFree(device_); }
+
+  DeviceArena(const DeviceArena&) = delete;
+  DeviceArena& operator=(const DeviceArena&) = delete;
+
+  /// Gives a view its place on the device, and its address with upload().
+  template <class Void>
+  void place(BasicTensorView<Void>& view, bool output, bool rows = false) {
+    if (!view) {
+      return;
+    }
+    Placed placed = {};
+    placed.host.data = const_cast<void*>(static_cast<const void*>(view.data));
+    placed.host.dtype = view.dtype;
+    placed.host.rank = view.rank;
+    placed.host.shape = view.shape;
+    placed.host.strides = view.strides;
+    placed.device = placed.host;
+    placed.output = output;
+    placed.patch = [&view](void* data) { view.data = data; };
+    int64_t gap = 0;
+    int64_t shift = 0;
+    std::vector<int> order;
+    for (int i = 0; i < view.rank; ++i) {
+      order.push_back(i);
+    }
+    if (rows && layout_ == Layout::rows_first) {
+      std::swap(order[static_cast<size_t>(view.rank - 3)],
+                order[static_cast<size_t>(view.rank - 2)]);
+      gap = 8;
+    } else if (rows && layout_ == Layout::unaligned) {
+      gap = 3;
+      shift = 1;
+    }
+    int64_t stride = 1;
+    for (size_t n = order.size(); n-- > 0;) {
+      placed.device.strides[static_cast<size_t>(order[n])] = stride;
+      stride *= view.shape[static_cast<size_t>(order[n])];
+      stride += n + 1 == order.size() ? gap : 0;
+    }
+    const auto bytes = static_cast<int64_t>(dtype_bytes(view.dtype));
+    view.strides = placed.device.strides;
+    view.device = {Device::Kind::cuda, 0};
+    view.data = nullptr;
+    placed.at = used_ + shift * bytes;
+    used_ = (placed.at + stride * bytes + kGuard + 255) / 256 * 256;
+    placed_.push_back(placed);
+  }
+
+  /// Workspace of the call, all ones (NaN in every float type).
+  void workspace(int64_t bytes) {
+    workspace_at_ = used_;
+    workspace_bytes_ = bytes;
+    used_ = (used_ + bytes + kGuard + 255) / 256 * 256;
+  }
+
+  std::span<std::byte> upload() {
+    image_.assign(static_cast<size_t>(used_), std::byte{0xff});
+    for (const Placed& placed : placed_) {
+      copy(placed, true);
+    }
+    cuda::check(cudaMalloc(&device_, image_.size()), "cudaMalloc");
+    refresh();
+    for (const Placed& placed : placed_) {
+      placed.patch(device_ + placed.at);
+    }
+    return {device_ + workspace_at_, static_cast<size_t>(workspace_bytes_)};
+  }
+
+  /// The image as it was uploaded, again.
+  void refresh() {
+    cuda::check(cudaMemcpy(device_, image_.data(), image_.size(), cudaMemcpyHostToDevice),
+                "cudaMemcpy");
+  }
+
+  /// Copies outputs back to the host's tensors.
+  void download() {
+    cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+    std::vector<std::byte> before = image_;
+    cuda::check(cudaMemcpy(image_.data(), device_, image_.size(), cudaMemcpyDeviceToHost),
+                "cudaMemcpy");
+    std::vector<bool> writable(image_.size(), false);
+    std::fill_n(writable.begin() + workspace_at_, workspace_bytes_, true);
+    for (const Placed& placed : placed_) {
+      if (placed.output) {
+        copy(placed, false);
+        each(placed, [&](int64_t, int64_t at, int64_t bytes) {
+          std::fill_n(writable.begin() + at, bytes, true);
+        });
+      }
+    }
+    for (size_t i = 0; i < image_.size(); ++i) {
+      if (!writable[i] && image_[i] != before[i]) {
+        ADD_FAILURE() << "byte " << i << " of the arena, which no output owns, was overwritten";
+        break;
+      }
+    }
+    image_ = before;
+  }
+
+ private:
+  static constexpr int64_t kGuard = 512;
+
+  struct Placed {
+    TensorView host, device;
+    int64_t at = 0;  // byte in the arena
+    bool output = false;
+    std::function<void(void*)> patch;
+  };
+
+  // body(host offset, arena offset, bytes) for each element.
+  template <class Body>
+  static void each(const Placed& placed, Body body) {
+    const auto bytes = static_cast<int64_t>(dtype_bytes(placed.host.dtype));
+    std::array<int64_t, kMaxRank> index = {};
+    for (int64_t n = 0; n < placed.host.size(); ++n) {
+      int64_t from = 0;
+      int64_t to = 0;
+      for (int i = 0; i < placed.host.rank; ++i) {
+        from += index[static_cast<size_t>(i)] * placed.host.strides[static_cast<size_t>(i)];
+        to += index[static_cast<size_t>(i)] * placed.device.strides[static_cast<size_t>(i)];
+      }
+      body(from * bytes, placed.at + to * bytes, bytes);
+      for (int i = placed.host.rank - 1; i >= 0; --i) {
+        if (++index[static_cast<size_t>(i)] < placed.host.shape[static_cast<size_t>(i)]) {
+          break;
+        }
+        index[static_cast<size_t>(i)] = 0;
+      }
+    }
+  }
+
+  void copy(const Placed& placed, bool to_image) {
+    each(placed, [&](int64_t host, int64_t at, int64_t bytes) {
+      std::byte* outside = static_cast<std::byte*>(placed.host.data) + host;
+      std::byte* inside = image_.data() + at;
+      std::memcpy(to_image ? inside : outside, to_image ? outside : inside,
+                  static_cast<size_t>(bytes));
+    });
+  }
+
+  Layout layout_;
+  std::vector<Placed> placed_;
+  int64_t used_ = kGuard;
+  int64_t workspace_at_ = 0, workspace_bytes_ = 0;
+  std::vector<std::byte> image_;
+  std::byte* device_ = nullptr;
+};
+
+inline void place_options(DeviceArena& arena, AttentionOptions& options) {
+  for (ConstTensorView* view : {&options.sequences.cu_query,
+                                &options.sequences.cu_key,
+                                &options.sequences.used_query,
+                                &options.sequences.used_key,
+                                &options.sequences.page_table,
+                                &options.positions.query,
+                                &options.positions.key,
+                                &options.positions.query_count,
+                                &options.positions.key_count,
+                                &options.positions.output_index,
+                                &options.positions.query_bucket_offsets,
+                                &options.positions.key_bucket_offsets,
+                                &options.blocks.row_offsets,
+                                &options.blocks.columns,
+                                &options.blocks.partial,
+                                &options.blocks.bits,
+                                &options.blocks.column_offsets,
+                                &options.blocks.rows,
+                                &options.blocks.transposed_partial,
+                                &options.gate.threshold,
+                                &options.score.alibi_slopes,
+                                &options.score.bias,
+                                &options.score.sinks,
+                                &options.dropout.seed,
+                                &options.dropout.offset,
+                                &options.fp8.q_scale,
+                                &options.fp8.k_scale,
+                                &options.fp8.v_scale,
+                                &options.fp8.out_scale}) {
+    arena.place(*view, false);
+  }
+  for (TensorView* view : {&options.gate.kept, &options.gate.dropped_mass, &options.fp8.amax_out,
+                           &options.execution.status}) {
+    arena.place(*view, true);
+  }
+}
+
+class DeviceExecutor : public Executor {
+ public:
+  explicit DeviceExecutor(Layout layout = Layout::contiguous, int repeats = 1)
+      : layout_(layout), repeats_(repeats) {}
+
+  void forward(const AttentionOutputs& host_outputs, const AttentionInputs& host_inputs,
+               const AttentionOptions& host_options) const override {
+    AttentionOutputs outputs = host_outputs;
+    AttentionInputs inputs = host_inputs;
+    AttentionOptions options = host_options;
+    DeviceArena arena(layout_);
+    place_inputs(arena, inputs);
+    arena.place(outputs.out, true, true);
+    arena.place(outputs.lse, true);
+    arena.place(outputs.entropy, true);
+    place_options(arena, options);
+    // The size follows from shapes alone: asked while all data is null.
+    arena.workspace(attention_forward_workspace_bytes(outputs, inputs, options));
+    const std::span<std::byte> workspace = arena.upload();
+    attention_forward(outputs, inputs, workspace, options);
+    arena.download();
+  }
+
+  void backward(const AttentionGradients& host_gradients, const AttentionInputs& host_inputs,
+                const AttentionSaved& host_saved,
+                const AttentionOptions& host_options) const override {
+    AttentionGradients gradients = host_gradients;
+    AttentionInputs inputs = host_inputs;
+    AttentionSaved saved = host_saved;
+    AttentionOptions options = host_options;
+    DeviceArena arena(layout_);
+    place_inputs(arena, inputs);
+    arena.place(saved.out, false, true);
+    arena.place(saved.dout, false, true);
+    for (ConstTensorView* view : {&saved.lse, &saved.entropy, &saved.dlse, &saved.dentropy}) {
+      arena.place(*view, false);
+    }
+    for (TensorView* view : {&gradients.dq, &gradients.dk, &gradients.dv}) {
+      arena.place(*view, true, true);
+    }
+    arena.place(gradients.dsinks, true);
+    arena.place(gradients.dbias, true);
+    place_options(arena, options);
+    arena.workspace(attention_backward_workspace_bytes(gradients, inputs, saved, options));
+    const std::span<std::byte> workspace = arena.upload();
+    for (int i = 0; i < repeats_; ++i) {
+      if (i > 0) {
+        cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+        arena.refresh();
+      }
+      attention_backward(gradients, inputs, saved, workspace, options);
+    }
+    arena.download();
+  }
+
+ private:
+  static void place_inputs(DeviceArena& arena, AttentionInputs& inputs) {
+    arena.place(inputs.q, false, true);
+    arena.place(inputs.k, false, true);
+    arena.place(inputs.v, false, true);
+  }
+
+  Layout layout_;
+  int repeats_;
+};
+
+}  // namespace flashloom::attention_test
