@@ -153,7 +153,9 @@ __device__ __forceinline__ void multiply_along(float (&c)[kTiles][4], uint32_t a
   for (int n = 0; n < kTiles; ++n) {
     c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
   }
-#pragma unroll 4
+  // More steps of f32 at a time cost more registers than there are.
+  constexpr int kUnroll = sizeof(T) == 4 ? 1 : 4;
+#pragma unroll kUnroll
   for (int step = 0; step < kSteps; ++step) {
     // Rows of 192 elements in tiles of 256.
     if (kDim > 128 && step * Operand<T>::kStep >= width) {
