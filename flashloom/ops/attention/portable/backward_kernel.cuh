@@ -28,8 +28,9 @@ struct BackwardShape {
   static constexpr int kOuter = 16 * kWarps;
   static constexpr int kInner = kInnerRows;
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(T));
-  // dK and dV together do not fit the registers where rows are wide: blocks of their own make each.
-  static constexpr bool kSplit = kRowBytes > 256;
+  // dK and dV together do not fit the registers of wide rows, nor beside the split factors of f32:
+  // blocks of their own make each.
+  static constexpr bool kSplit = kRowBytes > 256 || sizeof(T) == 4;
   static constexpr int kStages = kSplit ? 1 : 2;  // buffers of inner tiles
   static constexpr int kTileBytes = (2 * kOuter + 2 * kStages * kInner) * kRowBytes;
 
