@@ -1,5 +1,5 @@
 """Times Flashloom's forward attention where keys are visible in patterns: windows, packed
-documents, block masks, grouped queries, and head dimensions beside 64 and 128.
+documents, block masks, and in plain rows of every head dimension.
 
 Usage: compare_patterns.py LIBRARY [--json FILE]
 
@@ -116,9 +116,9 @@ def blocks(attention):
 
 
 def dimensions(attention):
-    for dim in (96, 192, 256):
+    for dim in (64, 128, 96, 192, 256):
         for causal in (False, True):
-            for seq in (512, 2048, 8192):
+            for seq in (512, 1024, 2048, 4096, 16384) if dim in (64, 128) else (512, 2048, 8192):
                 heads = 2048 // dim
                 q, k, v = tensors(16384 // seq, seq, heads, heads, dim)
                 calls = {"flashloom": ours(attention, q, k, v, right=0 if causal else -1)}

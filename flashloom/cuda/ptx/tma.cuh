@@ -30,6 +30,18 @@ __device__ __forceinline__ void tma_load_4d(void* shared, const CUtensorMap* map
       : "memory");
 }
 
+/// Copies shared memory to the box at (c0 = element of a row, c1 = row, c2, c3); places outside the
+/// tensor are left out. Complete after bulk_commit() and bulk_wait(); the shared memory is free
+/// after bulk_wait_read().
+__device__ __forceinline__ void tma_store_4d(const CUtensorMap* map, uint32_t shared, int32_t c0,
+                                             int32_t c1, int32_t c2, int32_t c3) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4, %5}], [%1];" ::
+          "l"(reinterpret_cast<uint64_t>(map)),
+      "r"(shared), "r"(c0), "r"(c1), "r"(c2), "r"(c3)
+      : "memory");
+}
+
 /// Copies `bytes` (a multiple of 16, 16-byte aligned) to shared memory.
 __device__ __forceinline__ void bulk_load(void* shared, const void* global, uint32_t bytes,
                                           uint64_t* barrier) {

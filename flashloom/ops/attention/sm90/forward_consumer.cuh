@@ -1,5 +1,7 @@
 #pragma once
 
+#include "flashloom/cuda/ptx/barrier.cuh"
+#include "flashloom/cuda/ptx/stmatrix.cuh"
 #include "flashloom/cuda/ptx/wgmma.cuh"
 #include "flashloom/cuda/tile/fragment.cuh"
 #include "flashloom/cuda/tile/shared_layout.h"
@@ -23,7 +25,6 @@ struct ForwardConsumer {
   float maximum[2];               // what the exponents are relative to, in units of raw scores
   float limit[2];                 // scores above it move the maximum
   float sum[2];
-  float scale_log2;
 
   __device__ __forceinline__ void start() {
     start_out();
@@ -103,9 +104,11 @@ struct ForwardConsumer {
 
   /// Scores become exponentials; returns whether `factor` must be applied to `out`.
   ///
-  /// The maximum moves only when a score exceeds it by 8 powers of two: until then the exponentials
-  /// stay below 256, which costs no accuracy, and `out` needs no scaling.
-  __device__ __forceinline__ bool exponentials(float (&factor)[2]) {
+  /// The maximum moves only when a score exceeds `limit`: until then exponentials stay below 256
+  /// and `out` needs no scaling. Where it moves, the limit follows the sum, so that a key that
+  /// takes a large part of its row has weight 1, which rounds to itself.
+  __device__ __forceinline__ bool exponentials(const ForwardParams& params, float (&factor)[2]) {
+    const float scale_log2 = params.scale_log2;
     // As integers, floats above a limit that is not negative are found three at a time; negative
     // limits take the exact way below each time.
     int32_t highest[2] = {__float_as_int(scores[0]), __float_as_int(scores[2])};
@@ -133,7 +136,6 @@ struct ForwardConsumer {
         factor[half] = cuda::exp2_fast((maximum[half] - base) * scale_log2);
         sum[half] *= factor[half];
         maximum[half] = row;
-        limit[half] = row + 8 / scale_log2;
       }
     }
 #pragma unroll
@@ -158,6 +160,14 @@ struct ForwardConsumer {
     }
     sum[0] += even[0];
     sum[1] += even[1];
+    if (moves) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        // A thread has about a quarter of its row's sum.
+        const float room = fminf(fmaxf(__log2f(sum[half]) - 1, 0), 8);
+        limit[half] = fmaf(room, params.inverse_scale, maximum[half]);
+      }
+    }
     return moves;
   }
 
@@ -178,12 +188,14 @@ struct ForwardConsumer {
     }
   }
 
-  /// Writes the rows `row` and `row` + 8, if they exist.
-  __device__ __forceinline__ void store(const ForwardParams& params, const ForwardTile& tile,
-                                        const Sequence& sequence, int32_t row, uint32_t lane,
-                                        const float (&row_maximum)[2], const float (&row_sum)[2]) {
-    float inverse[2];
+  /// Divides `out` of the rows `row` and `row` + 8 by their sums and writes their lse. Rows that do
+  /// not exist or see nothing become 0, even where what they do not see is NaN.
+  __device__ __forceinline__ void finish_rows(const ForwardParams& params, const ForwardTile& tile,
+                                              const Sequence& sequence, int32_t row, uint32_t lane,
+                                              const float (&row_maximum)[2],
+                                              const float (&row_sum)[2]) {
     bool empty[2];
+    float inverse[2];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float total = row_sum[half];
@@ -191,9 +203,8 @@ struct ForwardConsumer {
       total += __shfl_xor_sync(0xffffffffu, total, 2);
       const int32_t query = row + 8 * half;
       const bool exists = query < sequence.query_length;
-      // Rows that see nothing are 0 even where what they do not see is NaN.
       empty[half] = !exists || total <= 0;
-      float shift = row_maximum[half] * scale_log2;  // -inf for a row that saw nothing
+      float shift = row_maximum[half] * params.scale_log2;  // -inf for a row that saw nothing
       float weight = 1;
       if (params.sinks != nullptr) {
         const float sink = params.sinks[tile.head] * 1.4426950408889634f;
@@ -215,31 +226,96 @@ struct ForwardConsumer {
             !exists || total <= 0 ? -INFINITY : (shift + log2f(total)) * 0.6931471805599453f;
       }
     }
-    const int64_t batch = params.problem.cu_query != nullptr ? 0 : tile.batch;
-    T* base = static_cast<T*>(params.out) + batch * params.out_batch + tile.head * params.out_head;
+    if (__any_sync(0xffffffffu, empty[0] || empty[1]) != 0) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int32_t query = row + 8 * half;
-      T* place = base + (sequence.query_first + query) * params.out_row;
+      for (int i = 0; i < Shape::kDim / 2; ++i) {
+        out[i] = empty[i / 2 % 2] ? 0 : out[i];
+      }
+      inverse[0] = empty[0] ? 0 : inverse[0];
+      inverse[1] = empty[1] ? 0 : inverse[1];
+    }
+    rescale(inverse);
+  }
+
+  /// Eight columns of `out`, from 8 * group on, of row `row` + 8 * half.
+  __device__ __forceinline__ uint32_t packed_out(int group, int half) const {
+    return cuda::pack2<T>(out[4 * group + 2 * half], out[4 * group + 2 * half + 1]);
+  }
+
+  /// Copies columns [64 first, 64 (first + count)) of this warp's 16 rows to shared memory, in the
+  /// layout of the copy engine: `place` is row 0 of the warp in the first of panels of `panel`
+  /// bytes.
+  template <int kFirst, int kCount>
+  __device__ __forceinline__ void stage(uint32_t place, uint32_t panel, uint32_t lane) {
+    // stmatrix: lane l names row l % 8 of matrix l / 8; matrices are 8 rows x 8 columns, of rows
+    // 0-7 and 8-15, then of the next 8 columns.
+    const uint32_t row = lane % 8 + lane / 8 % 2 * 8;
+    const uint32_t chunk = lane / 16;
+    place += row * cuda::kPanelRowBytes;
 #pragma unroll
-      for (int group = 0; group < Shape::kDim / 32; ++group) {
-        uint32_t words[4];
+    for (int p = 0; p < kCount; ++p) {
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int j = 4 * group + i;
-          const uint32_t packed = cuda::pack2<T>(out[4 * j + 2 * half] * inverse[half],
-                                                 out[4 * j + 2 * half + 1] * inverse[half]);
-          words[i] = empty[half] ? 0 : packed;
-        }
-        cuda::quad_transpose(words, lane);
-        const auto column = static_cast<int32_t>(32 * group + 8 * (lane % 4));
-        if (query < sequence.query_rows && column < params.value_columns) {
-          *reinterpret_cast<uint4*>(place + column) =
-              make_uint4(words[0], words[1], words[2], words[3]);
+      for (int i = 0; i < 8; i += 2) {
+        const int group = 8 * (kFirst + p) + i;
+        if (group < Shape::kDim / 8) {
+          const uint32_t swizzled = (i + chunk) ^ lane % 8;
+          cuda::stmatrix_x4(place + p * panel + 16 * swizzled, packed_out(group, 0),
+                            packed_out(group, 1), packed_out(group + 1, 0),
+                            packed_out(group + 1, 1));
         }
       }
     }
+    cuda::fence_async_shared();
+    __syncwarp();
   }
 };
+
+/// Row `row` of the result's tensor, of one head and sequence.
+template <class T>
+__device__ __forceinline__ T* out_row(const ForwardParams& params, const ForwardWork& work,
+                                      int32_t row) {
+  const int64_t batch = params.problem.cu_query != nullptr ? 0 : work.tile.batch;
+  return static_cast<T*>(params.out) + batch * params.out_batch + work.tile.head * params.out_head +
+         (work.sequence.query_first + row) * params.out_row;
+}
+
+/// A warp writes what it staged of rows [first, first + 16) that exist; `column` is the first
+/// panel's. The warp must converge before the place is given back.
+template <class T>
+__device__ __forceinline__ void copy_rows(const ForwardParams& params, const ForwardWork& work,
+                                          int32_t first, int32_t column, int32_t panels,
+                                          uint32_t place, uint32_t panel, uint32_t lane) {
+  const int32_t rows = min(16, work.sequence.query_rows - first);
+#pragma unroll 1
+  for (auto i = static_cast<int32_t>(lane); i < rows * panels * 8; i += 32) {
+    const int32_t row = i / (panels * 8);
+    const int32_t chunk = i % (panels * 8);
+    const int32_t own = column + 8 * chunk;
+    const uint32_t source = place + chunk / 8 * panel + row * cuda::kPanelRowBytes +
+                            16 * static_cast<uint32_t>(chunk % 8 ^ row % 8);
+    if (own < params.value_columns) {
+      *reinterpret_cast<uint4*>(out_row<T>(params, work, first + row) + own) =
+          cuda::load_shared_16(source);
+    }
+  }
+}
+
+/// A warp writes rows [first, first + 16) that are padding.
+template <class T>
+__device__ __forceinline__ void clear_results(const ForwardParams& params, const ForwardWork& work,
+                                              int32_t first, uint32_t lane) {
+  const int32_t rows = min(16, work.sequence.query_rows - first);
+  const int32_t chunks = params.value_columns / 8;
+#pragma unroll 1
+  for (auto i = static_cast<int32_t>(lane); i < rows * chunks; i += 32) {
+    *reinterpret_cast<uint4*>(out_row<T>(params, work, first + i / chunks) + i % chunks * 8) =
+        make_uint4(0, 0, 0, 0);
+  }
+  if (params.lse != nullptr && static_cast<int32_t>(lane) < rows) {
+    const int64_t batch = params.problem.cu_query != nullptr ? 0 : work.tile.batch;
+    params.lse[batch * params.lse_batch + work.tile.head * params.lse_head +
+               (work.sequence.query_first + first + lane) * params.lse_row] = -INFINITY;
+  }
+}
 
 }  // namespace flashloom::sm90

@@ -28,12 +28,13 @@ void launch_forward_64(const ForwardCall& call) {
       launch_forward<Forward64Window<T>>(call);
       return;
     }
-  } else if (keys <= kShort) {
-    if (visibility.right >= 0 || visibility.left >= 0) {
+  } else if (visibility.right >= 0 || visibility.left >= 0) {
+    if (keys <= 2 * kShort) {
       launch_forward<Forward64Window<T>>(call);
-    } else {
-      launch_forward<Forward64Short<T>>(call);
+      return;
     }
+  } else if (keys <= kShort) {
+    launch_forward<Forward64Short<T>>(call);
     return;
   }
   launch_forward<Forward64<T>>(call);

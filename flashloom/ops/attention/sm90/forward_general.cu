@@ -9,7 +9,7 @@ using General64 = ForwardShape<T, 64, 2, 128, 3, 2, true, true>;
 template <class T>
 using General128 = ForwardShape<T, 128, 2, 128, 2, 2, true, true>;
 template <class T>
-using General256 = ForwardShape<T, 256, 2, 64, 2, 1, true, true>;
+using General256 = ForwardShape<T, 256, 2, 32, 4, 1, true, true>;  // 64 keys spill
 
 }  // namespace
 

@@ -16,24 +16,19 @@ namespace flashloom::sm90 {
 template <class Shape>
 class ForwardPipeline {
  public:
-  __device__ __forceinline__ ForwardPipeline(const ForwardParams& params, uint32_t q_tiles,
-                                             uint32_t k_tiles, uint32_t v_tiles,
+  __device__ __forceinline__ ForwardPipeline(const ForwardParams& params, const CUtensorMap* out,
+                                             uint32_t q_tiles, uint32_t k_tiles, uint32_t v_tiles,
                                              ForwardBarriers<Shape>& barriers, int32_t group)
       : params_(params),
+        out_map_(out),
         barriers_(barriers),
         q_tiles_(q_tiles + group * 64 * cuda::kPanelRowBytes),
         k_tiles_(k_tiles),
         v_tiles_(v_tiles),
+        out_tiles_(v_tiles + Shape::kStages * Shape::kTileBytes +
+                   group * 2 * cuda::panel_bytes(64)),
         group_(group),
-        lane_(threadIdx.x % 32),
-        own_row_(static_cast<int32_t>(group * 64 + threadIdx.x % 128 / 32 * 16 + lane_ / 4)) {
-    consumer_.scale_log2 = params.scale * kLog2E;
-    if constexpr (Shape::kGeneral) {
-      if (params.rule.adjusts) {
-        consumer_.scale_log2 = 1;
-      }
-    }
-  }
+        lane_(threadIdx.x % 32) {}
 
   __device__ __forceinline__ void run() {
     if (Shape::kTurns && group_ == Shape::kGroups - 1) {
@@ -50,15 +45,35 @@ class ForwardPipeline {
       while (step()) {
       }
       last_values();
+      if constexpr (!kChained) {
+        next_tile();
+      }
     }
   }
 
  private:
   enum class State { work, idle, done };
 
+  // With one buffer of queries the next tile's cannot arrive beside the last scores of this one.
+  static constexpr bool kChained = Shape::kQStages > 1 || Shape::kGeneral;
   // At D 256 there are no registers for bits and random numbers beside running products.
   static constexpr bool kEarlyBits = Shape::kDim <= 128;
   static constexpr bool kEarlyDrop = Shape::kDim <= 128;
+
+  /// The first of this warp's rows within a tile of queries.
+  __device__ __forceinline__ int32_t warp_row() const {
+    return group_ * 64 + static_cast<int32_t>(threadIdx.x % 128 / 32 * 16);
+  }
+
+  /// The first of this thread's.
+  __device__ __forceinline__ int32_t own_row() const {
+    return warp_row() + static_cast<int32_t>(lane_ / 4);
+  }
+
+  /// The tile whose values are summed: with chained tiles the work has moved on by then.
+  __device__ __forceinline__ uint32_t done_slot() const {
+    return kChained ? (slot_ + kForwardSlots - 1) % kForwardSlots : slot_;
+  }
 
   __device__ __forceinline__ void release(uint64_t* barrier) {
     if (lane_ == 0) {
@@ -127,27 +142,22 @@ class ForwardPipeline {
   __device__ __forceinline__ void next_tile() {
     cuda::mbarrier_wait(&barriers_.q_full[q_place_.stage], q_place_.parity);
     slot_ = (slot_ + 1) % kForwardSlots;
-    const ForwardWork& work = barriers_.work[slot_];
-    const KeyTiles range = {__shfl_sync(0xffffffffu, work.range.begin, 0),
-                            __shfl_sync(0xffffffffu, work.range.end, 0)};
-    if (range.begin < 0) {
+    const ForwardPart part = barriers_.parts[slot_][group_];
+    // Shuffles tell the compiler that warps do not diverge on these.
+    const auto uniform = [](int32_t value) { return __shfl_sync(0xffffffffu, value, 0); };
+    if (uniform(part.done) != 0) {
       state_ = State::done;
       return;
     }
-    const int32_t row = __shfl_sync(0xffffffffu, work.tile.row, 0) + group_ * 64;
-    const int32_t length = __shfl_sync(0xffffffffu, work.sequence.query_length, 0);
-    closed_ = work.sequence.key_end(row) / Shape::kKeys;
-    open_ = (work.sequence.key_begin(row + 63) + Shape::kKeys - 1) / Shape::kKeys;
-    state_ = row < length ? State::work : State::idle;
-    tile_ = range.end;
-    begin_ = range.begin;
-    if (!Shape::kGeneral && state_ == State::work) {
-      const KeyTiles own = own_key_tiles(work.sequence, range, row, Shape::kKeys);
-      left_ = own.begin - range.begin;
-      skip_ += range.end - own.end;
-      skip_keys(range.end - own.end);
-      tile_ = own.end;
-      begin_ = own.begin;
+    state_ = uniform(part.idle) == 0 ? State::work : State::idle;
+    tile_ = uniform(part.end);
+    begin_ = uniform(part.begin);
+    open_ = part.open;
+    closed_ = part.closed;
+    if constexpr (!Shape::kGeneral) {
+      const int32_t right = uniform(part.right);
+      skip_ += right;
+      skip_keys(right);
     }
   }
 
@@ -163,17 +173,65 @@ class ForwardPipeline {
       wait_values();
       release_values();
     } while (!last_);
-    const float maximum[2] = {-INFINITY, -INFINITY};
-    const float sum[2] = {0, 0};
-    store(slot_, maximum, sum);
+    clear_results<typename Shape::T>(params_, barriers_.work[slot_],
+                                     barriers_.work[slot_].tile.row + warp_row(), lane_);
+    release(&barriers_.work_empty[slot_]);
   }
 
+  /// Writes the tile in `slot`: through shared memory and the copy engine, but for rows of a packed
+  /// sequence that another follows.
   __device__ __forceinline__ void store(uint32_t slot, const float (&maximum)[2],
                                         const float (&sum)[2]) {
     const ForwardWork& work = barriers_.work[slot];
-    consumer_.store(params_, work.tile, work.sequence, work.tile.row + own_row_, lane_, maximum,
-                    sum);
+    const int32_t row = work.tile.row + own_row();
+    consumer_.finish_rows(params_, work.tile, work.sequence, row, lane_, maximum, sum);
+    const uint32_t own = (warp_row() - group_ * 64) * cuda::kPanelRowBytes;
+    if constexpr (Shape::kQStages > 1) {
+      send<0, Shape::kPanels>(work, q_tiles_ + owed_ * Shape::kQBytes + own,
+                              cuda::panel_bytes(Shape::kRows));
+    } else {
+      settle_out();
+      send<0, 2>(work, out_tiles_ + own, cuda::panel_bytes(64));
+      if constexpr (Shape::kPanels > 2) {
+        settle_out();
+        send<2, Shape::kPanels - 2>(work, out_tiles_ + own, cuda::panel_bytes(64));
+      }
+    }
     release(&barriers_.work_empty[slot]);
+  }
+
+  /// Waits until what this warp sent before has left shared memory.
+  __device__ __forceinline__ void settle_out() {
+    cuda::bulk_wait_read<0>();
+    __syncwarp();
+  }
+
+  template <int kFirst, int kCount>
+  __device__ __forceinline__ void send(const ForwardWork& work, uint32_t place, uint32_t panel) {
+    consumer_.template stage<kFirst, kCount>(place, panel, lane_);
+    const int32_t first = work.tile.row + warp_row();
+    const bool packed = params_.problem.cu_query != nullptr;
+    if (packed && first + 16 > work.sequence.query_rows) {
+      copy_rows<typename Shape::T>(params_, work, first, 64 * kFirst, kCount, place, panel, lane_);
+    } else if (lane_ == 0) {
+#pragma unroll
+      for (int p = 0; p < kCount; ++p) {
+        cuda::tma_store_4d(out_map_, place + p * panel, (kFirst + p) * 64,
+                           work.sequence.query_first + first, work.tile.head,
+                           packed ? 0 : work.tile.batch);
+      }
+      cuda::bulk_commit();
+    }
+  }
+
+  /// Gives the queries' buffer back once the results in it are on their way. Within step() the
+  /// products since then have made the warp converge.
+  __device__ __forceinline__ void settle() {
+    if (Shape::kQStages > 1 && owed_ >= 0) {
+      cuda::bulk_wait_read<0>();
+      release(&barriers_.q_empty[owed_]);
+      owed_ = -1;
+    }
   }
 
   __device__ __forceinline__ void issue_scores() {
@@ -182,7 +240,7 @@ class ForwardPipeline {
     if constexpr (Shape::kGeneral && kEarlyBits) {
       if (partial_ >= 0) {
         ForwardScorer<Shape>::load_bits(params_, partial_,
-                                        barriers_.work[slot_].tile.row + own_row_,
+                                        barriers_.work[slot_].tile.row + own_row(),
                                         tile_ * Shape::kKeys, bits_);
       }
     }
@@ -198,7 +256,7 @@ class ForwardPipeline {
   /// Scores as they enter the softmax.
   __device__ __forceinline__ void finish_scores() {
     const ForwardWork& work = barriers_.work[slot_];
-    const int32_t row = work.tile.row + own_row_;
+    const int32_t row = work.tile.row + own_row();
     const int32_t key = tile_ * Shape::kKeys;
     if constexpr (Shape::kGeneral) {
       const int32_t distance =
@@ -231,11 +289,23 @@ class ForwardPipeline {
         const ForwardWork& work = barriers_.work[slot_];
         ForwardScorer<Shape>::drop(
             params_, work.tile,
-            static_cast<uint32_t>(work.sequence.query_start + work.tile.row + own_row_),
+            static_cast<uint32_t>(work.sequence.query_start + work.tile.row + own_row()),
             static_cast<uint32_t>(params_.problem.key_start + tile_ * Shape::kKeys), lane_,
             consumer_.scores);
       }
     }
+  }
+
+  /// The end of this warpgroup's use of a tile of queries; results may still pass through its
+  /// buffer.
+  __device__ __forceinline__ void leave_queries() {
+    settle();
+    if constexpr (Shape::kQStages > 1) {
+      owed_ = static_cast<int32_t>(q_place_.stage);
+    } else {
+      release(&barriers_.q_empty[q_place_.stage]);
+    }
+    q_place_.advance();
   }
 
   /// The first scores of a tile with no tile before it to hide under.
@@ -251,7 +321,7 @@ class ForwardPipeline {
     cuda::wgmma_hold(consumer_.scores);
     release_keys();
     finish_scores();
-    consumer_.exponentials(factor_);
+    consumer_.exponentials(params_, factor_);
     drop();
     consumer_.pack();
     skip_values();
@@ -260,13 +330,15 @@ class ForwardPipeline {
   /// Values of this step beside scores of the next; false if no tile follows to go on with.
   __device__ __forceinline__ bool step() {
     const bool last = last_;
-    done_ = slot_;
     if (last) {
-      release(&barriers_.q_empty[q_place_.stage]);
-      q_place_.advance();
+      leave_queries();
       if constexpr (!Shape::kGeneral) {
-        skip_keys(left_);
-        skip_ += left_;
+        const int32_t left = __shfl_sync(0xffffffffu, barriers_.parts[slot_][group_].left, 0);
+        skip_keys(left);
+        skip_ += left;
+      }
+      if constexpr (!kChained) {
+        return false;
       }
       next_tile();
       if (state_ != State::work) {
@@ -289,12 +361,15 @@ class ForwardPipeline {
     cuda::wgmma_hold(consumer_.scores);
     release_keys();
     finish_scores();
+    if (!last) {
+      settle();
+    }
     const float sum[2] = {consumer_.sum[0], consumer_.sum[1]};
     const float maximum[2] = {consumer_.maximum[0], consumer_.maximum[1]};
     if (last) {
       consumer_.start_rows();
     }
-    const bool moves = consumer_.exponentials(factor_);
+    const bool moves = consumer_.exponentials(params_, factor_);
     if constexpr (kEarlyDrop) {
       drop();
     }
@@ -305,7 +380,7 @@ class ForwardPipeline {
     release_values();
     if (last) {
       skip_values();
-      store(done_, maximum, sum);
+      store(done_slot(), maximum, sum);
       consumer_.start_out();
     } else if (moves) {
       consumer_.rescale(factor_);
@@ -325,15 +400,17 @@ class ForwardPipeline {
     cuda::wgmma_hold(consumer_.out);
     release_values();
     skip_values();
-    store(done_, consumer_.maximum, consumer_.sum);
+    store(done_slot(), consumer_.maximum, consumer_.sum);
+    __syncwarp();
+    settle();
   }
 
   const ForwardParams& params_;
+  const CUtensorMap* out_map_;
   ForwardBarriers<Shape>& barriers_;
-  uint32_t q_tiles_, k_tiles_, v_tiles_;
+  uint32_t q_tiles_, k_tiles_, v_tiles_, out_tiles_;
   int32_t group_;
   uint32_t lane_;
-  int32_t own_row_;  // of this thread within a tile of queries
   ForwardConsumer<Shape> consumer_;
   typename ForwardScorer<Shape>::Bits bits_;
   cuda::PipelineState<Shape::kQStages> q_place_;
@@ -342,11 +419,12 @@ class ForwardPipeline {
   State state_ = State::done;
   uint32_t slot_ = kForwardSlots - 1;
   uint32_t done_ = 0;             // slot of the tile whose values are summed
+  uint32_t done_stage_ = 0;       // buffer of its queries
+  int32_t owed_ = -1;             // buffer of queries to give back
   int32_t tile_ = 0, begin_ = 0;  // tile of keys of the last scores; the first of this warpgroup
   int32_t partial_ = -1;
   bool last_ = false;
   int32_t open_ = 0, closed_ = 0;  // tiles before `open` and from `closed` on hide something
-  int32_t left_ = 0;               // tiles left of this warpgroup's
   int32_t skip_ = 0;               // tiles of values to skip when this one's have been summed
 };
 
@@ -355,7 +433,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     attention_forward_kernel(const __grid_constant__ ForwardParams params,
                              const __grid_constant__ CUtensorMap q,
                              const __grid_constant__ CUtensorMap k,
-                             const __grid_constant__ CUtensorMap v) {
+                             const __grid_constant__ CUtensorMap v,
+                             const __grid_constant__ CUtensorMap out) {
   using namespace cuda;
   extern __shared__ __align__(1024) char shared[];
   static_assert(sizeof(ForwardBarriers<Shape>) <= Shape::kBarrierBytes);
@@ -367,9 +446,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     prefetch_tensor_map(&q);
     prefetch_tensor_map(&k);
     prefetch_tensor_map(&v);
+    prefetch_tensor_map(&out);
     constexpr uint32_t kWarps = 4 * Shape::kGroups;
     for (int i = 0; i < Shape::kQStages; ++i) {
-      mbarrier_init(&barriers.q_full[i], 1);
+      mbarrier_init(&barriers.q_full[i], 2);  // the queries and the parts
       mbarrier_init(&barriers.q_empty[i], kWarps);
     }
     for (int i = 0; i < Shape::kStages; ++i) {
@@ -396,12 +476,16 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       forward_produce_keys<Shape, false>(params, &k, k_tiles, barriers);
     } else if (warp == 2) {
       forward_produce_keys<Shape, true>(params, &v, v_tiles, barriers);
+    } else {
+      forward_produce_parts<Shape>(barriers);
     }
   } else {
     register_limit_raise<Shape::kConsumerRegisters>();
-    ForwardPipeline<Shape>(params, shared_address(q_tiles), shared_address(k_tiles),
+    ForwardPipeline<Shape>(params, &out, shared_address(q_tiles), shared_address(k_tiles),
                            shared_address(v_tiles), barriers, warpgroup - 1)
         .run();
+    // Shared memory must outlive the copies out of it.
+    bulk_wait<0>();
   }
 }
 

@@ -93,6 +93,8 @@ inline ForwardParams forward_params(const ForwardCall& call, int32_t rows) {
   params.tiles = params.row_tiles * params.problem.batch * params.problem.heads;
   params.counter = call.counter;
   params.rule = forward_rule(call.inputs, call.options);
+  params.scale_log2 = params.rule.adjusts ? 1 : params.scale * kLog2E;
+  params.inverse_scale = 1 / params.scale_log2;
   return params;
 }
 
@@ -128,13 +130,14 @@ void launch_forward(const ForwardCall& call) {
   const CUtensorMap q_map = cuda::make_tile_map(q, Shape::kRows);
   const CUtensorMap k_map = cuda::make_tile_map(k, Shape::kKeys);
   const CUtensorMap v_map = cuda::make_tile_map(v, Shape::kKeys);
+  const CUtensorMap out_map = cuda::make_tile_map(as_batched(call.outputs.out), 16);
   auto* kernel = &attention_forward_kernel<Shape>;
   cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    Shape::kSharedBytes),
               "cudaFuncSetAttribute");
   const int32_t blocks = std::min(params.tiles, multiprocessors(call.options));
-  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, call.stream>>>(params, q_map, k_map,
-                                                                        v_map);
+  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, call.stream>>>(params, q_map, k_map, v_map,
+                                                                        out_map);
   cuda::check(cudaGetLastError(), "attention_forward_kernel");
 }
 

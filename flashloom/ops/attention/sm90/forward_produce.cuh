@@ -7,8 +7,8 @@
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/ops/attention/sm90/forward_schedule.cuh"
 
-// The producer warpgroup is three warps, so that each runs ahead as far as its buffers allow: one
-// finds tiles of queries and loads them, one streams keys, one values.
+// The producer warpgroup's warps each run ahead as far as their buffers allow: one finds tiles of
+// queries and loads them, one streams keys, one values, one divides the work.
 
 namespace flashloom::sm90 {
 
@@ -69,6 +69,33 @@ __device__ __forceinline__ void forward_produce_queries(const ForwardParams& par
     place.advance();
     slot.advance();
     index = __shfl_sync(0xffffffffu, drawn, 0);
+  }
+}
+
+/// Works out each consumer warpgroup's part of the tiles of queries; a warp of its own, for the one
+/// that finds them has no registers left.
+template <class Shape>
+__device__ __forceinline__ void forward_produce_parts(ForwardBarriers<Shape>& barriers) {
+  using namespace cuda;
+  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
+  PipelineState<Shape::kQStages> place;
+  PipelineState<kForwardSlots> slot;
+  bool more = true;
+  while (more) {
+    mbarrier_wait(&barriers.work_full[slot.stage], slot.parity);
+    const ForwardWork& work = barriers.work[slot.stage];
+    more = work.range.begin >= 0;
+    if (lane < Shape::kGroups) {
+      barriers.parts[slot.stage][lane] = forward_part(
+          work.sequence, work.range, work.tile.row + 64 * lane, Shape::kKeys, Shape::kGeneral);
+    }
+    __syncwarp();
+    mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1);
+    if (lane == 0) {
+      mbarrier_arrive(&barriers.q_full[place.stage]);
+    }
+    place.advance();
+    slot.advance();
   }
 }
 

@@ -78,13 +78,11 @@ struct ForwardScorer {
     for (int half = 0; half < 2; ++half) {
       const int64_t line =
           int64_t{partial} * blocks.block_rows + (row + 8 * half) % blocks.block_rows;
-      const auto* source =
-          reinterpret_cast<const uint2*>(blocks.bits + line * bytes + key % blocks.block_keys / 8);
+      const auto* source = reinterpret_cast<const uint32_t*>(blocks.bits + line * bytes +
+                                                             key % blocks.block_keys / 8);
 #pragma unroll
-      for (int i = 0; i < Bits::kWords; i += 2) {
-        const uint2 pair = source[i / 2];
-        bits.words[half][i] = pair.x;
-        bits.words[half][i + 1] = pair.y;
+      for (int i = 0; i < Bits::kWords; ++i) {
+        bits.words[half][i] = source[i];
       }
     }
   }

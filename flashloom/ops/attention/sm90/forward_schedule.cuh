@@ -86,14 +86,26 @@ __device__ __forceinline__ KeyTiles key_tiles(const Sequence& sequence, int32_t 
   return last < row || begin >= end ? KeyTiles{0, 1} : KeyTiles{begin, end};
 }
 
-/// The part of `range` that the 64 queries from `row` on see, at least one tile. Queries behind the
-/// end count as if they were there, so that what is left out on either side stays short (see
-/// ForwardShape).
-__device__ __forceinline__ KeyTiles own_key_tiles(const Sequence& sequence, KeyTiles range,
-                                                  int32_t row, int32_t keys) {
-  const int32_t begin = min(max(range.begin, sequence.key_begin(row) / keys), range.end - 1);
-  const int32_t end = min(range.end, (sequence.key_end(row + 63) + keys - 1) / keys);
-  return {begin, max(end, begin + 1)};
+/// The part of the work of the 64 queries from `row` on: of `range` what they see, at least one
+/// tile. Queries behind the end count as if they were there, so that what is left out on either
+/// side stays short (see ForwardShape). With `whole` the part is all of `range`.
+__device__ __forceinline__ ForwardPart forward_part(const Sequence& sequence, KeyTiles range,
+                                                    int32_t row, int32_t keys, bool whole) {
+  ForwardPart part = {};
+  part.done = range.begin < 0 ? 1 : 0;
+  part.idle = row < sequence.query_length ? 0 : 1;
+  part.closed = sequence.key_end(row) / keys;
+  part.open = (sequence.key_begin(row + 63) + keys - 1) / keys;
+  part.begin = range.begin;
+  part.end = range.end;
+  if (!whole && part.idle == 0) {
+    part.begin = min(max(range.begin, sequence.key_begin(row) / keys), range.end - 1);
+    part.end = min(range.end, (sequence.key_end(row + 63) + keys - 1) / keys);
+    part.end = max(part.end, part.begin + 1);
+  }
+  part.left = part.begin - range.begin;
+  part.right = range.end - part.end;
+  return part;
 }
 
 /// Walks the tiles of keys of one tile of queries from the last to the first, through the block

@@ -40,7 +40,9 @@ struct ForwardParams {
   float* lse;  // or null
   int64_t lse_batch, lse_head, lse_row;
   const float* sinks;     // (heads) or null
-  float scale;            // of the scores, natural
+  float scale;            // of the products, natural
+  float scale_log2;       // from scores to base 2: 1 if a rule has done that
+  float inverse_scale;    // 1 / scale_log2
   int32_t value_columns;  // of out that exist
   int32_t tensor_keys;    // rows of k and v behind one another; the copy engine adds zeros there
   int32_t row_tiles;      // tiles of queries of the longest sequence
@@ -78,9 +80,12 @@ struct ForwardShape {
   static constexpr int kPanels = (kDim + 63) / 64;
   static constexpr uint32_t kQBytes = kPanels * cuda::panel_bytes(kRows);
   static constexpr uint32_t kTileBytes = kPanels * cuda::panel_bytes(kKeys);
-  static constexpr uint32_t kBarrierBytes = 1024;
+  // Results on their way out: in the buffer that their queries had or, where that one is needed for
+  // the next queries, 64 rows of two panels a warpgroup in a place of their own.
+  static constexpr uint32_t kOutBytes = kQStages > 1 ? 0 : kGroups * 2 * cuda::panel_bytes(64);
+  static constexpr uint32_t kBarrierBytes = kGroups == 4 ? 2048 : 1024;
   static constexpr uint32_t kSharedBytes =
-      kBarrierBytes + kQStages * kQBytes + 2 * kStages * kTileBytes;
+      kBarrierBytes + kQStages * kQBytes + 2 * kStages * kTileBytes + kOutBytes;
   // A warpgroup skips up to kRows / kKeys + 1 tiles of keys on each side while it holds a tile of
   // values; the others get as far ahead as both rings reach.
   static_assert(2 * kStages > kRows / kKeys + 1);
@@ -93,6 +98,15 @@ struct ForwardTile {
 
 struct KeyTiles {
   int32_t begin, end;
+};
+
+/// What one consumer warpgroup does with a tile of queries.
+struct alignas(16) ForwardPart {
+  int32_t begin, end;    // its tiles of keys
+  int32_t open, closed;  // tiles before `open` and from `closed` on hide something
+  int32_t left, right;   // tiles that others see and it does not
+  int32_t idle;          // it has no queries
+  int32_t done;          // no more work
 };
 
 /// What the producer tells the consumers about a tile of queries: the divisions that find it are
@@ -122,6 +136,7 @@ struct ForwardBarriers {
   uint64_t v_border[Shape::kStages];  // values that the producer clears before it hands them on
   uint64_t work_full[kForwardSlots], work_empty[kForwardSlots];
   ForwardWork work[kForwardSlots];
+  ForwardPart parts[kForwardSlots][Shape::kGroups];
   float slopes[kForwardSlots];  // ALiBi's of the work
   ForwardStep steps[Shape::kStages];
 };
