@@ -17,8 +17,6 @@ namespace {
 
 using testing::HasSubstr;
 
-constexpr int kKilled = 128 + 9;
-
 class Resume : public testing::Test {
  protected:
   static void SetUpTestSuite() {
@@ -47,9 +45,26 @@ class Resume : public testing::Test {
     return run_program(arguments, folder_->path(), before);
   }
 
-  // Sends a signal after a share of an undisturbed run's time, on machines of any speed.
-  static std::string after(const char* signal, float share) {
-    return fmt::format("timeout -s {} {:.3f}", signal, share * whole_seconds_);
+  // Runs a command until it ends by itself, ended before up to `most` times by a signal at random
+  // moments; where it was done before the first, it starts anew with half the time. Says how often
+  // it was ended.
+  static int run_ended_by(const char* signal, int most, const std::string& output,
+                          const std::string& command) {
+    RandomSequence random(11, RandomStream::test);
+    int ended = 0;
+    for (float longest = whole_seconds_ / 2; ended == 0 && longest > 0.005F; longest /= 2) {
+      std::filesystem::remove_all(path(output));
+      ProgramResult result;
+      do {
+        const std::string killer = ended < most ? fmt::format("timeout -s {} {:.3f}", signal,
+                                                              random.uniform(0.2F, 1.0F) * longest)
+                                                : "";
+        result = run(command + fmt::format("--threads {}", 1 + ended % 3), killer);
+        ended += result.code == 0 ? 0 : 1;
+      } while (result.code != 0 && ended <= most);
+      EXPECT_EQ(result.code, 0) << result.err;
+    }
+    return ended;
   }
 
   static std::string training(const std::string& output, int steps, const char* rate = "1e-2") {
@@ -93,19 +108,7 @@ TemporaryDirectory* Resume::folder_ = nullptr;
 float Resume::whole_seconds_ = 0;
 
 TEST_F(Resume, EndsInTheSameBitsHoweverOftenItIsKilled) {
-  RandomSequence random(11, RandomStream::test);
-  int kills = 0;
-  ProgramResult result;
-  do {
-    const std::string threads = fmt::format("--threads {}", 1 + kills % 3);
-    // Within the first half of an undisturbed run's time, on machines of any speed. Once it has
-    // been killed often enough, it may end.
-    const std::string killer = kills < 6 ? after("KILL", random.uniform(0.1F, 0.5F)) : "";
-    result = run(training("killed", kSteps) + threads, killer);
-    kills += result.code == 0 ? 0 : 1;
-    ASSERT_TRUE(result.code == 0 || result.code == kKilled) << result.code << result.err;
-  } while (result.code != 0);
-  EXPECT_GE(kills, 1);
+  EXPECT_GE(run_ended_by("KILL", 6, "killed", training("killed", kSteps)), 1);
   expect_the_whole_run("killed");
 }
 
@@ -119,16 +122,7 @@ TEST_F(Resume, EndsInTheSameBitsWithEveryOptionThatDrawsNumbersOrLeavesPartsOut)
     const std::string whole = options == full ? "full_whole" : "lora_whole";
     const auto command = [&](const std::string& output) { return training(output, 12) + options; };
     ASSERT_EQ(run(command(whole)).code, 0);
-    ProgramResult result;
-    int kills = 0;
-    do {
-      const std::string killer =
-          kills < 3 ? after("KILL", 0.15F + 0.1F * static_cast<float>(kills)) : "";
-      result = run(command(whole + "_killed") + fmt::format("--threads {}", 1 + kills), killer);
-      kills += result.code == 0 ? 0 : 1;
-      ASSERT_TRUE(result.code == 0 || result.code == kKilled) << result.code << result.err;
-    } while (result.code != 0);
-    EXPECT_GE(kills, 1) << options;
+    EXPECT_GE(run_ended_by("KILL", 3, whole + "_killed", command(whole + "_killed")), 1) << options;
     EXPECT_TRUE(read_for_test(path(whole) + file) == read_for_test(path(whole + "_killed") + file))
         << options;
     const ProgramResult other =
@@ -261,15 +255,7 @@ TEST_F(Resume, StartsAnewIfAsked) {
 }
 
 TEST_F(Resume, GoesOnAfterAnInterrupt) {
-  ProgramResult result;
-  int interrupts = 0;
-  do {
-    result = run(training("interrupted", kSteps),
-                 interrupts < 3 ? after("INT", 0.3F + 0.1F * static_cast<float>(interrupts)) : "");
-    interrupts += result.code == 0 ? 0 : 1;
-  } while (result.code != 0 && interrupts < 10);
-  ASSERT_EQ(result.code, 0) << result.err;
-  EXPECT_GE(interrupts, 1);
+  EXPECT_GE(run_ended_by("INT", 3, "interrupted", training("interrupted", kSteps)), 1);
   expect_the_whole_run("interrupted");
 }
 
