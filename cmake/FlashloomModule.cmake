@@ -49,10 +49,7 @@ function(_flashloom_test_program name)
   target_compile_definitions(${name} PRIVATE
     FLASHLOOM_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
     FLASHLOOM_PROGRAM="${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/flashloom")
-  if(NOT FLASHLOOM_LINT)
-    target_precompile_headers(${name} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:<gmock/gmock.h$<ANGLE-R>>
-                              $<$<COMPILE_LANGUAGE:CXX>:<gtest/gtest.h$<ANGLE-R>>)
-  endif()
+  _flashloom_precompile(${name} gmock/gmock.h gtest/gtest.h)
   add_dependencies(tests ${name})
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
                        PROPERTIES TIMEOUT 600)
@@ -72,10 +69,20 @@ function(_flashloom_gpu_test_program name)
                        PROPERTIES TIMEOUT 600 LABELS gpu)
 endfunction()
 
-# flashloom_module(<folder below flashloom/> [DEPENDS modules…] [PACKAGES targets…] [ALIAS name])
+# A header that many sources of a target include and that is slow to read (nlohmann/json: 2 s), read
+# once. Not under lint, where every source must name what it uses.
+function(_flashloom_precompile target)
+  if(ARGN AND NOT FLASHLOOM_LINT)
+    list(TRANSFORM ARGN REPLACE "(.+)" "$<$<COMPILE_LANGUAGE:CXX>:<\\1$<ANGLE-R>>")
+    target_precompile_headers(${target} PRIVATE ${ARGN})
+  endif()
+endfunction()
+
+# flashloom_module(<folder below flashloom/> [DEPENDS modules…] [PACKAGES targets…] [ALIAS name]
+#                  [PRECOMPILE headers…])
 # makes flashloom_<name> (and flashloom::<name>), its test program and its benchmarks.
 function(flashloom_module folder)
-  cmake_parse_arguments(arg "" "ALIAS" "DEPENDS;PACKAGES" ${ARGN})
+  cmake_parse_arguments(arg "" "ALIAS" "DEPENDS;PACKAGES;PRECOMPILE" ${ARGN})
   string(REPLACE "/" "_" name ${folder})
   _flashloom_files(flashloom/${folder} files)
   _flashloom_prefixed(depends ${arg_DEPENDS})
@@ -99,6 +106,7 @@ function(flashloom_module folder)
     add_library(${target} STATIC ${files_library} ${files_cuda})
     target_link_libraries(${target} PRIVATE flashloom_warnings)
     set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+    _flashloom_precompile(${target} ${arg_PRECOMPILE})
     if(files_cuda OR portable)
       set_target_properties(${target} PROPERTIES JOB_POOL_COMPILE nvcc
                             CUDA_SEPARABLE_COMPILATION OFF)
@@ -166,15 +174,17 @@ function(flashloom_ops)
   endif()
 endfunction()
 
-# flashloom_program(<name> FOLDER f DEPENDS … PACKAGES …): the program, from a folder's sources.
+# flashloom_program(<name> FOLDER f DEPENDS … PACKAGES … PRECOMPILE …): the program, from a folder's
+# sources.
 function(flashloom_program name)
-  cmake_parse_arguments(arg "" "FOLDER" "DEPENDS;PACKAGES" ${ARGN})
+  cmake_parse_arguments(arg "" "FOLDER" "DEPENDS;PACKAGES;PRECOMPILE" ${ARGN})
   _flashloom_files(${arg_FOLDER} files)
   _flashloom_prefixed(depends ${arg_DEPENDS})
   if(files_library)
     add_executable(${name} ${files_library})
     target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
     target_link_libraries(${name} PRIVATE ${depends} ${arg_PACKAGES} flashloom_warnings)
+    _flashloom_precompile(${name} ${arg_PRECOMPILE})
     target_compile_definitions(${name} PRIVATE FLASHLOOM_VERSION="${PROJECT_VERSION}"
                                FLASHLOOM_BUILD_TYPE="$<CONFIG>")
   endif()
