@@ -69,20 +69,25 @@ function(_flashloom_gpu_test_program name)
                        PROPERTIES TIMEOUT 600 LABELS gpu)
 endfunction()
 
-# A header that many sources of a target include and that is slow to read (nlohmann/json: 2 s), read
-# once. Not under lint, where every source must name what it uses.
+# Headers that many sources of a target include, read once. Not under lint, where every source must
+# name what it uses.
 function(_flashloom_precompile target)
-  if(ARGN AND NOT FLASHLOOM_LINT)
+  if(NOT FLASHLOOM_LINT)
     list(TRANSFORM ARGN REPLACE "(.+)" "$<$<COMPILE_LANGUAGE:CXX>:<\\1$<ANGLE-R>>")
     target_precompile_headers(${target} PRIVATE ${ARGN})
   endif()
 endfunction()
 
+# What PRECOMPILE precompiles: a quarter of the time of a source of text goes into reading these.
+# nlohmann/json.hpp is not among them: few sources use it, and all would pay for its 100 MB.
+set(_flashloom_common_headers algorithm array cstdint filesystem functional map memory optional span
+    string string_view utility variant vector fmt/format.h)
+
 # flashloom_module(<folder below flashloom/> [DEPENDS modules…] [PACKAGES targets…] [ALIAS name]
-#                  [PRECOMPILE headers…])
+#                  [PRECOMPILE])
 # makes flashloom_<name> (and flashloom::<name>), its test program and its benchmarks.
 function(flashloom_module folder)
-  cmake_parse_arguments(arg "" "ALIAS" "DEPENDS;PACKAGES;PRECOMPILE" ${ARGN})
+  cmake_parse_arguments(arg "PRECOMPILE" "ALIAS" "DEPENDS;PACKAGES" ${ARGN})
   string(REPLACE "/" "_" name ${folder})
   _flashloom_files(flashloom/${folder} files)
   _flashloom_prefixed(depends ${arg_DEPENDS})
@@ -106,7 +111,9 @@ function(flashloom_module folder)
     add_library(${target} STATIC ${files_library} ${files_cuda})
     target_link_libraries(${target} PRIVATE flashloom_warnings)
     set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
-    _flashloom_precompile(${target} ${arg_PRECOMPILE})
+    if(arg_PRECOMPILE)
+      _flashloom_precompile(${target} ${_flashloom_common_headers})
+    endif()
     if(files_cuda OR portable)
       set_target_properties(${target} PROPERTIES JOB_POOL_COMPILE nvcc
                             CUDA_SEPARABLE_COMPILATION OFF)
@@ -174,17 +181,18 @@ function(flashloom_ops)
   endif()
 endfunction()
 
-# flashloom_program(<name> FOLDER f DEPENDS … PACKAGES … PRECOMPILE …): the program, from a folder's
-# sources.
+# flashloom_program(<name> FOLDER f DEPENDS … PACKAGES …): the program, from a folder's sources.
 function(flashloom_program name)
-  cmake_parse_arguments(arg "" "FOLDER" "DEPENDS;PACKAGES;PRECOMPILE" ${ARGN})
+  cmake_parse_arguments(arg "" "FOLDER" "DEPENDS;PACKAGES" ${ARGN})
   _flashloom_files(${arg_FOLDER} files)
   _flashloom_prefixed(depends ${arg_DEPENDS})
   if(files_library)
     add_executable(${name} ${files_library})
     target_include_directories(${name} PRIVATE ${PROJECT_SOURCE_DIR})
     target_link_libraries(${name} PRIVATE ${depends} ${arg_PACKAGES} flashloom_warnings)
-    _flashloom_precompile(${name} ${arg_PRECOMPILE})
+    _flashloom_precompile(${name} ${_flashloom_common_headers})
+    # Flags, files and tables: nothing here is hot, and -O3 costs half the time again.
+    target_compile_options(${name} PRIVATE $<$<CONFIG:Release,RelWithDebInfo>:-O1>)
     target_compile_definitions(${name} PRIVATE FLASHLOOM_VERSION="${PROJECT_VERSION}"
                                FLASHLOOM_BUILD_TYPE="$<CONFIG>")
   endif()
