@@ -227,13 +227,12 @@ function(flashloom_fuzz_targets)
     foreach(source ${sources})
       get_filename_component(name ${source} NAME_WE)
       string(REGEX REPLACE "_fuzz$" "" name ${name})
-      # The checkpoint's reader is two files of train; the rest of it, and models and ops below
-      # it, would only be built with sanitizers for nothing.
-      set(parts "")
-      if(name STREQUAL checkpoint)
-        list(APPEND parts ${PROJECT_SOURCE_DIR}/flashloom/train/checkpoint.cc
-             ${PROJECT_SOURCE_DIR}/flashloom/train/run_record.cc)
-      endif()
+      # These readers use a file or two of train; the rest of it, and models and ops below it, would
+      # only be built with sanitizers for nothing.
+      set(parts_checkpoint checkpoint run_record)
+      set(parts_gguf gguf_vocabulary)
+      list(TRANSFORM parts_${name} REPLACE "(.+)" "${PROJECT_SOURCE_DIR}/flashloom/train/\\1.cc"
+           OUTPUT_VARIABLE parts)
       add_executable(fuzz_${name} EXCLUDE_FROM_ALL ${source} ${parts} ${arg_PROGRAM_SOURCES}
                      ${PROJECT_SOURCE_DIR}/${arg_FOLDER}/libfuzzer_main.cc)
       target_include_directories(fuzz_${name} PRIVATE ${PROJECT_SOURCE_DIR})

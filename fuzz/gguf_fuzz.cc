@@ -4,6 +4,7 @@
 #include "flashloom/core/error.h"
 #include "flashloom/io/model_files.h"
 #include "flashloom/text/tokenizer.h"
+#include "flashloom/train/gguf_vocabulary.h"
 #include "fuzz/fuzz_file.h"
 #include "fuzz/targets.h"
 
@@ -31,25 +32,10 @@ void read_tensors(const ModelFiles& files) {
 }
 
 void read_vocabulary(const ModelFiles& files) {
-  if (files.vocabulary() == nullptr) {
-    return;
+  if (files.vocabulary() != nullptr) {
+    const Tokenizer tokenizer = Tokenizer::from_vocabulary(gguf_vocabulary(files));
+    static_cast<void>(tokenizer.decode(tokenizer.encode("Hello, 123 w\xC3\xB6rlds")));
   }
-  const StoredVocabulary& stored = *files.vocabulary();
-  const Tokenizer tokenizer = Tokenizer::from_vocabulary({.file_name = files.path(),
-                                                          .model = stored.model,
-                                                          .pre = stored.pre,
-                                                          .tokens = stored.tokens,
-                                                          .token_types = stored.token_types,
-                                                          .merges = stored.merges,
-                                                          .bos_id = stored.bos_id,
-                                                          .eos_id = stored.eos_id,
-                                                          .eot_id = stored.eot_id,
-                                                          .unknown_id = stored.unknown_id,
-                                                          .padding_id = stored.padding_id,
-                                                          .add_bos = stored.add_bos,
-                                                          .add_eos = stored.add_eos,
-                                                          .chat_template = stored.chat_template});
-  static_cast<void>(tokenizer.decode(tokenizer.encode("Hello, 123 w\xC3\xB6rlds")));
 }
 
 }  // namespace

@@ -6,41 +6,21 @@
 #include <utility>
 
 #include "flashloom/core/error.h"
+#include "flashloom/train/gguf_vocabulary.h"
 
 namespace flashloom {
-namespace {
-
-GgufVocabulary vocabulary_of(const ModelFiles& files) {
-  const StoredVocabulary& stored = *files.vocabulary();
-  return {.file_name = files.path(),
-          .model = stored.model,
-          .pre = stored.pre,
-          .tokens = stored.tokens,
-          .token_types = stored.token_types,
-          .merges = stored.merges,
-          .bos_id = stored.bos_id,
-          .eos_id = stored.eos_id,
-          .eot_id = stored.eot_id,
-          .unknown_id = stored.unknown_id,
-          .padding_id = stored.padding_id,
-          .add_bos = stored.add_bos,
-          .add_eos = stored.add_eos,
-          .chat_template = stored.chat_template};
-}
-
-}  // namespace
 
 Tokenizer open_tokenizer(const std::string& path) {
   if (std::filesystem::is_directory(path)) {
     return Tokenizer::from_directory(path);
   }
-  return Tokenizer::from_vocabulary(vocabulary_of(ModelFiles::open(path)));
+  return Tokenizer::from_vocabulary(gguf_vocabulary(ModelFiles::open(path)));
 }
 
 ModelBundle open_model(const std::string& path) {
   ModelFiles files = ModelFiles::open(path);
   Tokenizer tokenizer = files.vocabulary() != nullptr
-                            ? Tokenizer::from_vocabulary(vocabulary_of(files))
+                            ? Tokenizer::from_vocabulary(gguf_vocabulary(files))
                             : Tokenizer::from_directory(path);
   // Ids that the embedding has no row for would fail in the middle of a run.
   if (tokenizer.vocabulary_size() > files.config().vocabulary_size) {

@@ -63,9 +63,11 @@ void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweigh
                options.filter);
   check(options.filter == 0 || weight.dtype == DType::f32, kOp, "weight", "f32 with a filter",
         describe(weight));
-  check(options.filter == 0 || options.label_smoothing == 0, kOp, "filter",
-        "0 with label smoothing", fmt::format("{}", options.filter));
+  check(options.filter == 0 || options.label_smoothing == 0 || options.softcap == 0, kOp, "filter",
+        "0 with label smoothing and a softcap", fmt::format("{}", options.filter));
   check(options.filter > 0 || !options.filter_weight_gradient, kOp, "filter_weight_gradient",
+        "false without a filter", "true");
+  check(options.filter > 0 || !options.sort_vocabulary, kOp, "sort_vocabulary",
         "false without a filter", "true");
   check_labels(labels, vocabulary);
   const int64_t needed = linear_cross_entropy_workspace_bytes(

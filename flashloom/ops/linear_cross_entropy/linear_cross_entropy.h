@@ -20,11 +20,18 @@ struct LinearCrossEntropyOptions {
   /// Softmax entries below this count as 0 in dhidden, the label's excepted; 0 keeps all. What is
   /// left are a few rows of the weight, so that nearly all of dhidden's operations fall away.
   /// Wijmans et al. use 2^-12. At most 1 / filter entries of a row are kept, and what a row loses
-  /// is its probability in the tail: much for a model that knows nothing yet.
+  /// is its tail, the sum q of the probabilities below the filter: an element of dhidden moves by
+  /// at most gradient_scale |1 + 2 z_loss lse| q max|weight|. Much for a model that knows nothing
+  /// yet.
   float filter = 0;
   /// Filters dweight too. Tokens that are rare then never learn that they are: for fine-tuning
   /// only.
   bool filter_weight_gradient = false;
+  /// With a filter: puts those entries of the vocabulary first that many rows keep, anew for each
+  /// chunk of rows, and takes them up in one dense product; the others are gathered one by one, as
+  /// all are without. The same entries count, in another order of summation. Pays where rows keep
+  /// many.
+  bool sort_vocabulary = false;
 };
 
 /// Losses of logits = hidden weight^T without ever storing them: the logits of a few rows, or of a
@@ -42,9 +49,17 @@ struct LinearCrossEntropyOptions {
 ///          number of tokens (unless the logits of 12 rows need more).
 /// Order:   the same bits for any number of threads.
 /// Faults:  a logit that is NaN or +infinity makes the loss (and the gradients) of its row NaN.
-/// Filter:  drops entries, not blocks of them as a kernel of matrix tiles must, so the vocabulary
-///          need not be sorted for it. Not with label smoothing, whose gradient reaches every
-///          token.
+/// Filter:  drops entries, not whole blocks of them as a kernel of matrix tiles must, so what
+/// counts
+///          does not depend on the vocabulary's order.
+///          Label smoothing e takes scale e / V from the gradient of every logit, so that no entry
+///          could be dropped; but these parts are known without logits, and are added exactly:
+///            dz_v = scale (p_v (1 + 2 z_loss lse) - (1 - e) [v = y]) - scale e / V,
+///            dhidden = sum of the first over the entries kept, times w_v  - scale e / V sum_v w_v,
+///            dweight_v (if filtered) = likewise with hidden_t             - scale e / V sum_t h_t.
+///          The sum over all w_v is taken once a call, that over h_t once a chunk. With a softcap
+///          each part has a slope that depends on its logit: then filter and smoothing exclude each
+///          other.
 /// Throws:  InvalidArgument, also for a label outside [0, V) that is not kIgnoredLabel.
 /// Source:  Wijmans et al. 2024 (cut cross-entropy); Hsu et al. 2024 (chunks of rows).
 void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweight,

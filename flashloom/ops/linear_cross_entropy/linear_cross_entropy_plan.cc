@@ -30,8 +30,17 @@ LinearCrossEntropyPlan plan_linear_cross_entropy(int64_t tokens, int64_t channel
   const int64_t partial_bytes = has_partials ? 4 * plan.slices * channels : 0;
   const int64_t sum_bytes = plan.slices * static_cast<int64_t>(sizeof(LogitSums));
   const auto state_bytes = static_cast<int64_t>(sizeof(LogitRow));
-  const int64_t row_bytes = 4 * channels + logit_bytes + partial_bytes + sum_bytes + state_bytes;
-  const int64_t fitting = kWorkspaceGoal / row_bytes / kRowUnit * kRowUnit;
+  const bool filtered = storage == LogitStorage::filtered;
+  if (filtered) {
+    const int64_t fitting = kDenseBytes / (4 * std::max<int64_t>(1, channels));
+    plan.dense = std::min({vocabulary, kMostDense, fitting});
+  }
+  const int64_t filter_row_bytes = filtered ? 4 * (plan.dense + channels) : 0;
+  const int64_t filter_bytes =
+      filtered ? 4 * (vocabulary + (plan.dense + plan.slices + 1) * channels + plan.dense) : 0;
+  const int64_t row_bytes =
+      4 * channels + logit_bytes + partial_bytes + sum_bytes + state_bytes + filter_row_bytes;
+  const int64_t fitting = (kWorkspaceGoal - filter_bytes) / row_bytes / kRowUnit * kRowUnit;
   plan.rows = std::min(std::clamp(fitting, kRowUnit, kMaxRows), tokens);
   int64_t end = 0;
   const auto place = [&](int64_t bytes) {
@@ -45,6 +54,15 @@ LinearCrossEntropyPlan plan_linear_cross_entropy(int64_t tokens, int64_t channel
   plan.row_state = place(plan.rows * state_bytes);
   plan.logits = place(plan.rows * logit_bytes);
   plan.partial = place(plan.rows * partial_bytes);
+  if (filtered) {
+    plan.weight_sums = place(4 * plan.slices * channels);
+    plan.hidden_sum = place(4 * channels);
+    plan.dense_place = place(4 * vocabulary);
+    plan.dense_entry = place(4 * plan.dense);
+    plan.dense_weight = place(4 * plan.dense * channels);
+    plan.dense_dz = place(plan.rows * 4 * plan.dense);
+    plan.row_sums = place(plan.rows * 4 * channels);
+  }
   plan.bytes = end + kWorkspaceAlignment;  // the workspace itself may start anywhere
   return plan;
 }

@@ -23,6 +23,11 @@ constexpr bool keeps_chunk(LogitStorage storage) {
   return storage == LogitStorage::chunk || storage == LogitStorage::filtered;
 }
 
+/// Entries of a sorted vocabulary that take part in one dense product, at most: their weights (and
+/// gradients) should fit the last cache.
+inline constexpr int64_t kMostDense = 2048;
+inline constexpr int64_t kDenseBytes = int64_t{8} << 20;
+
 /// Columns of logits that are computed, measured and turned into gradients while they are in cache:
 /// one block of the depth of gemm(), so that sums of dhidden are read and written once a tile.
 inline constexpr int64_t kLogitTile = 320;
@@ -57,6 +62,16 @@ struct LinearCrossEntropyPlan {
   int64_t row_state = 0;   // (rows) LogitRow
   int64_t logits = 0;      // (slices, rows, tile); for chunks (tiles, rows, tile)
   int64_t partial = 0;     // (slices, rows, C) for online and chunk
+
+  // Of filtered gradients.
+  int64_t dense = 0;         // D: entries of the dense product, at most
+  int64_t weight_sums = 0;   // (slices, C): sums of the weight's rows; all of them in the first
+  int64_t hidden_sum = 0;    // (C): of the rows of all chunks so far
+  int64_t dense_place = 0;   // (V) i32: how often kept, then the place among the dense, or -1
+  int64_t dense_entry = 0;   // (D) i32
+  int64_t dense_weight = 0;  // (D, C): their weights, then their gradients
+  int64_t dense_dz = 0;      // (rows, D)
+  int64_t row_sums = 0;      // (rows, C)
   int64_t bytes = 0;
 };
 

@@ -62,16 +62,19 @@ void linear_cross_entropy_reference(TensorView loss, TensorView dhidden, TensorV
         const double logit = z[static_cast<size_t>(v)];
         const double probability = std::exp(logit - lse);
         const bool keeps = v == label || probability >= options.filter;
-        double dz = probability * (1 + 2 * options.z_loss * lse) -
-                    smoothing / static_cast<double>(vocabulary);
-        dz -= v == label ? 1 - smoothing : 0;
-        dz *= softcap > 0 ? 1 - (logit / softcap) * (logit / softcap) : 1;
-        dz *= options.gradient_scale;
+        const double slope = softcap > 0 ? 1 - (logit / softcap) * (logit / softcap) : 1;
+        const double scale = options.gradient_scale * slope;
+        // What a filter may drop, and what smoothing takes from every token.
+        const double all = scale * (probability * (1 + 2 * options.z_loss * lse) -
+                                    (v == label ? 1 - smoothing : 0));
+        const double smooth = scale * smoothing / static_cast<double>(vocabulary);
+        const double dz = (keeps ? all : 0) - smooth;
+        const double dz_of_weight = (keeps || !options.filter_weight_gradient ? all : 0) - smooth;
         for (int64_t c = 0; c < channels; ++c) {
-          dx[static_cast<size_t>(c)] += keeps ? dz * load_element(weight, v, c) : 0;
-          if (dweight && (keeps || !options.filter_weight_gradient)) {
+          dx[static_cast<size_t>(c)] += dz * load_element(weight, v, c);
+          if (dweight) {
             store_element(dweight, v, c,
-                          load_element(dweight, v, c) + dz * load_element(hidden, t, c));
+                          load_element(dweight, v, c) + dz_of_weight * load_element(hidden, t, c));
           }
         }
       }

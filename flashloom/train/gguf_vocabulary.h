@@ -1,0 +1,12 @@
+#pragma once
+
+#include "flashloom/io/model_files.h"
+#include "flashloom/text/tokenizer.h"
+
+namespace flashloom {
+
+/// The vocabulary of a GGUF file as the tokenizer takes it: io and text do not know each other.
+/// `files` must have one.
+GgufVocabulary gguf_vocabulary(const ModelFiles& files);
+
+}  // namespace flashloom
