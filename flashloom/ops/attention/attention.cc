@@ -10,6 +10,7 @@
 #include "flashloom/ops/attention/cpu/attention_cpu.h"
 #include "flashloom/ops/attention/decode/decode.h"
 #include "flashloom/ops/attention/portable/attention_portable.h"
+#include "flashloom/ops/attention/portable/reference.h"
 #include "flashloom/ops/attention/sm90/attention_sm90.h"
 
 namespace flashloom {
@@ -36,7 +37,10 @@ AttentionChoice choose_cuda(std::string_view op, const AttentionOptions& options
     throw Unsupported(op, "tensors of a GPU in a build without CUDA");
   }
   const AttentionBackend required = options.execution.backend;
-  if (required == AttentionBackend::cpu || required == AttentionBackend::reference) {
+  if (required == AttentionBackend::reference) {
+    return {AttentionBackend::reference, "required"};
+  }
+  if (required == AttentionBackend::cpu) {
     throw Unsupported(
         op, fmt::format("the {} backend on tensors of a GPU", attention_backend_name(required)));
   }
@@ -53,8 +57,9 @@ AttentionChoice choose_cuda(std::string_view op, const AttentionOptions& options
     throw Unsupported(op, fmt::format("{} in the portable backend", refusals.portable));
   }
   if (!refusals.portable.empty()) {
-    throw Unsupported(op, fmt::format("{} in the sm90 backend, nor {} in the portable one",
-                                      refusals.sm90, refusals.portable));
+    return {AttentionBackend::reference,
+            fmt::format("the sm90 backend does not cover {}, nor the portable one {}",
+                        refusals.sm90, refusals.portable)};
   }
   return {AttentionBackend::portable,
           fmt::format("the sm90 backend does not cover {}", refusals.sm90)};
@@ -143,11 +148,18 @@ void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& i
   if (inputs.q.device.is_cpu()) {
     validate_attention_index_data(kForward, inputs, options);
   }
-  if (choice.backend == AttentionBackend::reference) {
+  if (choice.backend == AttentionBackend::reference && inputs.q.device.is_cpu()) {
     attention_forward_reference(outputs, inputs, options);
     return;
   }
   if constexpr (kWithCuda) {
+    if (choice.backend == AttentionBackend::reference) {
+      check_workspace(kForward, workspace,
+                      portable::attention_reference_forward_bytes(inputs, options));
+      portable::attention_report_faults(inputs, options, stream);
+      portable::attention_forward_reference(outputs, inputs, workspace, options, stream);
+      return;
+    }
     if (choice.backend == AttentionBackend::sm90 && decodes(outputs, inputs, options)) {
       check_workspace(kForward, workspace, decode::attention_decode_bytes(inputs, options));
       decode::attention_decode(outputs, inputs, workspace, options, stream);
@@ -176,11 +188,18 @@ void attention_backward(const AttentionGradients& gradients, const AttentionInpu
   if (inputs.q.device.is_cpu()) {
     validate_attention_index_data(kBackward, inputs, options);
   }
-  if (choice.backend == AttentionBackend::reference) {
+  if (choice.backend == AttentionBackend::reference && inputs.q.device.is_cpu()) {
     attention_backward_reference(gradients, inputs, saved, options);
     return;
   }
   if constexpr (kWithCuda) {
+    if (choice.backend == AttentionBackend::reference) {
+      check_workspace(kBackward, workspace,
+                      portable::attention_reference_backward_bytes(inputs, options));
+      portable::attention_report_faults(inputs, options, stream);
+      portable::attention_backward_reference(gradients, inputs, saved, workspace, options, stream);
+      return;
+    }
     if (choice.backend == AttentionBackend::sm90) {
       check_workspace(kBackward, workspace, sm90::attention_backward_bytes(inputs, options));
       sm90::attention_backward(gradients, inputs, saved, workspace, options, stream);
@@ -205,6 +224,9 @@ int64_t attention_forward_workspace_bytes(const AttentionOutputs& outputs,
   validate_attention_forward(outputs, inputs, options);
   const AttentionBackend backend = forward_choice(outputs, inputs, options).backend;
   if constexpr (kWithCuda) {
+    if (backend == AttentionBackend::reference && !inputs.q.device.is_cpu()) {
+      return portable::attention_reference_forward_bytes(inputs, options);
+    }
     if (backend == AttentionBackend::sm90) {
       return decodes(outputs, inputs, options) ? decode::attention_decode_bytes(inputs, options)
                                                : sm90::attention_forward_bytes(inputs, options);
@@ -221,6 +243,9 @@ int64_t attention_backward_workspace_bytes(const AttentionGradients& gradients,
   validate_attention_backward(gradients, inputs, saved, options);
   const AttentionBackend backend = backward_choice(gradients, inputs, saved, options).backend;
   if constexpr (kWithCuda) {
+    if (backend == AttentionBackend::reference && !inputs.q.device.is_cpu()) {
+      return portable::attention_reference_backward_bytes(inputs, options);
+    }
     // Addresses may decide between the two later (the Hopper kernels want 16-byte steps), and here
     // they may be null.
     const int64_t bytes = portable::attention_backward_bytes(inputs, saved, options);

@@ -111,7 +111,8 @@ const std::vector<Row>& table() {
          c.options.gate = {.kind = AttentionGate::Kind::absolute,
                            .threshold = tensor(DType::f32, {8, 1})};
        },
-       "nor a gate in the portable one", "gate"},
+       "reference: the sm90 backend does not cover a gate, nor the portable one a gate",
+       "no gate: it has no gradient"},
       {"decoding over pages",
        [](Call& c) {
          c.inputs = {tensor(DType::bf16, {2, 8, 1, 128}), tensor(DType::bf16, {20, 2, 16, 128}),
@@ -131,10 +132,16 @@ const std::vector<Row>& table() {
        },
        "portable: the sm90 backend does not cover", "page_table"},
       {"rows of 300", [](Call& c) { c = Call(DType::bf16, 300); },
-       "in the sm90 backend, nor head dimensions 300 and 300 in the portable one",
-       "in the sm90 backend, nor head dimensions 300 and 300 in the portable one"},
-      {"f64", [](Call& c) { c = Call(DType::f64); }, "in f64 in the portable one",
-       "in f64 in the portable one"},
+       "nor the portable one head dimensions 300 and 300",
+       "nor the portable one head dimensions 300 and 300"},
+      {"f64", [](Call& c) { c = Call(DType::f64); }, "nor the portable one out in f64",
+       "nor the portable one out in f64"},
+      {"8-bit storage",
+       [](Call& c) {
+         c.inputs.q.dtype = c.inputs.k.dtype = c.inputs.v.dtype = DType::e4m3;
+         c.options.fp8.q_scale = tensor(DType::f32, {2, 8});
+       },
+       "nor the portable one q in e4m3", "nor the portable one q in e4m3"},
       {"sm90 required", [](Call& c) { c.options.execution.backend = AttentionBackend::sm90; },
        "sm90: required", "sm90: required"},
       {"sm90 required in f32",
@@ -157,7 +164,7 @@ const std::vector<Row>& table() {
        "the cpu backend on tensors of a GPU", "the cpu backend on tensors of a GPU"},
       {"reference required",
        [](Call& c) { c.options.execution.backend = AttentionBackend::reference; },
-       "the reference backend on tensors of a GPU", "the reference backend on tensors of a GPU"},
+       "reference: required", "reference: required"},
   };
   return kTable;
 }
@@ -184,6 +191,7 @@ TEST(AttentionDispatch, WorkspaceServesEveryBackendThatMayBeTaken) {
                                                 call.options);
     };
     EXPECT_GE(bytes(AttentionBackend::automatic), bytes(AttentionBackend::portable));
+    EXPECT_EQ(bytes(AttentionBackend::reference), 2 * 8 * 300 * 4 * 8);
   }
 }
 

@@ -237,7 +237,7 @@ class DeviceExecutor : public Executor {
     // The size follows from shapes alone: asked while all data is null.
     arena.workspace(attention_forward_workspace_bytes(outputs, inputs, options));
     const std::span<std::byte> workspace = arena.upload();
-    attention_forward(outputs, inputs, workspace, options);
+    call_forward(outputs, inputs, workspace, options);
     arena.download();
   }
 
@@ -268,9 +268,21 @@ class DeviceExecutor : public Executor {
         cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
         arena.refresh();
       }
-      attention_backward(gradients, inputs, saved, workspace, options);
+      call_backward(gradients, inputs, saved, workspace, options);
     }
     arena.download();
+  }
+
+ protected:
+  virtual void call_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                            std::span<std::byte> workspace, const AttentionOptions& options) const {
+    attention_forward(outputs, inputs, workspace, options);
+  }
+
+  virtual void call_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
+                             const AttentionSaved& saved, std::span<std::byte> workspace,
+                             const AttentionOptions& options) const {
+    attention_backward(gradients, inputs, saved, workspace, options);
   }
 
  private:

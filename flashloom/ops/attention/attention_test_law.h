@@ -307,12 +307,14 @@ class RoundedLoops : public Executor {
 class Law {
  public:
   Law(Case call, bool with_backward, double factor = 2)
+      : Law(std::move(call), with_backward, factor, Executor(), RoundedLoops()) {}
+
+  /// The same two runs on another device.
+  Law(Case call, bool with_backward, double factor, const Executor& exact, const Executor& loops)
       : call_(std::move(call)), with_backward_(with_backward), factor_(factor) {
     const DType gradients = call_.gradient_dtype.value_or(call_.dtype);
-    exact_ =
-        call_.run(AttentionBackend::reference, with_backward, Executor(), DType::f64, DType::f64);
-    loops_ = call_.run(AttentionBackend::automatic, with_backward, RoundedLoops(), call_.dtype,
-                       gradients);
+    exact_ = call_.run(AttentionBackend::reference, with_backward, exact, DType::f64, DType::f64);
+    loops_ = call_.run(AttentionBackend::reference, with_backward, loops, call_.dtype, gradients);
   }
 
   /// Runs the call through `executor` on `backend` and holds every result to `slack` times the law.

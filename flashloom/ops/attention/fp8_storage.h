@@ -5,10 +5,12 @@
 #include <cstdint>
 #include <limits>
 
+#include "flashloom/ops/attention/patterns/tile_runs.h"
+
 namespace flashloom {
 
 /// e4m3 (OCP 8-bit float): bias 7, no infinity, one NaN a sign, largest value 448.
-inline float e4m3_to_float(uint8_t bits) {
+FLASHLOOM_HOST_DEVICE inline float e4m3_to_float(uint8_t bits) {
   const int exponent = (bits >> 3) & 15;
   const int mantissa = bits & 7;
   float value = exponent == 0 ? std::ldexp(static_cast<float>(mantissa), -9)
@@ -20,7 +22,7 @@ inline float e4m3_to_float(uint8_t bits) {
 }
 
 /// Rounds to nearest even and saturates at 448; NaN stays NaN.
-inline uint8_t e4m3_from_float(float value) {
+FLASHLOOM_HOST_DEVICE inline uint8_t e4m3_from_float(float value) {
   const auto sign = static_cast<uint8_t>(std::signbit(value) ? 0x80 : 0);
   const float magnitude = std::fabs(value);
   if (std::isnan(value)) {
