@@ -57,6 +57,9 @@ if(FLASHLOOM_CUDA)
   # CMake 3.25 does not know that nvcc speaks C++20.
   set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION "-std=c++20")
   set(CMAKE_CUDA20_EXTENSION_COMPILE_OPTION "-std=c++20")
+  if(FLASHLOOM_CUDA_DEBUG)  # flashloom/cuda/debug.cuh
+    add_compile_definitions($<$<COMPILE_LANGUAGE:CUDA>:FLASHLOOM_CUDA_DEBUG=1>)
+  endif()
   string(APPEND CMAKE_CUDA_FLAGS " -Werror=all-warnings -Xptxas=-v --expt-relaxed-constexpr")
   set_property(GLOBAL PROPERTY JOB_POOLS nvcc=1)
 endif()

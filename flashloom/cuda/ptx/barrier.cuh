@@ -2,15 +2,26 @@
 
 #include <cstdint>
 
+#include "flashloom/cuda/debug.cuh"
+
 namespace flashloom::cuda {
 
 /// Named barriers (0 is __syncthreads): `threads` counts those that sync plus those that arrive.
-__device__ __forceinline__ void named_barrier_sync(uint32_t id, uint32_t threads) {
+__device__ __forceinline__ void named_barrier_sync(uint32_t id, uint32_t threads,
+                                                   WaitPlace place = {}) {
+#ifdef FLASHLOOM_CUDA_DEBUG
+  debug_barrier_sync(id, threads, place.role, place.barrier);
+#else
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
 }
 
 __device__ __forceinline__ void named_barrier_arrive(uint32_t id, uint32_t threads) {
+#ifdef FLASHLOOM_CUDA_DEBUG
+  debug_barrier_arrive(id, threads);
+#else
   asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+#endif
 }
 
 /// Orders this thread's ordinary shared-memory accesses before later ones of the tensor cores and

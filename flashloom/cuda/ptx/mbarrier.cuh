@@ -2,6 +2,8 @@
 
 #include <cstdint>
 
+#include "flashloom/cuda/debug.cuh"
+
 namespace flashloom::cuda {
 
 /// The 32-bit address that PTX wants for shared memory.
@@ -24,12 +26,14 @@ __device__ __forceinline__ void mbarrier_init_fence() {
 }
 
 __device__ __forceinline__ void mbarrier_arrive(uint64_t* barrier) {
+  random_delay();
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier))
                : "memory");
 }
 
 /// One arrival that also announces `bytes` to be written by copies.
 __device__ __forceinline__ void mbarrier_arrive_expect(uint64_t* barrier, uint32_t bytes) {
+  random_delay();
   asm volatile(
       "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
       "r"(bytes)
@@ -50,24 +54,14 @@ __device__ __forceinline__ bool mbarrier_try_wait(uint64_t* barrier, uint32_t pa
   return done != 0;
 }
 
-__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity) {
-#ifdef FLASHLOOM_TRAP_ON_HANG
-  // A debug build ends a kernel that waits for more than 2 s and says where.
-  uint64_t start, now;
-  asm volatile("mov.u64 %0, %globaltimer;" : "=l"(start));
+__device__ __forceinline__ void mbarrier_wait(uint64_t* barrier, uint32_t parity,
+                                              WaitPlace place = {}) {
+  random_delay();
+  const HangGuard guard;
   while (!mbarrier_try_wait(barrier, parity)) {
-    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(now));
-    if (now - start > 2000000000ull) {
-      printf("flashloom: block %d thread %d hangs at barrier %u, parity %u\n",
-             static_cast<int>(blockIdx.x), static_cast<int>(threadIdx.x), shared_address(barrier),
-             parity);
-      __trap();
-    }
+    guard.poll(place, parity);
   }
-#else
-  while (!mbarrier_try_wait(barrier, parity)) {
-  }
-#endif
+  random_delay();
 }
 
 /// A place in a ring of kStages buffers, with the parity of its current round.

@@ -9,9 +9,10 @@ namespace flashloom::decode {
 template <class Shape>
 __device__ __forceinline__ void team_sync(uint32_t team) {
   if constexpr (Shape::kRowWarps == 1) {
+    cuda::random_delay();
     __syncwarp();
   } else {
-    cuda::named_barrier_sync(team + 1, Shape::kTeamThreads);
+    cuda::named_barrier_sync(team + 1, Shape::kTeamThreads, {"a team", "its tile of keys"});
   }
 }
 
@@ -147,6 +148,12 @@ template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     attention_decode_kernel(const __grid_constant__ Params params) {
   extern __shared__ __align__(128) float memory[];
+  if (cuda::kDebug && threadIdx.x == 0) {
+    cuda::begin_debug_block();
+  }
+  if (cuda::kDebug) {
+    __syncthreads();
+  }
   __shared__ RowStats stats[Shape::kTeams * Shape::kRows];
   Stretch stretch = params.parts != 0 ? find_part<Shape>(params) : find_stretch<Shape>(params);
   if (stretch.begin >= stretch.end) {

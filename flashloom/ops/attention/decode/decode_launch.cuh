@@ -202,6 +202,7 @@ void launch_decode(const AttentionOutputs& outputs, const AttentionInputs& input
   cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    Shape::kSharedBytes),
               "cudaFuncSetAttribute");
+  cuda::prepare_debug(stream);
   kernel<<<static_cast<uint32_t>(plan.blocks), Shape::kThreads, Shape::kSharedBytes, stream>>>(
       params);
   cuda::check(cudaGetLastError(), "attention_decode_kernel");

@@ -28,7 +28,7 @@ __device__ __forceinline__ void zero_rows(char* tile, int32_t first, int32_t row
     }
   }
   cuda::fence_async_shared();
-  cuda::named_barrier_sync(barrier, 128);
+  cuda::named_barrier_sync(barrier, 128, {"a consumer", "rows cleared"});
 }
 
 template <class Shape>
@@ -214,7 +214,7 @@ struct BackwardConsumer {
                                              BackwardBarriers<Shape>& barriers, int32_t group,
                                              bool turns, uint32_t parity, uint32_t lane) {
     if (turns) {
-      cuda::mbarrier_wait(&barriers.turn[group], parity);
+      cuda::mbarrier_wait(&barriers.turn[group], parity, {"a consumer", "turn"});
     }
 #pragma unroll
     for (int i = 0; i < kSums / 4; ++i) {
@@ -247,10 +247,10 @@ struct BackwardConsumer {
     BackwardWalk<Shape> walk = {};
     bool more = work.begin < work.end;
     if (more) {
-      mbarrier_wait(&barriers.k_full, 0);
-      mbarrier_wait(&barriers.v_full, 0);
+      mbarrier_wait(&barriers.k_full, 0, {"a consumer", "k_full"});
+      mbarrier_wait(&barriers.v_full, 0, {"a consumer", "v_full"});
       if constexpr (Shape::kGeneral) {
-        mbarrier_wait(&barriers.q_full[0], 0);
+        mbarrier_wait(&barriers.q_full[0], 0, {"a consumer", "q_full"});
         more = barriers.steps[0].t >= 0;
       } else {
         walk.start(params, work);
@@ -303,7 +303,7 @@ struct BackwardConsumer {
                group * (Shape::kQueries * Shape::kDim / 2) + thread * 4;
       };
       auto wait_for = [&](uint64_t* full, char* tile, int32_t t) {
-        mbarrier_wait(full, place.parity);
+        mbarrier_wait(full, place.parity, {"a consumer", "q_full or dout_full"});
         if (t == tail) {
           zero_rows<Shape>(tile, tail_rows, Shape::kQueries, row_barrier);
         }
@@ -465,7 +465,7 @@ struct BackwardConsumer {
         wgmma_fence();
         issue_keys(dk, ds, shared_address(shared.q(stage)));
         fence_async_shared();
-        named_barrier_sync(1, 256);
+        named_barrier_sync(1, 256, {"a consumer", "the other's dS"});
         if constexpr (Shape::kLate) {
           previous = stage;
           place.advance();
@@ -488,7 +488,7 @@ struct BackwardConsumer {
           release(stage);
           place.advance();
           if constexpr (Shape::kGeneral) {
-            mbarrier_wait(&barriers.q_full[place.stage], place.parity);
+            mbarrier_wait(&barriers.q_full[place.stage], place.parity, {"a consumer", "q_full"});
             more = step_at(place.stage).t >= 0;
           } else {
             more = walk.advance(params, work);

@@ -50,6 +50,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       mbarrier_init(&barriers.added[i], 4);
     }
     mbarrier_init_fence();
+    begin_debug_block();
   }
   __syncthreads();
   const int32_t warpgroup = __shfl_sync(0xffffffffu, static_cast<int32_t>(threadIdx.x / 128), 0);

@@ -191,6 +191,7 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
                                    Shape::kSharedBytes),
               "cudaFuncSetAttribute");
   const auto blocks = static_cast<uint32_t>(params.key_tiles * heads);
+  cuda::prepare_debug(stream);
   kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(params, q_map, k_map, v_map,
                                                                    dout_map);
   cuda::check(cudaGetLastError(), "attention_backward_kernel");

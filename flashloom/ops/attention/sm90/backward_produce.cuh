@@ -39,7 +39,7 @@ __device__ __forceinline__ void backward_produce(const BackwardParams& params,
   for (bool more = walk.start(params, work); more; more = walk.advance(params, work)) {
     const int64_t first = first_place(params.problem, work.sequence, work.batch, walk.head,
                                       params.query_tiles, Shape::kQueries);
-    mbarrier_wait(&empty[place.stage], place.parity ^ 1);
+    mbarrier_wait(&empty[place.stage], place.parity ^ 1, {"a producer", "q_empty or dout_empty"});
     if (steps != nullptr) {
       steps[place.stage] = walk;
     }
@@ -52,7 +52,7 @@ __device__ __forceinline__ void backward_produce(const BackwardParams& params,
     place.advance();
   }
   if (steps != nullptr) {
-    mbarrier_wait(&empty[place.stage], place.parity ^ 1);
+    mbarrier_wait(&empty[place.stage], place.parity ^ 1, {"a producer", "q_empty"});
     steps[place.stage].t = -1;
     mbarrier_arrive(&full[place.stage]);
   }
@@ -61,7 +61,9 @@ __device__ __forceinline__ void backward_produce(const BackwardParams& params,
 /// Waits until `turn` has come to `rank`. Lengths that contradict each other could make that never
 /// happen: after a while (64 M polls are more than 10 s) it goes on, and says so.
 __device__ __forceinline__ void wait_for_turn(const int32_t* turn, int32_t rank, int32_t* status) {
+  const cuda::HangGuard guard;
   for (int32_t polls = 0; polls < 1 << 26; ++polls) {
+    guard.poll({"the keeper of turns", "the turn of other blocks"}, rank);
     int32_t now;
     asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(now) : "l"(turn) : "memory");
     if (now == rank) {
@@ -93,7 +95,7 @@ __device__ __forceinline__ void backward_take_turns(const BackwardParams& params
     int32_t* turn = params.turns + 2 * (first + walk.t) + group;
     wait_for_turn(turn, backward_rank<Shape>(params, work, walk), params.problem.status);
     mbarrier_arrive(&barriers.turn[group]);
-    mbarrier_wait(&barriers.added[group], parity);
+    mbarrier_wait(&barriers.added[group], parity, {"the keeper of turns", "added"});
     __threadfence();
     end_turn(turn);
     parity ^= 1;

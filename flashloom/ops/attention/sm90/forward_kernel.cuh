@@ -83,7 +83,7 @@ class ForwardPipeline {
 
   __device__ __forceinline__ void take_turn() {
     if constexpr (Shape::kTurns) {
-      cuda::named_barrier_sync(1 + group_, 256);
+      cuda::named_barrier_sync(1 + group_, 256, {"a consumer", "its turn"});
     }
   }
 
@@ -104,12 +104,14 @@ class ForwardPipeline {
   }
 
   __device__ __forceinline__ void wait_values() {
-    cuda::mbarrier_wait(&barriers_.v_full[v_place_.stage], v_place_.parity);
+    cuda::mbarrier_wait(&barriers_.v_full[v_place_.stage], v_place_.parity,
+                        {"a consumer", "v_full"});
   }
 
   /// Waits for the next tile of keys; general kernels learn here which it is.
   __device__ __forceinline__ void wait_keys() {
-    cuda::mbarrier_wait(&barriers_.k_full[k_place_.stage], k_place_.parity);
+    cuda::mbarrier_wait(&barriers_.k_full[k_place_.stage], k_place_.parity,
+                        {"a consumer", "k_full"});
     if constexpr (Shape::kGeneral) {
       const ForwardStep& step = barriers_.steps[k_place_.stage];
       tile_ = __shfl_sync(0xffffffffu, step.tile, 0);
@@ -124,7 +126,8 @@ class ForwardPipeline {
   /// Tiles of keys that other warpgroups see and this one does not.
   __device__ __forceinline__ void skip_keys(int32_t count) {
     for (; count > 0; --count) {
-      cuda::mbarrier_wait(&barriers_.k_full[k_place_.stage], k_place_.parity);
+      cuda::mbarrier_wait(&barriers_.k_full[k_place_.stage], k_place_.parity,
+                          {"a consumer", "k_full"});
       take_turn();
       pass_turn();
       release_keys();
@@ -140,7 +143,8 @@ class ForwardPipeline {
   }
 
   __device__ __forceinline__ void next_tile() {
-    cuda::mbarrier_wait(&barriers_.q_full[q_place_.stage], q_place_.parity);
+    cuda::mbarrier_wait(&barriers_.q_full[q_place_.stage], q_place_.parity,
+                        {"a consumer", "q_full"});
     slot_ = (slot_ + 1) % kForwardSlots;
     const ForwardPart part = barriers_.parts[slot_][group_];
     // Shuffles tell the compiler that warps do not diverge on these.
@@ -464,6 +468,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       mbarrier_init(&barriers.work_empty[i], kWarps);
     }
     mbarrier_init_fence();
+    begin_debug_block();
   }
   __syncthreads();
   const int32_t warpgroup = __shfl_sync(0xffffffffu, static_cast<int32_t>(threadIdx.x / 128), 0);

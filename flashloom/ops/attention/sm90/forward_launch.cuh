@@ -136,6 +136,7 @@ void launch_forward(const ForwardCall& call) {
                                    Shape::kSharedBytes),
               "cudaFuncSetAttribute");
   const int32_t blocks = std::min(params.tiles, multiprocessors(call.options));
+  cuda::prepare_debug(call.stream);
   kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, call.stream>>>(params, q_map, k_map, v_map,
                                                                         out_map);
   cuda::check(cudaGetLastError(), "attention_forward_kernel");

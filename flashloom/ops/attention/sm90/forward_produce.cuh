@@ -44,7 +44,8 @@ __device__ __forceinline__ void forward_produce_queries(const ForwardParams& par
       work.sequence = sequence_of(params.problem, work.tile.batch);
       work.range = key_tiles(work.sequence, work.tile.row, Shape::kRows, Shape::kKeys);
     }
-    mbarrier_wait(&barriers.work_empty[slot.stage], slot.parity ^ 1);
+    mbarrier_wait(&barriers.work_empty[slot.stage], slot.parity ^ 1,
+                  {"the producer of queries", "work_empty"});
     if (leader) {
       barriers.work[slot.stage] = work;
       if (const ForwardRule& rule = params.rule; Shape::kGeneral && rule.slopes != nullptr) {
@@ -53,7 +54,8 @@ __device__ __forceinline__ void forward_produce_queries(const ForwardParams& par
       }
       mbarrier_arrive(&barriers.work_full[slot.stage]);
     }
-    mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1);
+    mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1,
+                  {"the producer of queries", "q_empty"});
     if (leader && !more) {
       mbarrier_arrive(&barriers.q_full[place.stage]);
     } else if (leader) {
@@ -82,7 +84,8 @@ __device__ __forceinline__ void forward_produce_parts(ForwardBarriers<Shape>& ba
   PipelineState<kForwardSlots> slot;
   bool more = true;
   while (more) {
-    mbarrier_wait(&barriers.work_full[slot.stage], slot.parity);
+    mbarrier_wait(&barriers.work_full[slot.stage], slot.parity,
+                  {"the producer of parts", "work_full"});
     const ForwardWork& work = barriers.work[slot.stage];
     more = work.range.begin >= 0;
     if (lane < Shape::kGroups) {
@@ -90,7 +93,8 @@ __device__ __forceinline__ void forward_produce_parts(ForwardBarriers<Shape>& ba
           work.sequence, work.range, work.tile.row + 64 * lane, Shape::kKeys, Shape::kGeneral);
     }
     __syncwarp();
-    mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1);
+    mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1,
+                  {"the producer of parts", "q_empty"});
     if (lane == 0) {
       mbarrier_arrive(&barriers.q_full[place.stage]);
     }
@@ -120,13 +124,14 @@ __device__ __forceinline__ void forward_produce_keys(const ForwardParams& params
                                                      ForwardBarriers<Shape>& barriers) {
   using namespace cuda;
   const bool leader = threadIdx.x % 32 == 0;
+  constexpr const char* kRole = kValues ? "the producer of values" : "the producer of keys";
   uint64_t* full = kValues ? barriers.v_full : barriers.k_full;
   uint64_t* empty = kValues ? barriers.v_empty : barriers.k_empty;
   PipelineState<kForwardSlots> slot;
   PipelineState<Shape::kStages> place;
   uint32_t border_parity = 0;  // one bit a stage
   for (;; slot.advance()) {
-    mbarrier_wait(&barriers.work_full[slot.stage], slot.parity);
+    mbarrier_wait(&barriers.work_full[slot.stage], slot.parity, {kRole, "work_full"});
     const ForwardWork& work = barriers.work[slot.stage];
     if (work.range.begin < 0) {
       return;
@@ -144,7 +149,8 @@ __device__ __forceinline__ void forward_produce_keys(const ForwardParams& params
       ForwardStep following = {-1, -1, 0};
       more = more && walk.next(params, work, following);
       const int32_t key = max(step.tile, 0) * Shape::kKeys;
-      mbarrier_wait(&empty[place.stage], place.parity ^ 1);
+      mbarrier_wait(&empty[place.stage], place.parity ^ 1,
+                    {kRole, kValues ? "v_empty" : "k_empty"});
       char* tile = tiles + place.stage * Shape::kTileBytes;
       const bool border = dirty && key + Shape::kKeys > length;
       if (leader) {
@@ -161,7 +167,8 @@ __device__ __forceinline__ void forward_produce_keys(const ForwardParams& params
         }
       }
       if (border) {
-        mbarrier_wait(&barriers.v_border[place.stage], border_parity >> place.stage & 1);
+        mbarrier_wait(&barriers.v_border[place.stage], border_parity >> place.stage & 1,
+                      {kRole, "v_border"});
         border_parity ^= 1u << place.stage;
         clear_rows<Shape>(tile, max(length - key, 0));
         fence_async_shared();
