@@ -1,12 +1,17 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <optional>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/memory_flags.h"
 #include "flashloom/core/parallel.h"
 #include "flashloom/core/progress.h"
 #include "flashloom/io/mapped_file.h"
@@ -17,15 +22,7 @@ namespace flashloom::cli {
 namespace {
 
 struct Options {
-  std::string model;
-  std::string method = "lora";
-  int64_t lora_rank = 16;
-  std::vector<std::string> lora_targets = {"q", "k", "v", "o", "gate", "up", "down"};
-  int64_t sequence_length = 1024;
-  int64_t batch_tokens = 1024;
-  std::string bf16_updates = "stochastic";
-  std::optional<std::string> memory;
-  int64_t threads = 0;
+  MemoryFlags memory;
   bool all = false;
   bool json = false;
 };
@@ -61,26 +58,20 @@ nlohmann::ordered_json to_json(const MemoryChoice& choice, double fastest, int64
 }
 
 std::string command_of(const Options& options, const MemoryChoice& choice) {
-  std::string command = fmt::format(
-      "flashloom finetune --model {} --method {} --seq-len {} --batch-tokens {} {}", options.model,
-      options.method, options.sequence_length, options.batch_tokens, choice.flags());
-  const Options defaults;
-  if (options.method == "lora" && options.lora_rank != defaults.lora_rank) {
-    command += fmt::format(" --lora-rank {}", options.lora_rank);
-  }
-  if (options.method == "lora" && options.lora_targets != defaults.lora_targets) {
-    command += " --lora-targets";
-    for (const std::string& target : options.lora_targets) {
-      command += " " + target;
-    }
-  }
-  if (options.bf16_updates != defaults.bf16_updates && choice.weight_dtype == DType::bf16) {
-    command += " --bf16-updates " + options.bf16_updates;
-  }
-  if (options.memory) {
-    command += " --memory " + *options.memory;
-  }
-  return command + " --data train.jsonl --output run";
+  return finetune_command_line(options.memory, choice) + " --data train.jsonl --output run";
+}
+
+// Whether the flags leave the choice open.
+bool allowed(const MemoryFlags& flags, const MemoryChoice& choice) {
+  const auto is = [](const std::optional<std::string>& wanted, std::string_view name) {
+    return !wanted || *wanted == name;
+  };
+  const int64_t most = flags.micro_batch_tokens == 0
+                           ? choice.shape.bin_capacity
+                           : std::max(flags.micro_batch_tokens, flags.sequence_length);
+  return choice.shape.bin_capacity <= most && is(flags.optimizer, optimizer_name(choice.moments)) &&
+         is(flags.weight_dtype, dtype_name(choice.weight_dtype)) &&
+         is(flags.recompute, llama_recompute_name(choice.recompute));
 }
 
 void print_table(const std::vector<MemoryChoice>& choices, double fastest, int64_t budget,
@@ -111,31 +102,15 @@ void print_table(const std::vector<MemoryChoice>& choices, double fastest, int64
 }
 
 int run(const Options& options) {
-  if (options.lora_rank < 1 || options.sequence_length < 2 || options.batch_tokens < 1 ||
-      options.threads < 0) {
-    throw UsageError(
-        "--lora-rank, --batch-tokens: expected 1 or more; --seq-len: 2 or more; --threads: 0 or "
-        "more");
-  }
-  set_thread_count(static_cast<int>(options.threads));
-  int64_t budget = available_memory_bytes();
-  if (options.memory) {
-    try {
-      budget = parse_bytes(*options.memory);
-    } catch (const InvalidArgument& error) {
-      throw UsageError(fmt::format("--memory: {}", error.what()));
-    }
-  }
-  MemoryQuestion question = {.config = read_config(options.model),
-                             .sequence_length = options.sequence_length,
-                             .batch_tokens = options.batch_tokens};
-  question.optimizer.bf16_updates = parse_bf16_updates(options.bf16_updates);
-  if (options.method == "lora") {
-    question.lora =
-        LoraOptions{.rank = options.lora_rank, .targets = parse_lora_targets(options.lora_targets)};
-  }
-  question.process_bytes = process_bytes(expected_process_bytes(question.config), thread_count());
-  const std::vector<MemoryChoice> choices = memory_choices(question, measure_machine());
+  const MemoryFlags& flags = options.memory;
+  validate(flags);
+  set_thread_count(static_cast<int>(flags.threads));
+  const int64_t budget = memory_budget(flags, available_memory_bytes());
+  const ModelConfig config = read_config(flags.model);
+  const MemoryQuestion question =
+      memory_question(flags, config, process_bytes(expected_process_bytes(config), thread_count()));
+  std::vector<MemoryChoice> choices = memory_choices(question, measure_machine());
+  std::erase_if(choices, [&](const MemoryChoice& choice) { return !allowed(flags, choice); });
   double fastest = choices.front().seconds;
   for (const MemoryChoice& choice : choices) {
     fastest = std::min(fastest, choice.seconds);
@@ -172,28 +147,17 @@ int run(const Options& options) {
 
 Command plan_command() {
   auto o = std::make_shared<Options>();
+  std::vector<Flag> flags = {{"--model", &o->memory.model,
+                              "Hugging Face directory (its config.json is enough) or GGUF file",
+                              true}};
+  for (Flag& flag : memory_flags(o->memory)) {
+    flags.push_back(std::move(flag));
+  }
+  flags.push_back({"--all", &o->all, "every micro-batch, not the largest that fits alone"});
+  flags.push_back({"--json", &o->json, "one JSON object on standard output"});
   return {.name = "plan",
           .summary = "Show what each choice of a training run costs in memory and time",
-          .flags = {{"--model", &o->model,
-                     "Hugging Face directory (its config.json is enough) or GGUF file", true},
-                    {"--method",
-                     &o->method,
-                     "train a low-rank adapter, or all weights",
-                     false,
-                     {"lora", "full"}},
-                    {"--lora-rank", &o->lora_rank, "size of the adapter"},
-                    {"--lora-targets", &o->lora_targets, "linears that get an adapter"},
-                    {"--seq-len", &o->sequence_length, "longest example"},
-                    {"--batch-tokens", &o->batch_tokens, "tokens an optimizer step"},
-                    {"--bf16-updates",
-                     &o->bf16_updates,
-                     "as finetune's",
-                     false,
-                     {"stochastic", "master", "nearest"}},
-                    {"--memory", &o->memory, "budget, as 8GB or 512MiB; default: what is free"},
-                    {"--threads", &o->threads, "0: all cores"},
-                    {"--all", &o->all, "every micro-batch, not the largest that fits alone"},
-                    {"--json", &o->json, "one JSON object on standard output"}},
+          .flags = std::move(flags),
           .run = [o] { return run(*o); },
           .footer = "Example: flashloom plan --model MODEL --method full --memory 8GB"};
 }

@@ -42,22 +42,21 @@ void validate(const FineTuneOptions& options, const TokenDocuments& train) {
   at_least("steps", options.steps, 0);
   at_least("epochs", options.epochs, 1);
   at_least("batch_tokens", options.batch_tokens, 1);
+  at_least("micro_batch_tokens", options.micro_batch_tokens, 0);
   at_least("warmup", options.schedule.warmup, 0);
   check(std::isfinite(options.neftune_alpha) && options.neftune_alpha >= 0, "finetune", "neftune",
         "a number from 0", fmt::format("{}", options.neftune_alpha));
-  check(!options.lora || LlamaFrozen{.layers = options.frozen.layers} == options.frozen, "finetune",
-        "freeze", "numbers of layers: LoRA trains nothing else", describe(options.frozen));
   at_least("eval_steps", options.eval_steps, 0);
   at_least("save_steps", options.save_steps, 0);
   check(train.size() > 0, "finetune", "data", "at least one example", "none");
   check(train.total_loss_tokens() > 0, "finetune", "data", "loss-bearing tokens", "none");
 }
 
-// The largest bins that fit, but never smaller than the longest document.
-StepShape largest_bins(int64_t batch_tokens, int64_t longest,
+// The largest bins of at most `most` tokens that fit, but never smaller than the longest document.
+StepShape largest_bins(int64_t batch_tokens, int64_t most, int64_t longest,
                        const std::function<bool(const StepShape&)>& fits) {
   int64_t accepted = longest;
-  int64_t refused = std::max(longest, batch_tokens) + 1;
+  int64_t refused = std::max(longest, most) + 1;
   for (int64_t tried = refused - 1; refused - accepted > 1;
        tried = accepted + (refused - accepted) / 2) {
     (fits(plan_steps(batch_tokens, longest, tried)) ? accepted : refused) = tried;
@@ -72,14 +71,8 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
     : bundle_(bundle), options_(std::move(options)), held_out_(held_out) {
   validate(options_, train);
   frozen_name_ = describe(options_.frozen);
-  if (options_.lora && options_.frozen.any()) {
-    for (int64_t n = 0; n < bundle.files.config().layers; ++n) {
-      if (!options_.frozen.layer(n)) {
-        options_.lora->layers.push_back(n);
-      }
-    }
-    check(!options_.lora->layers.empty(), "finetune", "freeze", "a layer left to train",
-          frozen_name_);
+  if (options_.lora) {
+    options_.lora = without_frozen_layers(*options_.lora, options_.frozen, bundle.files.config());
     options_.frozen = {};
   }
   const std::optional<StepShape> recorded = open_output();
@@ -109,7 +102,10 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
     const Optimizer optimizer(options_.optimizer, model.parameters(), plan);
     return plan.total_bytes() + options_.process_bytes <= memory_budget;
   };
-  shape_ = recorded ? *recorded : largest_bins(options_.batch_tokens, longest, fits);
+  const int64_t most = options_.micro_batch_tokens > 0
+                           ? std::min(options_.micro_batch_tokens, options_.batch_tokens)
+                           : options_.batch_tokens;
+  shape_ = recorded ? *recorded : largest_bins(options_.batch_tokens, most, longest, fits);
 
   model_ = std::make_unique<LlamaModel>(config, model_options(shape_), plan_);
   optimizer_ = std::make_unique<Optimizer>(options_.optimizer, model_->parameters(), plan_);

@@ -32,13 +32,14 @@ struct FineTuneOptions {
   LlamaRecompute recompute = LlamaRecompute::norms;
   OptimizerOptions optimizer;
   ScheduleOptions schedule;
-  double neftune_alpha = 0;     // noise on the embeddings; 0: none
-  LlamaFrozen frozen;           // for LoRA only layers: those get no adapter
-  int64_t steps = 0;            // optimizer steps; 0: as many as `epochs` take
-  int64_t epochs = 1;           // passes over the data, if steps is 0
-  int64_t batch_tokens = 1024;  // of an optimizer step
-  int64_t eval_steps = 0;       // evaluate every so many steps, and at the end; 0: only at the end
-  int64_t save_steps = 0;       // checkpoint every so many steps, and at the end
+  double neftune_alpha = 0;        // noise on the embeddings; 0: none
+  LlamaFrozen frozen;              // for LoRA only layers: those get no adapter
+  int64_t steps = 0;               // optimizer steps; 0: as many as `epochs` take
+  int64_t epochs = 1;              // passes over the data, if steps is 0
+  int64_t batch_tokens = 1024;     // of an optimizer step
+  int64_t micro_batch_tokens = 0;  // of them at once, at most; 0: as many as memory allows
+  int64_t eval_steps = 0;  // evaluate every so many steps, and at the end; 0: only at the end
+  int64_t save_steps = 0;  // checkpoint every so many steps, and at the end
   DType weight_dtype = DType::f32;  // of matrices in memory, trained or frozen: f32 or bf16
   DType save_dtype = DType::f32;    // of full weights in files
   uint64_t seed = 0;

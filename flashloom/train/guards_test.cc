@@ -1,8 +1,10 @@
 #include "flashloom/train/guards.h"
 
+#include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <functional>
@@ -363,6 +365,58 @@ TEST(Guards, NameTheOpThatLeavesTheFiniteNumbers) {
   EXPECT_EQ(spoiled_at("model.layers.1.mlp.up_proj.weight"), "layer 1: up_proj");
   EXPECT_EQ(spoiled_at("model.norm.weight"), "the final norm");
   EXPECT_EQ(spoiled_at("model.layers.0.input_layernorm.weight"), "layer 0: input_layernorm");
+}
+
+// Weights whose products are as they were, but for what flows back through them: one factor is huge
+// and one tiny.
+struct BackwardFault {
+  std::string place;
+  std::vector<std::pair<std::string, float>> factors;  // of weights in that layer
+  int64_t layer = 1;
+};
+
+TEST(Guards, NameTheOpWhoseGradientsLeaveTheFiniteNumbers) {
+  constexpr float kHuge = 1e35f;
+  constexpr float kTiny = 1e-35f;
+  const std::vector<BackwardFault> faults = {
+      {"down_proj", {{"mlp.up_proj", kTiny}, {"mlp.down_proj", kHuge}}},
+      {"attention", {{"self_attn.q_proj", kTiny}, {"self_attn.k_proj", kHuge}}},
+      {"o_proj", {{"self_attn.v_proj", kTiny}, {"self_attn.o_proj", kHuge}}, 0},
+      // The gradient of its weight alone: what it hands back is finite.
+      {"gate_proj",
+       {{"post_attention_layernorm", kHuge}, {"mlp.gate_proj", kTiny}, {"mlp.up_proj", kTiny}}},
+  };
+  for (const bool lora : {false, true}) {
+    for (const BackwardFault& fault : faults) {
+      if (lora && fault.place == "gate_proj") {
+        continue;
+      }
+      SCOPED_TRACE(fault.place + (lora ? " with LoRA" : ""));
+      Loop loop({.lora = lora ? std::optional(LoraOptions{.rank = 4}) : std::nullopt});
+      const auto scale = [&](const std::string& name, float factor) {
+        int64_t found = 0;
+        for (const Parameter& parameter : loop.model().parameters()) {
+          if (parameter.name == name) {
+            float* values = parameter.value.as<float>();
+            std::transform(values, values + parameter.value.size(), values,
+                           [&](float x) { return x * factor; });
+            ++found;
+          }
+        }
+        ASSERT_EQ(found, 1) << name;
+      };
+      scale("model.norm.weight", 1e6f);  // steep logits
+      for (const auto& [name, factor] : fault.factors) {
+        scale(fmt::format("model.layers.{}.{}.weight", fault.layer, name), factor);
+      }
+      PackedBatch batch;
+      const std::vector<int32_t> indices = {0, 1};
+      fill_batch(batch, loop.documents(), indices);
+      EXPECT_TRUE(std::isfinite(loop.model().evaluate(batch_view(batch))));  // the forward pass
+      EXPECT_EQ(loop.model().first_non_finite(batch_view(batch)),
+                fmt::format("layer {}: the gradients of {}", fault.layer, fault.place));
+    }
+  }
 }
 
 TEST(Guards, AGradientThatIsNotFiniteIsAnError) {

@@ -42,9 +42,11 @@ struct Again {
   double weights = 0;  // of matrices that are read again by each micro-batch
 };
 
-Again done_again(const ModelConfig& c, LlamaRecompute level, const LlamaWork& work) {
+// `layers`: of the backward pass.
+Again done_again(const ModelConfig& c, LlamaRecompute level, const LlamaWork& work,
+                 int64_t layers) {
   using enum LlamaLinear;
-  const double rows = static_cast<double>(c.layers) * static_cast<double>(work.tokens);
+  const double rows = static_cast<double>(layers) * static_cast<double>(work.tokens);
   const auto hidden = static_cast<double>(c.hidden_size);
   const auto ffn = static_cast<double>(c.intermediate_size);
   Again again;
@@ -54,7 +56,7 @@ Again done_again(const ModelConfig& c, LlamaRecompute level, const LlamaWork& wo
   double weights = 0;
   if (level >= LlamaRecompute::attention) {
     weights += linear_weights(c, {q, k, v});
-    again.flops += 4.0 * static_cast<double>(c.layers * c.heads * c.head_dim) *
+    again.flops += 4.0 * static_cast<double>(layers * c.heads * c.head_dim) *
                    static_cast<double>(work.visible_pairs);
     again.bytes += 4 * rows * 2 * hidden;
   }
@@ -63,7 +65,7 @@ Again done_again(const ModelConfig& c, LlamaRecompute level, const LlamaWork& wo
     again.bytes += 4 * rows * 4 * hidden;
   }
   again.flops += 2 * rows * weights;
-  again.weights = static_cast<double>(c.layers) * weights;
+  again.weights = static_cast<double>(layers) * weights;
   return again;
 }
 
@@ -75,7 +77,8 @@ double step_seconds(const MemoryQuestion& question, const MemoryChoice& choice,
   const int64_t length = std::min(question.sequence_length, tokens);
   const LlamaWork work = {
       .tokens = tokens, .loss_tokens = tokens, .visible_pairs = tokens * (length + 1) / 2};
-  const Again again = done_again(c, choice.recompute, work);
+  const int64_t lowest = llama_lowest_trained_layer(c, question.lora, question.frozen);
+  const Again again = done_again(c, choice.recompute, work, c.layers - lowest);
   const double flops = llama_training_flops(c, lora, work, question.frozen) + again.flops;
   // Of a layer and token: norms, rotation, SwiGLU and additions, forward and backward, and what is
   // saved and read back.

@@ -1,8 +1,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <algorithm>
+#include <array>
+#include <cstdio>
 #include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
+#include <stdexcept>
+#include <string>
 
 #include "flashloom/io/temporary_directory_for_test.h"
 #include "tests/end_to_end/program_for_test.h"
@@ -66,18 +75,123 @@ TEST_F(Plan, ShowsEveryChoiceFromAConfigAlone) {
   EXPECT_THAT(table.out, HasSubstr("flashloom finetune --model "));
 }
 
-TEST_F(Plan, ProposesWhatFinetuneAccepts) {
-  const nlohmann::json all = plan("--method full --seq-len 64 --batch-tokens 256 --memory 1GB");
-  int64_t least = INT64_MAX;
-  for (const nlohmann::json& choice : all.at("choices")) {
-    least = std::min(least, choice.at("bytes").get<int64_t>());
+TEST_F(Plan, NarrowsToWhatIsAskedFor) {
+  const std::string flags =
+      "--method full --seq-len 64 --batch-tokens 64 --memory 1GB --optimizer adamw8bit "
+      "--weight-dtype bf16 --recompute attention --freeze '*.k_proj.*' 1";
+  const nlohmann::json json = plan(flags);
+  ASSERT_EQ(json.at("choices").size(), 1U);
+  EXPECT_EQ(json.at("proposal").at("recompute"), "attention");
+  const std::string command = json.at("command");
+  EXPECT_EQ(command,
+            "flashloom finetune --model " + std::string(*folder_ / "config_only") +
+                " --method full --seq-len 64 --batch-tokens 64 --recompute attention --optimizer "
+                "adamw8bit --weight-dtype bf16 --freeze '*.k_proj.*' 1 --memory 1GB --threads 2 "
+                "--data train.jsonl --output run");
+  const ProgramResult text =
+      run("plan --threads 2 --model " + std::string(*folder_ / "config_only ") + flags);
+  EXPECT_THAT(text.out, testing::EndsWith("\n" + command + "\n"));
+}
+
+TEST_F(Plan, CountsWhatIsFrozen) {
+  const std::string flags = "--method full --seq-len 64 --batch-tokens 64 --memory 1GB ";
+  const nlohmann::json all = plan(flags).at("choices").at(0);
+  const nlohmann::json upper = plan(flags + "--freeze embeddings,0").at("choices").at(0);
+  const nlohmann::json without_k = plan(flags + "--freeze '*.k_proj.*'").at("choices").at(0);
+  const auto bytes = [](const nlohmann::json& choice, const char* kind) {
+    return choice.at(kind).get<int64_t>();
+  };
+  EXPECT_EQ(bytes(all, "gradients") - bytes(without_k, "gradients"), 2 * 4 * 16 * 48);
+  EXPECT_EQ(bytes(all, "optimizer_state") - bytes(without_k, "optimizer_state"), 2 * 8 * 16 * 48);
+  EXPECT_EQ(bytes(all, "activations"), bytes(without_k, "activations"));
+  EXPECT_EQ(2 * bytes(upper, "activations"), bytes(all, "activations"));
+  EXPECT_LT(bytes(upper, "gradients"), bytes(all, "gradients") / 4);
+  const auto refused = [&](const std::string& arguments) {
+    return run("plan --model " + std::string(*folder_ / "config_only ") + arguments);
+  };
+  EXPECT_EQ(refused("--method full --freeze '*.x_proj.*'").code, 2);
+  EXPECT_THAT(refused("--freeze '*.k_proj.*'").err, HasSubstr("LoRA trains nothing else"));
+  EXPECT_THAT(refused("--freeze 0-1").err, HasSubstr("a layer left to train"));
+}
+
+// A run's exit code, its errors, and the largest RssAnon that was seen while it ran.
+struct MeasuredRun {
+  int code = 0;
+  std::string err;
+  int64_t peak = 0;
+};
+
+// Runs a shell's line in `folder`.
+MeasuredRun run_measured(const std::string& line, const std::string& folder) {
+  const std::string program_folder = std::filesystem::path(FLASHLOOM_PROGRAM).parent_path();
+  const std::string shell = "cd " + folder + " && export PATH=" + program_folder +
+                            ":$PATH && exec " + line + " >stdout.txt 2>stderr.txt";
+  std::array<const char*, 4> arguments = {"sh", "-c", shell.c_str(), nullptr};
+  pid_t child = 0;
+  MeasuredRun run;
+  if (posix_spawn(&child, "/bin/sh", nullptr, nullptr, const_cast<char**>(arguments.data()),
+                  environ) != 0) {
+    throw std::runtime_error("posix_spawn failed");
   }
-  // Half a megabyte more than the smallest: the default does not fit, the proposal does.
-  const std::string budget = std::to_string(least + (1 << 19));
-  const std::string flags = " --method full --seq-len 64 --batch-tokens 256 --memory " + budget;
-  const std::string command = plan(flags).at("command");
-  EXPECT_THAT(command, HasSubstr("--recompute "));
-  EXPECT_THAT(command, HasSubstr("--memory " + budget));
+  int status = 0;
+  while (waitpid(child, &status, WNOHANG) == 0) {
+    std::ifstream file("/proc/" + std::to_string(child) + "/status");
+    for (std::string word; file >> word;) {
+      if (word == "RssAnon:") {
+        int64_t kilobytes = 0;
+        file >> kilobytes;
+        run.peak = std::max(run.peak, kilobytes * 1024);
+        break;
+      }
+    }
+    usleep(1000);
+  }
+  run.code = WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+  run.err = read_for_test(folder + "/stderr.txt");
+  return run;
+}
+
+TEST_F(Plan, ItsCommandLineRunsAndTakesWhatItSays) {
+  ModelConfig config = tiny_config();
+  config.hidden_size = 256;
+  config.intermediate_size = 768;
+  config.layers = 6;
+  config.heads = 4;
+  config.head_dim = 64;
+  const std::string folder = *folder_ / "planned";
+  write_tiny_model(folder + "/model", config);
+  std::string text;
+  for (int i = 0; i < 300; ++i) {
+    text += " some words";
+  }
+  write_file_atomically(folder + "/train.jsonl",
+                        "{\"text\": \"" + text + "\"}\n{\"text\": \"" + text + " more\"}\n");
+  for (const std::string flags : {"--method full --freeze '*.k_proj.*' embeddings 0 --recompute "
+                                  "none --micro-batch-tokens 300",
+                                  "--method full --bf16-updates master --memory 90MB",
+                                  "--lora-rank 32 --lora-targets q v down --freeze 0-1"}) {
+    SCOPED_TRACE(flags);
+    std::filesystem::remove_all(folder + "/run");
+    const ProgramResult planned = run_program(
+        "plan --json --model model --seq-len 256 --batch-tokens 512 --threads 2 " + flags, folder,
+        "cd " + folder + " &&");
+    ASSERT_EQ(planned.code, 0) << planned.err;
+    const nlohmann::json json = nlohmann::json::parse(planned.out);
+    const auto expected = json.at("proposal").at("bytes").get<int64_t>();
+    const auto process = json.at("proposal").at("process").get<int64_t>();
+    const MeasuredRun run = run_measured(json.at("command"), folder);
+    ASSERT_EQ(run.code, 0) << json.at("command") << "\n" << run.err;
+    EXPECT_TRUE(std::filesystem::exists(folder + "/run/metrics.jsonl"));
+#ifndef __SANITIZE_ADDRESS__
+    // Of the room for the program, its tokenizer and what saving takes, this small one needs
+    // little; all else is used.
+    EXPECT_LE(run.peak, expected);
+    EXPECT_GE(run.peak, expected - process);
+#endif
+    std::printf("%s: plan %.1f MB, of them %.1f MB for the program; peak %.1f MB\n", flags.c_str(),
+                static_cast<double>(expected) / 1e6, static_cast<double>(process) / 1e6,
+                static_cast<double>(run.peak) / 1e6);
+  }
 }
 
 TEST_F(Plan, NamesTheSmallestIfNothingFits) {

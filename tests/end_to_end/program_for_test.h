@@ -55,9 +55,26 @@ inline std::string read_for_test(const std::string& path) {
   return text.str();
 }
 
-/// A Hugging Face directory with a random SmolLM2-like model of two layers, a real tokenizer and
-/// SmolLM2's chat template. Weights are large enough that training moves it.
-inline void write_tiny_model(const std::string& directory) {
+/// A decoder of two layers, as small as may be.
+inline ModelConfig tiny_config() {
+  return {.architecture = "llama",
+          .vocabulary_size = 2048,  // rows beyond the tokenizer's pad the embedding
+          .hidden_size = 48,
+          .intermediate_size = 96,
+          .layers = 2,
+          .heads = 6,
+          .kv_heads = 2,
+          .head_dim = 8,
+          .max_positions = 512,
+          .rms_norm_epsilon = 1e-5,
+          .rope_theta = 10000,
+          .tied_embeddings = true};
+}
+
+/// A Hugging Face directory with a random SmolLM2-like model, a real tokenizer and SmolLM2's chat
+/// template. Weights are large enough that training moves it.
+inline void write_tiny_model(const std::string& directory,
+                             const ModelConfig& config = tiny_config()) {
   const std::string golden = std::string(FLASHLOOM_SOURCE_DIR) + "/tests/golden/text/";
   std::filesystem::create_directories(directory);
   const std::string tokenizer_json = read_for_test(golden + "tokenizer_smollm2.json");
@@ -67,18 +84,6 @@ inline void write_tiny_model(const std::string& directory) {
       R"({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>"})");
   write_file_atomically(directory + "/chat_template.jinja",
                         read_for_test(golden + "templates/smollm2.jinja"));
-  ModelConfig config = {.architecture = "llama",
-                        .vocabulary_size = 2048,  // rows beyond the tokenizer's pad the embedding
-                        .hidden_size = 48,
-                        .intermediate_size = 96,
-                        .layers = 2,
-                        .heads = 6,
-                        .kv_heads = 2,
-                        .head_dim = 8,
-                        .max_positions = 512,
-                        .rms_norm_epsilon = 1e-5,
-                        .rope_theta = 10000,
-                        .tied_embeddings = true};
   write_file_atomically(directory + "/config.json", to_hugging_face_json(config));
 
   MemoryPlan plan;

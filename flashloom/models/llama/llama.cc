@@ -38,6 +38,8 @@ LlamaModel::LlamaModel(const ModelConfig& config, const Options& options, Memory
   if (options.lora) {
     adapters_ = LlamaAdapters(config, *options.lora, options.training, plan);
   }
+  lowest_trained_layer_ =
+      options.training ? llama_lowest_trained_layer(config, options.lora, options.frozen) : 0;
   weights_.append_parameters(parameters_);
   adapters_.append_parameters(parameters_);
   rope_ = LlamaRope(config, plan);
@@ -45,6 +47,7 @@ LlamaModel::LlamaModel(const ModelConfig& config, const Options& options, Memory
     activations_ = LlamaActivations(config, adapters_,
                                     {.training = options.training,
                                      .trains_head = static_cast<bool>(weights_.gradients().head),
+                                     .lowest_layer = lowest_trained_layer_,
                                      .recompute = options.recompute,
                                      .max_tokens = options_.max_tokens,
                                      .max_length = options_.max_sequence_length,
@@ -163,7 +166,7 @@ void LlamaModel::logits(TensorView out, const LlamaBatch& batch) {
 }
 
 double LlamaModel::loss_and_gradients(const LlamaBatch& batch, float gradient_scale,
-                                      const Watch& watch) {
+                                      const LlamaWatch& watch) {
   check(options_.training, "LlamaModel::loss_and_gradients", "options.training", "true", "false");
   check_batch(batch, /*labels=*/true);
   const int64_t tokens = batch.tokens.dim(0);
@@ -176,64 +179,65 @@ double LlamaModel::loss_and_gradients(const LlamaBatch& batch, float gradient_sc
   linear_cross_entropy((*arena_)[token_losses_id_].slice(0, 0, tokens), dhidden, dweights.head,
                        hidden, weights_.values().head, batch.labels, workspace.loss,
                        {.gradient_scale = gradient_scale});
+  const auto tell = [&](std::string_view operation, std::initializer_list<TensorView> made) {
+    if (watch) {
+      watch(operation, {made.begin(), made.size()});
+    }
+  };
+  tell("the head", {dhidden, dweights.head});
   rms_norm_backward(workspace.dstream, dweights.final_norm, dhidden, {}, workspace.final_input,
                     workspace.final_rms, weights_.values().final_norm, workspace.norm_backward);
-  if (watch) {
-    watch("the head and the final norm", workspace.dstream);
-  }
+  tell("the final norm", {workspace.dstream, dweights.final_norm});
 
-  const int64_t lowest = lowest_trained_layer();
+  const int64_t lowest = lowest_trained_layer_;
   for (int64_t n = config_.layers - 1; n >= lowest; --n) {
-    const bool frozen = options_.frozen.layer(n);
+    const bool trained = weights_.trains_layer(n);
+    const LlamaLayerWeights* weights = trained ? &dweights.layers[static_cast<size_t>(n)] : nullptr;
     const LlamaLayerGradients gradients = {
-        .weights = full && !frozen ? &dweights.layers[static_cast<size_t>(n)] : nullptr,
+        .weights = weights,
         .adapters = full ? nullptr : &adapters_.layer(n),
         // The first norm's own gradient comes with that of the input.
-        .input = full || n > lowest};
+        .input = n > lowest || dweights.embedding || (trained && weights->attention_norm)};
     // The last layer's activations are still in the buffers that all share.
     const LlamaRecompute lost = n + 1 < config_.layers ? options_.recompute : LlamaRecompute::norms;
     llama_layer_backward(activations_.layer(n, tokens, /*save=*/true), workspace, layer(n),
-                         gradients, llama_sequences(batch), lost);
-    if (watch && gradients.input) {
-      watch(fmt::format("layer {}", n), workspace.dstream);
-    }
+                         gradients, llama_sequences(batch), lost,
+                         watch ? LlamaWatch([&](std::string_view operation, auto made) {
+                           watch(fmt::format("layer {}: {}", n, operation), made);
+                         })
+                               : LlamaWatch());
   }
   if (dweights.embedding) {
     embedding_backward(dweights.embedding, workspace.dstream, batch.tokens);
+    tell("the embedding", {dweights.embedding});
   }
   return sum_of_losses(tokens);
 }
 
-int64_t LlamaModel::lowest_trained_layer() const {
-  if (!options_.lora && !options_.frozen.embeddings) {
+int64_t llama_lowest_trained_layer(const ModelConfig& config,
+                                   const std::optional<LoraOptions>& lora,
+                                   const LlamaFrozen& frozen) {
+  if (lora) {
+    return lora->layers.empty() ? 0 : lora->layers.front();
+  }
+  if (!frozen.tensor(kLlamaEmbeddingName)) {
     return 0;
   }
-  const auto trained = [&](int64_t n) {
-    return options_.lora ? options_.lora->adapts_layer(n) : !options_.frozen.layer(n);
-  };
-  int64_t n = 0;
-  while (n < config_.layers && !trained(n)) {
-    ++n;
+  int64_t lowest = config.layers;
+  for (const LlamaTensorSize& tensor : llama_tensor_sizes(config)) {
+    if (tensor.layer && !frozen.tensor(tensor.name)) {
+      lowest = std::min(lowest, *tensor.layer);
+    }
   }
-  return n;
+  return lowest;
 }
 
 int64_t llama_trainable_size(const ModelConfig& config, const std::optional<LoraOptions>& lora,
                              const LlamaFrozen& frozen) {
   if (!lora) {
-    const auto size_of_layers = [&](int64_t layers) {
-      ModelConfig other = config;
-      other.layers = layers;
-      return parameter_count(other);
-    };
-    const auto frozen_layers = static_cast<int64_t>(frozen.layers.size());
-    int64_t size = parameter_count(config) - (size_of_layers(frozen_layers) - size_of_layers(0));
-    const int64_t embedding = config.vocabulary_size * config.hidden_size;
-    size -= frozen.embeddings ? embedding : 0;
-    size -= frozen.head ? embedding : 0;
-    if (frozen.norms) {
-      const int64_t of_layer = 2 * config.hidden_size + (config.qk_norm ? 2 * config.head_dim : 0);
-      size -= config.hidden_size + (config.layers - frozen_layers) * of_layer;
+    int64_t size = 0;
+    for (const LlamaTensorSize& tensor : llama_tensor_sizes(config)) {
+      size += frozen.tensor(tensor.name) ? 0 : tensor.size;
     }
     return size;
   }

@@ -82,8 +82,8 @@ class LlamaModel {
   double evaluate(const LlamaBatch& batch);
 
   /// The operation that first leaves the finite numbers with this batch, for a human ("layer 3:
-  /// v_proj"); empty if none does. With options().training the backward pass is looked at too, and
-  /// gradients are added to.
+  /// v_proj", "layer 3: the gradients of v_proj"); empty if none does. With options().training the
+  /// backward pass is looked at too, and gradients are overwritten.
   std::string first_non_finite(const LlamaBatch& batch);
 
   /// Loss of each token of the last batch, (T) f32; 0 where none is borne.
@@ -110,13 +110,9 @@ class LlamaModel {
   LlamaLayer layer(int64_t index) const;
 
  private:
-  using Watch = std::function<void(const std::string& stage, const ConstTensorView& gradient)>;
-
-  // Tells `watch`, if there is one, the gradient of the residual stream after each stage.
-  double loss_and_gradients(const LlamaBatch& batch, float gradient_scale, const Watch& watch);
+  // Tells `watch`, if there is one, what each operation of the backward pass has made.
+  double loss_and_gradients(const LlamaBatch& batch, float gradient_scale, const LlamaWatch& watch);
   ConstTensorView forward(const LlamaBatch& batch, bool save);
-  // The first layer that anything trained is in or before; the number of layers if there is none.
-  int64_t lowest_trained_layer() const;
   double sum_of_losses(int64_t tokens);
   void check_batch(const LlamaBatch& batch, bool labels) const;
 
@@ -126,11 +122,18 @@ class LlamaModel {
   LlamaAdapters adapters_;
   LlamaRope rope_;
   LlamaActivations activations_;
+  int64_t lowest_trained_layer_ = 0;
   std::vector<Parameter> parameters_;
   MemoryPlan::Id token_losses_id_ = -1;
   TensorView token_losses_;
   const Arena* arena_ = nullptr;
 };
+
+/// The first layer that anything trained is in or before: layers below it keep no activations and
+/// have no backward pass. The number of layers if there is none.
+int64_t llama_lowest_trained_layer(const ModelConfig& config,
+                                   const std::optional<LoraOptions>& lora,
+                                   const LlamaFrozen& frozen = {});
 
 /// Numbers that training changes: all weights that are not frozen, or the adapters if there are
 /// any.

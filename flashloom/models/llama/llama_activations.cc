@@ -84,8 +84,9 @@ AttentionWorkspaceBytes attention_workspace(const ModelConfig& config,
 LlamaActivations::LlamaActivations(const ModelConfig& config, const LlamaAdapters& adapters,
                                    const Options& options, MemoryPlan& plan)
     : config_(config), options_(options) {
-  const int64_t kept = options.training ? config.layers : 1;
-  for (int64_t n = 0; n < kept; ++n) {
+  const int64_t first = std::min(options.lowest_layer, config.layers - 1);
+  const int64_t end = options.training ? config.layers : first + 1;
+  for (int64_t n = first; n < end; ++n) {
     layers_.push_back(plan_layer(n, adapters, plan));
   }
   plan_workspaces(adapters, plan);
@@ -104,7 +105,7 @@ LlamaActivations::LayerIds LlamaActivations::plan_layer(int64_t index,
     if (!present) {
       return kAbsent;
     }
-    if (!kept && index > 0) {
+    if (!kept && !layers_.empty()) {
       return shared;
     }
     return plan.add(
@@ -115,7 +116,7 @@ LlamaActivations::LayerIds LlamaActivations::plan_layer(int64_t index,
   const bool inputs = level < LlamaRecompute::norms && options_.training;
   const bool attention = level < LlamaRecompute::attention;
   const bool block = level < LlamaRecompute::blocks;
-  const LayerIds& first = index > 0 ? layers_.front() : LayerIds();
+  const LayerIds& first = layers_.empty() ? LayerIds() : layers_.front();
   LayerIds ids;
   ids.input = add("input", true, kAbsent, {tokens, c.hidden_size});
   ids.attention_rms = add("attention_rms", block, first.attention_rms, {tokens});
@@ -132,7 +133,9 @@ LlamaActivations::LayerIds LlamaActivations::plan_layer(int64_t index,
   ids.ffn_hidden = add("ffn_hidden", true, kAbsent, {tokens, c.intermediate_size}, inputs);
   for (size_t g = 0; g < kLlamaGroups; ++g) {
     const auto group = static_cast<LlamaGroup>(g);
-    const int64_t ranks = group_ranks(adapters, group);
+    // Without training, all layers share these buffers.
+    const bool adapted = !options_.training || adapters.options().adapts_layer(index);
+    const int64_t ranks = adapted ? group_ranks(adapters, group) : 0;
     // Down is the one projection that no level does again: only the next layer reads its output.
     ids.lora_hidden[g] = add(fmt::format("lora_hidden{}", g), block || group == LlamaGroup::down,
                              first.lora_hidden[g], {tokens, ranks}, ranks > 0);
@@ -143,8 +146,6 @@ LlamaActivations::LayerIds LlamaActivations::plan_layer(int64_t index,
 void LlamaActivations::plan_workspaces(const LlamaAdapters& adapters, MemoryPlan& plan) {
   const ModelConfig& c = config_;
   const int64_t tokens = options_.max_tokens;
-  const int64_t q_size = c.heads * c.head_dim;
-  const int64_t kv_size = c.kv_heads * c.head_dim;
   const auto add = [&](std::string_view name, std::initializer_list<int64_t> shape) {
     return plan.add(std::string(name), MemoryKind::workspace, DType::f32, shape);
   };
@@ -170,10 +171,28 @@ void LlamaActivations::plan_workspaces(const LlamaAdapters& adapters, MemoryPlan
                                                      options_.training, options_.trains_head));
     plan.end_scope();
   }
-  if (!options_.training) {
-    return;
+  if (options_.training) {
+    shared_.dstream = add("dstream", {tokens, c.hidden_size});
+    int64_t norm_bytes = rms_norm_backward_workspace_bytes(tokens, c.hidden_size);
+    if (c.qk_norm) {
+      norm_bytes =
+          std::max(norm_bytes, rms_norm_backward_workspace_bytes(tokens * c.heads, c.head_dim));
+    }
+    shared_.norm_backward = add_bytes("norm_backward", norm_bytes);
+    if (options_.lowest_layer < c.layers) {
+      plan_layer_backward(adapters, attention.backward, plan);
+    }
   }
-  shared_.dstream = add("dstream", {tokens, c.hidden_size});
+}
+
+// What the backward pass of a layer needs.
+void LlamaActivations::plan_layer_backward(const LlamaAdapters& adapters, int64_t attention_bytes,
+                                           MemoryPlan& plan) {
+  const ModelConfig& c = config_;
+  const int64_t tokens = options_.max_tokens;
+  const auto add = [&](std::string_view name, std::initializer_list<int64_t> shape) {
+    return plan.add(std::string(name), MemoryKind::workspace, DType::f32, shape);
+  };
   int64_t ranks = 0;
   for (size_t g = 0; g < kLlamaGroups; ++g) {
     ranks = std::max(ranks, group_ranks(adapters, static_cast<LlamaGroup>(g)));
@@ -181,21 +200,15 @@ void LlamaActivations::plan_workspaces(const LlamaAdapters& adapters, MemoryPlan
   if (ranks > 0) {
     shared_.dlora_hidden = add("dlora_hidden", {tokens, ranks});
   }
-  int64_t norm_bytes = rms_norm_backward_workspace_bytes(tokens, c.hidden_size);
-  if (c.qk_norm) {
-    norm_bytes =
-        std::max(norm_bytes, rms_norm_backward_workspace_bytes(tokens * c.heads, c.head_dim));
-  }
-  shared_.norm_backward = add_bytes("norm_backward", norm_bytes);
-
   plan.begin_scope();
   shared_.backward_ffn_hidden = add("ffn_hidden", {tokens, c.intermediate_size});
   shared_.dffn_hidden = add("dffn_hidden", {tokens, c.intermediate_size});
   plan.end_scope();
   plan.begin_scope();
-  shared_.dattended = add("dattended", {tokens, q_size});
-  shared_.dqkv = add("dqkv", {tokens, q_size + 2 * kv_size});
-  shared_.attention_backward = add_bytes("attention_backward", attention.backward);
+  shared_.dattended = add("dattended", {tokens, c.heads * c.head_dim});
+  shared_.dqkv = add("dqkv", {tokens, (c.heads + 2 * c.kv_heads) * c.head_dim});
+  shared_.attention_backward =
+      plan.add("attention_backward", MemoryKind::workspace, DType::u8, {attention_bytes});
   plan.end_scope();
 }
 
@@ -225,7 +238,9 @@ std::array<TensorView, 3> LlamaActivations::split_qkv(MemoryPlan::Id id, int64_t
 
 LlamaLayerActivations LlamaActivations::layer(int64_t index, int64_t tokens, bool save) const {
   const ModelConfig& c = config_;
-  const LayerIds& ids = layers_[save ? static_cast<size_t>(index) : 0];
+  const int64_t first = config_.layers - static_cast<int64_t>(layers_.size());
+  const LayerIds& ids =
+      layers_[save ? static_cast<size_t>(std::max(index - first, int64_t{0})) : 0];
   const auto rows = [&](MemoryPlan::Id id) { return (*arena_)[id].slice(0, 0, tokens); };
   LlamaLayerActivations a;
   a.input = rows(ids.input);
@@ -285,10 +300,12 @@ LlamaWorkspace LlamaActivations::workspace(int64_t tokens) const {
     w.backward_ffn_hidden = rows(shared_.backward_ffn_hidden);
     w.dffn_hidden = rows(shared_.dffn_hidden);
     w.dattended = rows(shared_.dattended);
-    const auto [dq, dk, dv] = split_qkv(shared_.dqkv, tokens);
-    w.dq = dq;
-    w.dk = dk;
-    w.dv = dv;
+    if (shared_.dqkv != kAbsent) {
+      const auto [dq, dk, dv] = split_qkv(shared_.dqkv, tokens);
+      w.dq = dq;
+      w.dk = dk;
+      w.dv = dv;
+    }
     w.dlora_hidden = rows(shared_.dlora_hidden);
     w.attention_backward = bytes(shared_.attention_backward);
     w.norm_backward = bytes(shared_.norm_backward);

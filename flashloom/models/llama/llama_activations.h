@@ -61,6 +61,8 @@ class LlamaActivations {
     bool training = false;  // keep each layer's activations; else all share one set
     bool loss = true;       // plan the workspace of the loss
     bool trains_head = true;
+    int64_t lowest_layer = 0;  // the first that anything trained is in or before; those below keep
+                               // nothing; the number of layers if there is none
     LlamaRecompute recompute = LlamaRecompute::norms;
     int64_t max_tokens = 0;
     int64_t max_length = 0;     // longest document
@@ -75,7 +77,8 @@ class LlamaActivations {
   void bind(const Arena& arena) { arena_ = &arena; }
 
   /// Views for a batch of `tokens`. Without `save`, every layer gets the same buffers; with it, its
-  /// own for what is kept for the backward pass.
+  /// own for what is kept for the backward pass, but layers below the lowest that is trained share
+  /// that one's, which comes after them.
   LlamaLayerActivations layer(int64_t index, int64_t tokens, bool save) const;
   LlamaWorkspace workspace(int64_t tokens) const;
 
@@ -90,13 +93,15 @@ class LlamaActivations {
 
   LayerIds plan_layer(int64_t index, const LlamaAdapters& adapters, MemoryPlan& plan) const;
   void plan_workspaces(const LlamaAdapters& adapters, MemoryPlan& plan);
+  void plan_layer_backward(const LlamaAdapters& adapters, int64_t attention_bytes,
+                           MemoryPlan& plan);
   std::array<TensorView, 3> split_qkv(MemoryPlan::Id id, int64_t tokens) const;
   std::span<std::byte> bytes(MemoryPlan::Id id) const;
 
   ModelConfig config_;
   Options options_;
   const Arena* arena_ = nullptr;
-  std::vector<LayerIds> layers_;
+  std::vector<LayerIds> layers_;  // from the lowest that is trained on
 
   struct {
     MemoryPlan::Id normed = -1, branch = -1, ffn_hidden = -1, attention_forward = -1;

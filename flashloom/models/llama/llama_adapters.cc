@@ -46,6 +46,27 @@ std::array<bool, kLlamaLinears> parse_lora_targets(std::span<const std::string> 
   return targets;
 }
 
+LoraOptions without_frozen_layers(const LoraOptions& lora, const LlamaFrozen& frozen,
+                                  const ModelConfig& config) {
+  if (LlamaFrozen{.layers = frozen.layers} != frozen) {
+    throw InvalidArgument("finetune", "freeze", "numbers of layers: LoRA trains nothing else",
+                          describe(frozen));
+  }
+  LoraOptions left = lora;
+  if (!frozen.layers.empty()) {
+    left.layers.clear();
+    for (int64_t n = 0; n < config.layers; ++n) {
+      if (lora.adapts_layer(n) && !frozen.layer(n)) {
+        left.layers.push_back(n);
+      }
+    }
+    if (left.layers.empty()) {
+      throw InvalidArgument("finetune", "freeze", "a layer left to train", describe(frozen));
+    }
+  }
+  return left;
+}
+
 LlamaAdapters::LlamaAdapters(const ModelConfig& config, const LoraOptions& options, bool trainable,
                              MemoryPlan& plan)
     : options_(options), trainable_(trainable) {

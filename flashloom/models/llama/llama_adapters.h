@@ -46,6 +46,11 @@ struct LoraOptions {
 /// layer, or for none at all.
 std::array<bool, kLlamaLinears> parse_lora_targets(std::span<const std::string> names);
 
+/// The same adapters without those of frozen layers. Throws InvalidArgument if none is left, or if
+/// anything but layers is frozen: adapters are all that LoRA trains.
+LoraOptions without_frozen_layers(const LoraOptions& lora, const LlamaFrozen& frozen,
+                                  const ModelConfig& config);
+
 /// A and B of one linear; both absent where it is not adapted.
 struct LlamaAdapter {
   TensorView a;  // (R, K)

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <span>
+#include <string_view>
 
 #include "flashloom/models/llama/llama.h"
 #include "flashloom/ops/embedding/embedding.h"
@@ -11,7 +13,9 @@
 namespace flashloom {
 namespace {
 
-bool finite(const ConstTensorView& rows) {
+// A matrix or vector of f32, its last dimension contiguous.
+bool finite(const ConstTensorView& view) {
+  const ConstTensorView rows = view.rank == 1 ? view.reshape({1, view.dim(0)}) : view;
   for (int64_t t = 0; t < rows.dim(0); ++t) {
     const float* row = rows.as<float>() + t * rows.stride(0);
     if (!std::all_of(row, row + rows.dim(1), [](float x) { return std::isfinite(x); })) {
@@ -92,9 +96,16 @@ std::string LlamaModel::first_non_finite(const LlamaBatch& batch) {
   }
   std::string found;
   if (options_.training) {
-    loss_and_gradients(batch, 1, [&](const std::string& stage, const ConstTensorView& gradient) {
-      if (found.empty() && !finite(gradient)) {
-        found = "the gradient of " + stage;
+    zero_gradients();  // what is there may be what is asked about
+    loss_and_gradients(batch, 1, [&](std::string_view operation, std::span<const TensorView> made) {
+      const bool fine = std::all_of(made.begin(), made.end(), [](const TensorView& gradient) {
+        return !gradient || finite(gradient);
+      });
+      if (found.empty() && !fine) {
+        const size_t colon = operation.find(": ");  // "layer 3: v_proj"
+        const size_t name = colon == std::string_view::npos ? 0 : colon + 2;
+        found =
+            fmt::format("{}the gradients of {}", operation.substr(0, name), operation.substr(name));
       }
     });
   }

@@ -1,5 +1,8 @@
 #include "flashloom/models/llama/llama_flops.h"
 
+#include <fmt/format.h>
+
+#include "flashloom/models/llama/llama.h"
 #include "flashloom/models/llama/llama_weights.h"
 
 namespace flashloom {
@@ -41,6 +44,20 @@ double adapted_layers(const ModelConfig& config, const LoraOptions* lora) {
                                  : static_cast<int64_t>(lora->layers.size()));
 }
 
+/// Numbers of the layer's linears that are trained, without adapters.
+double trained_linears(const ModelConfig& config, const LlamaFrozen& frozen, int64_t layer) {
+  double size = 0;
+  for (size_t i = 0; i < kLlamaLinears; ++i) {
+    const auto linear = static_cast<LlamaLinear>(i);
+    const auto [outputs, inputs] = llama_linear_shape(config, linear);
+    if (!frozen.tensor(
+            fmt::format("model.layers.{}.{}.weight", layer, llama_linear_name(linear)))) {
+      size += static_cast<double>(outputs) * static_cast<double>(inputs);
+    }
+  }
+  return size;
+}
+
 }  // namespace
 
 double llama_forward_flops(const ModelConfig& config, const LoraOptions* lora,
@@ -56,20 +73,21 @@ double llama_forward_flops(const ModelConfig& config, const LoraOptions* lora,
 double llama_training_flops(const ModelConfig& config, const LoraOptions* lora,
                             const LlamaWork& work, const LlamaFrozen& frozen) {
   const LayerSize size = layer_size(config, lora);
-  const auto trained = [&](int64_t layer) {
-    return lora != nullptr ? lora->adapts_layer(layer) : !frozen.layer(layer);
-  };
+  const int64_t lowest = llama_lowest_trained_layer(
+      config, lora != nullptr ? std::optional(*lora) : std::nullopt, frozen);
   double linears = 0, attention = 0;  // of the backward pass
-  bool reached = lora == nullptr && !frozen.embeddings;
   for (int64_t n = 0; n < config.layers; ++n) {
-    reached = reached || trained(n);
-    linears += reached ? size.linears : 0;                             // for their inputs
-    linears += lora == nullptr && trained(n) ? size.linears : 0;       // for their weights
-    linears += lora != nullptr && trained(n) ? 2 * size.adapters : 0;  // for both
-    attention += reached ? 2 * attention_flops(config, work) : 0;
+    linears += n >= lowest ? size.linears : 0;  // for their inputs
+    if (lora == nullptr) {
+      linears += trained_linears(config, frozen, n);  // for their weights
+    } else if (lora->adapts_layer(n)) {
+      linears += 2 * size.adapters;  // for both
+    }
+    attention += n >= lowest ? 2 * attention_flops(config, work) : 0;
   }
   const bool head_trained =
-      lora == nullptr && !(config.tied_embeddings ? frozen.embeddings : frozen.head);
+      lora == nullptr &&
+      !frozen.tensor(config.tied_embeddings ? kLlamaEmbeddingName : kLlamaHeadName);
   const double head = (head_trained ? 2 : 1) * head_size(config);
   return llama_forward_flops(config, lora, work) +
          2.0 * linears * static_cast<double>(work.tokens) +

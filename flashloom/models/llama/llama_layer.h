@@ -1,6 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <span>
+#include <string_view>
 
 #include "flashloom/core/tensor_view.h"
 #include "flashloom/io/model_config.h"
@@ -55,16 +58,21 @@ void llama_down_forward(const LlamaLayerActivations& activations, const LlamaWor
 
 /// What is trained in a layer, and how far back its input's gradient is wanted.
 struct LlamaLayerGradients {
-  const LlamaLayerWeights* weights = nullptr;    // null: frozen
+  const LlamaLayerWeights* weights = nullptr;    // frozen tensors are absent; null: all are
   const LlamaLayerAdapters* adapters = nullptr;  // null: none are trained
   bool input = true;                             // false: nothing trained lies before this layer
 };
+
+/// Sees what each operation of a backward pass has made, gradients of inputs and of parameters;
+/// absent ones among them.
+using LlamaWatch = std::function<void(std::string_view operation, std::span<const TensorView>)>;
 
 /// workspace.dstream holds the gradient of the stream behind the layer, and receives that of the
 /// stream before it. Uses up the activations. Gradients of parameters are added to. `lost` says
 /// which activations were overwritten since the forward pass and are computed again first.
 void llama_layer_backward(const LlamaLayerActivations& activations, const LlamaWorkspace& workspace,
                           const LlamaLayer& layer, const LlamaLayerGradients& gradients,
-                          const LlamaSequences& sequences, LlamaRecompute lost);
+                          const LlamaSequences& sequences, LlamaRecompute lost,
+                          const LlamaWatch& watch = {});
 
 }  // namespace flashloom

@@ -86,8 +86,24 @@ void llama_projection_forward(std::span<const TensorView> y, TensorView lora_hid
 
 bool llama_projection_reads_input(const LlamaLayer& layer, const LlamaLayerGradients& gradients,
                                   LlamaGroup group) {
-  return gradients.weights != nullptr ||
-         (gradients.adapters != nullptr && layer.group_has_adapter(group));
+  const auto [first, end] = llama_group_range(group);
+  for (size_t i = first; i < end; ++i) {
+    if (gradients.weights != nullptr && gradients.weights->linear[i]) {
+      return true;
+    }
+  }
+  return gradients.adapters != nullptr && layer.group_has_adapter(group);
+}
+
+bool llama_projection_trains(const LlamaLayer& layer, const LlamaLayerGradients& gradients,
+                             LlamaGroup group) {
+  const auto [first, end] = llama_group_range(group);
+  for (size_t i = first; i < end; ++i) {
+    if (gradients.weights != nullptr && gradients.weights->bias[i]) {
+      return true;
+    }
+  }
+  return llama_projection_reads_input(layer, gradients, group);
 }
 
 void llama_projection_backward(TensorView dx, std::span<const ConstTensorView> dy,
@@ -95,7 +111,8 @@ void llama_projection_backward(TensorView dx, std::span<const ConstTensorView> d
                                TensorView dlora_hidden, const LlamaLayer& layer,
                                const LlamaLayerGradients& gradients, LlamaGroup group) {
   const size_t first = llama_group_range(group).first;
-  if (gradients.weights != nullptr) {
+  // Where all is frozen, dx is one sum of products.
+  if (gradients.weights != nullptr && llama_projection_trains(layer, gradients, group)) {
     for (size_t i = 0; i < dy.size(); ++i) {
       const TensorView dbias =
           adds_bias(layer, group) ? gradients.weights->bias[first + i] : TensorView();

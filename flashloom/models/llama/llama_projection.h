@@ -14,7 +14,7 @@ void llama_projection_forward(std::span<const TensorView> y, TensorView lora_hid
                               ConstTensorView x, const LlamaLayer& layer, LlamaGroup group);
 
 /// Adds to the gradients of the group's weights or adapters, whichever are trained, and writes dx
-/// unless it is absent. `x` is read only if something in the group is trained.
+/// unless it is absent. `x` is read only if a weight or adapter in the group is trained.
 void llama_projection_backward(TensorView dx, std::span<const ConstTensorView> dy,
                                ConstTensorView x, ConstTensorView lora_hidden,
                                TensorView dlora_hidden, const LlamaLayer& layer,
@@ -23,5 +23,9 @@ void llama_projection_backward(TensorView dx, std::span<const ConstTensorView> d
 /// Whether llama_projection_backward() would read x.
 bool llama_projection_reads_input(const LlamaLayer& layer, const LlamaLayerGradients& gradients,
                                   LlamaGroup group);
+
+/// Whether it has anything to add gradients to: what would make it read x, or biases.
+bool llama_projection_trains(const LlamaLayer& layer, const LlamaLayerGradients& gradients,
+                             LlamaGroup group);
 
 }  // namespace flashloom

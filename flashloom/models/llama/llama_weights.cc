@@ -2,7 +2,8 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
+#include <algorithm>
+#include <charconv>
 #include <utility>
 
 #include "flashloom/core/check.h"
@@ -25,7 +26,7 @@ void for_each_tensor(const LlamaTensors& values, const LlamaTensors& gradients, 
       visit(name, role, value, gradient);
     }
   };
-  present("model.embed_tokens.weight", Role::embedding, values.embedding, gradients.embedding);
+  present(std::string(kLlamaEmbeddingName), Role::embedding, values.embedding, gradients.embedding);
   for (size_t n = 0; n < values.layers.size(); ++n) {
     const LlamaLayerWeights& layer = values.layers[n];
     const LlamaLayerWeights dlayer =
@@ -46,7 +47,7 @@ void for_each_tensor(const LlamaTensors& values, const LlamaTensors& gradients, 
   }
   present("model.norm.weight", Role::vector, values.final_norm, gradients.final_norm);
   if (!tied) {
-    present("lm_head.weight", Role::matrix, values.head, gradients.head);
+    present(std::string(kLlamaHeadName), Role::matrix, values.head, gradients.head);
   }
 }
 
@@ -93,88 +94,124 @@ bool llama_linear_has_bias(const ModelConfig& config, LlamaLinear linear) {
   return config.mlp_bias;
 }
 
+std::optional<int64_t> llama_layer_of(std::string_view tensor) {
+  constexpr std::string_view kLayers = "model.layers.";
+  int64_t index = 0;
+  if (!tensor.starts_with(kLayers)) {
+    return std::nullopt;
+  }
+  const char* end = tensor.data() + tensor.size();
+  const auto [rest, code] = std::from_chars(tensor.data() + kLayers.size(), end, index);
+  return code == std::errc() && rest != end && *rest == '.' ? std::optional(index) : std::nullopt;
+}
+
+std::vector<LlamaTensorSize> llama_tensor_sizes(const ModelConfig& config) {
+  MemoryPlan plan;
+  std::vector<Parameter> parameters;
+  LlamaWeights(config, /*trainable=*/false, DType::f32, plan).append_parameters(parameters);
+  std::vector<LlamaTensorSize> sizes;
+  for (const Parameter& parameter : parameters) {
+    sizes.push_back({parameter.name, parameter.value.size(), llama_layer_of(parameter.name)});
+  }
+  return sizes;
+}
+
 LlamaWeights::LlamaWeights(const ModelConfig& config, bool trainable, DType matrices,
                            MemoryPlan& plan, const LlamaFrozen& frozen)
-    : config_(config), trainable_(trainable) {
+    : config_(config), frozen_(frozen), trainable_(trainable) {
   check(matrices == DType::f32 || matrices == DType::bf16, "LlamaWeights", "matrices",
         "f32 or bf16", std::string(dtype_name(matrices)));
   value_ids_ = this->plan(plan, MemoryKind::weights, matrices, "", {});
   const auto shape = [&](MemoryPlan::Id id) { return plan.shape(id); };
-  values_ = views(shape, value_ids_);
+  values_ = views(shape, value_ids_, {});
   if (trainable) {
-    gradient_ids_ = this->plan(plan, MemoryKind::gradients, DType::f32, ".gradient", frozen);
-    gradients_ = views(shape, gradient_ids_);
+    gradient_ids_ = this->plan(plan, MemoryKind::gradients, DType::f32, ".gradient", frozen_);
+    gradients_ = views(shape, gradient_ids_, frozen_);
   }
 }
 
 LlamaWeights::Ids LlamaWeights::plan(MemoryPlan& plan, MemoryKind kind, DType matrices,
                                      std::string_view suffix, const LlamaFrozen& left_out) const {
   const ModelConfig& c = config_;
-  const auto add = [&](std::string_view name, std::initializer_list<int64_t> shape,
-                       bool present = true) {
-    return present ? plan.add(fmt::format("{}{}", name, suffix), kind,
-                              shape.size() == 2 ? matrices : DType::f32, shape)
-                   : kAbsent;
+  // Nothing where no rows are left.
+  const auto add = [&](std::string_view name, std::initializer_list<int64_t> shape) {
+    return *shape.begin() > 0 ? plan.add(fmt::format("{}{}", name, suffix), kind,
+                                         shape.size() == 2 ? matrices : DType::f32, shape)
+                              : kAbsent;
   };
-  const int64_t q_size = c.heads * c.head_dim;
-  const int64_t kv_size = c.kv_heads * c.head_dim;
+  const auto rows = [&](std::string_view name, int64_t count, bool present = true) {
+    return present && !left_out.tensor(name) ? count : 0;
+  };
   Ids ids;
-  ids.embedding = add("embed_tokens", {c.vocabulary_size, c.hidden_size}, !left_out.embeddings);
+  ids.embedding =
+      add("embed_tokens", {rows(kLlamaEmbeddingName, c.vocabulary_size), c.hidden_size});
   for (int64_t n = 0; n < c.layers; ++n) {
     const std::string prefix = fmt::format("layers.{}.", n);
-    const bool here = !left_out.layer(n);
-    const bool norms = here && !left_out.norms;
+    const std::string full = "model." + prefix;
     LayerIds layer;
-    layer.attention_norm = add(prefix + "input_layernorm", {c.hidden_size}, norms);
-    layer.qkv = add(prefix + "qkv_proj", {q_size + 2 * kv_size, c.hidden_size}, here);
-    layer.qkv_bias =
-        add(prefix + "qkv_proj.bias", {q_size + 2 * kv_size}, here && c.attention_bias);
-    layer.o = add(prefix + "o_proj", {c.hidden_size, q_size}, here);
-    layer.o_bias = add(prefix + "o_proj.bias", {c.hidden_size}, here && c.attention_output_bias);
-    layer.q_norm = add(prefix + "q_norm", {c.head_dim}, norms && c.qk_norm);
-    layer.k_norm = add(prefix + "k_norm", {c.head_dim}, norms && c.qk_norm);
-    layer.ffn_norm = add(prefix + "post_attention_layernorm", {c.hidden_size}, norms);
-    layer.gate_up = add(prefix + "gate_up_proj", {2 * c.intermediate_size, c.hidden_size}, here);
-    layer.gate_up_bias =
-        add(prefix + "gate_up_proj.bias", {2 * c.intermediate_size}, here && c.mlp_bias);
-    layer.down = add(prefix + "down_proj", {c.hidden_size, c.intermediate_size}, here);
-    layer.down_bias = add(prefix + "down_proj.bias", {c.hidden_size}, here && c.mlp_bias);
+    const auto norm = [&](std::string_view name, std::string_view place, int64_t size,
+                          bool present = true) {
+      return add(fmt::format("{}{}", prefix, name),
+                 {rows(fmt::format("{}{}{}.weight", full, place, name), size, present)});
+    };
+    layer.attention_norm = norm("input_layernorm", "", c.hidden_size);
+    layer.q_norm = norm("q_norm", "self_attn.", c.head_dim, c.qk_norm);
+    layer.k_norm = norm("k_norm", "self_attn.", c.head_dim, c.qk_norm);
+    layer.ffn_norm = norm("post_attention_layernorm", "", c.hidden_size);
+    for (size_t g = 0; g < kLlamaGroups; ++g) {
+      constexpr std::array<std::string_view, kLlamaGroups> kNames = {"qkv_proj", "o_proj",
+                                                                     "gate_up_proj", "down_proj"};
+      const auto [first, end] = llama_group_range(static_cast<LlamaGroup>(g));
+      int64_t outputs = 0;
+      int64_t biases = 0;
+      for (size_t i = first; i < end; ++i) {
+        const auto linear = static_cast<LlamaLinear>(i);
+        const std::string name = fmt::format("{}{}", full, llama_linear_name(linear));
+        const int64_t size = llama_linear_shape(c, linear).outputs;
+        outputs += rows(name + ".weight", size);
+        biases += rows(name + ".bias", size, llama_linear_has_bias(c, linear));
+      }
+      const int64_t inputs = llama_linear_shape(c, static_cast<LlamaLinear>(first)).inputs;
+      layer.weights[g] = add(fmt::format("{}{}", prefix, kNames[g]), {outputs, inputs});
+      layer.biases[g] = add(fmt::format("{}{}.bias", prefix, kNames[g]), {biases});
+    }
     ids.layers.push_back(layer);
   }
-  ids.final_norm = add("norm", {c.hidden_size}, !left_out.norms);
+  ids.final_norm = add("norm", {rows("model.norm.weight", c.hidden_size)});
   ids.head =
-      add("lm_head", {c.vocabulary_size, c.hidden_size}, !c.tied_embeddings && !left_out.head);
+      add("lm_head", {rows(kLlamaHeadName, c.vocabulary_size, !c.tied_embeddings), c.hidden_size});
   return ids;
 }
 
-LlamaTensors LlamaWeights::views(FindView find, const Ids& ids) const {
+LlamaTensors LlamaWeights::views(FindView find, const Ids& ids, const LlamaFrozen& left_out) const {
   const auto view_of = [&](MemoryPlan::Id id) { return id == kAbsent ? TensorView() : find(id); };
   LlamaTensors tensors;
   tensors.embedding = view_of(ids.embedding);
   tensors.final_norm = view_of(ids.final_norm);
   tensors.head = config_.tied_embeddings ? tensors.embedding : view_of(ids.head);
-  for (const LayerIds& layer : ids.layers) {
+  for (size_t n = 0; n < ids.layers.size(); ++n) {
+    const LayerIds& layer = ids.layers[n];
     LlamaLayerWeights w;
     w.attention_norm = view_of(layer.attention_norm);
     w.ffn_norm = view_of(layer.ffn_norm);
     w.q_norm = view_of(layer.q_norm);
     w.k_norm = view_of(layer.k_norm);
-    const std::array<MemoryPlan::Id, kLlamaGroups> weights = {layer.qkv, layer.o, layer.gate_up,
-                                                              layer.down};
-    const std::array<MemoryPlan::Id, kLlamaGroups> biases = {layer.qkv_bias, layer.o_bias,
-                                                             layer.gate_up_bias, layer.down_bias};
     for (size_t g = 0; g < kLlamaGroups; ++g) {
       const auto [first, end] = llama_group_range(static_cast<LlamaGroup>(g));
       int64_t row = 0;
+      int64_t bias_row = 0;
       for (size_t i = first; i < end; ++i) {
-        const int64_t rows = llama_linear_shape(config_, static_cast<LlamaLinear>(i)).outputs;
-        if (weights[g] != kAbsent) {
-          w.linear[i] = view_of(weights[g]).slice(0, row, rows);
+        const auto linear = static_cast<LlamaLinear>(i);
+        const std::string name = fmt::format("model.layers.{}.{}", n, llama_linear_name(linear));
+        const int64_t rows = llama_linear_shape(config_, linear).outputs;
+        if (layer.weights[g] != kAbsent && !left_out.tensor(name + ".weight")) {
+          w.linear[i] = find(layer.weights[g]).slice(0, row, rows);
+          row += rows;
         }
-        if (biases[g] != kAbsent) {
-          w.bias[i] = view_of(biases[g]).slice(0, row, rows);
+        if (layer.biases[g] != kAbsent && !left_out.tensor(name + ".bias")) {
+          w.bias[i] = find(layer.biases[g]).slice(0, bias_row, rows);
+          bias_row += rows;
         }
-        row += rows;
       }
     }
     tensors.layers.push_back(w);
@@ -182,11 +219,23 @@ LlamaTensors LlamaWeights::views(FindView find, const Ids& ids) const {
   return tensors;
 }
 
+bool LlamaWeights::trains_layer(int64_t index) const {
+  if (!trainable_) {
+    return false;
+  }
+  const LayerIds& layer = gradient_ids_.layers[static_cast<size_t>(index)];
+  const auto present = [](MemoryPlan::Id id) { return id != kAbsent; };
+  return std::any_of(layer.weights.begin(), layer.weights.end(), present) ||
+         std::any_of(layer.biases.begin(), layer.biases.end(), present) ||
+         present(layer.attention_norm) || present(layer.q_norm) || present(layer.k_norm) ||
+         present(layer.ffn_norm);
+}
+
 void LlamaWeights::bind(const Arena& arena) {
   const auto memory = [&](MemoryPlan::Id id) { return arena[id]; };
-  values_ = views(memory, value_ids_);
+  values_ = views(memory, value_ids_, {});
   if (trainable_) {
-    gradients_ = views(memory, gradient_ids_);
+    gradients_ = views(memory, gradient_ids_, frozen_);
   }
 }
 

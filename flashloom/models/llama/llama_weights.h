@@ -2,6 +2,7 @@
 
 #include <array>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -37,6 +38,10 @@ constexpr LlamaGroupRange llama_group_range(LlamaGroup group) {
   return kRanges[static_cast<size_t>(group)];
 }
 
+/// Names of the tensors outside the layers that files have.
+inline constexpr std::string_view kLlamaEmbeddingName = "model.embed_tokens.weight";
+inline constexpr std::string_view kLlamaHeadName = "lm_head.weight";
+
 /// "self_attn.q_proj", …: what stands between "model.layers.N." and ".weight".
 std::string_view llama_linear_name(LlamaLinear linear);
 
@@ -49,6 +54,19 @@ LlamaLinearShape llama_linear_shape(const ModelConfig& config, LlamaLinear linea
 
 /// Whether the linear has a bias in this model.
 bool llama_linear_has_bias(const ModelConfig& config, LlamaLinear linear);
+
+/// A tensor of a model as files have it.
+struct LlamaTensorSize {
+  std::string name;
+  int64_t size;                  // numbers
+  std::optional<int64_t> layer;  // that it belongs to
+};
+
+/// The layer in a tensor's name, if there is one.
+std::optional<int64_t> llama_layer_of(std::string_view tensor);
+
+/// All of them, in the order of a file; a head that is the embedding is not named twice.
+std::vector<LlamaTensorSize> llama_tensor_sizes(const ModelConfig& config);
 
 struct LlamaLayerWeights {
   TensorView attention_norm;                     // (C)
@@ -84,8 +102,11 @@ class LlamaWeights {
 
   const LlamaTensors& values() const { return values_; }
 
-  /// Views are absent unless trained; those of a frozen layer all are.
+  /// Views are absent unless trained.
   const LlamaTensors& gradients() const { return gradients_; }
+
+  /// Whether anything in the layer is trained.
+  bool trains_layer(int64_t index) const;
 
   bool trainable() const { return trainable_; }
 
@@ -94,8 +115,8 @@ class LlamaWeights {
 
  private:
   struct LayerIds {
-    MemoryPlan::Id attention_norm, qkv, qkv_bias, o, o_bias, q_norm, k_norm;
-    MemoryPlan::Id ffn_norm, gate_up, gate_up_bias, down, down_bias;
+    MemoryPlan::Id attention_norm, q_norm, k_norm, ffn_norm;
+    std::array<MemoryPlan::Id, kLlamaGroups> weights, biases;  // of linears that are neighbours
   };
 
   struct Ids {
@@ -107,9 +128,10 @@ class LlamaWeights {
 
   Ids plan(MemoryPlan& plan, MemoryKind kind, DType matrices, std::string_view suffix,
            const LlamaFrozen& left_out) const;
-  LlamaTensors views(FindView find, const Ids& ids) const;
+  LlamaTensors views(FindView find, const Ids& ids, const LlamaFrozen& left_out) const;
 
   ModelConfig config_;
+  LlamaFrozen frozen_;
   bool trainable_ = false;
   Ids value_ids_;
   Ids gradient_ids_;
