@@ -9,13 +9,19 @@ namespace flashloom {
 /// Decoding: so few queries share keys that the time is that of reading the keys once. A task is
 /// (sequence, key-value head, split of the keys); it reads rows of K and V where they lie and
 /// serves all rows (query heads of the group x queries) from each. The splits are merged in order.
+/// Their bits depend neither on threads and pages nor on how many rows share a key.
 
 /// Most rows that share a key; beyond it the tiled kernel reuses keys better.
 inline constexpr int64_t kDecodeRows = 16;
 /// Keys a split: long enough that its partial result costs little, short enough to feed all cores.
 inline constexpr int64_t kDecodeSplitKeys = 512;
-/// Most keys whose scores are worked on together.
-inline constexpr int64_t kDecodeBlock = 32;
+/// Most keys whose scores are worked on together, and what their number is a multiple of: the keys
+/// of the widest register tile.
+inline constexpr int64_t kDecodeBlock = 64;
+inline constexpr int64_t kDecodeStep = 16;
+/// Bytes of K, and of V, that are read in a phase while as many of the other are fetched: both fit
+/// a first-level cache of 32 KB.
+inline constexpr int64_t kDecodePhaseBytes = 8 << 10;
 
 struct DecodePlan {
   const AttentionOutputs* outputs;
@@ -34,11 +40,16 @@ struct DecodePlan {
   float* partial;          // (B, G, splits, ...)
   float* scratch;          // (workers, ...)
   int64_t scratch_floats;
+  int64_t floats;  // of the workspace
 
   float* partial_of(int64_t sequence, int64_t key_head, int64_t split) const {
     return partial + ((sequence * source.key_heads + key_head) * splits + split) * partial_floats;
   }
 };
+
+/// The plan with its pieces of the workspace; with null memory only their size.
+DecodePlan decode_plan(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                       const AttentionOptions& options, float* memory);
 
 bool decode_applies(const AttentionOutputs& outputs, const AttentionInputs& inputs,
                     const AttentionOptions& options);
