@@ -20,7 +20,8 @@ DType dtype_of(const std::string& name) {
 }
 
 AttentionBackend backend_of(const std::string& name) {
-  for (const auto backend : {AttentionBackend::reference, AttentionBackend::cpu}) {
+  for (const auto backend : {AttentionBackend::reference, AttentionBackend::cpu,
+                             AttentionBackend::portable, AttentionBackend::sm90}) {
     if (name == attention_backend_name(backend)) {
       return backend;
     }

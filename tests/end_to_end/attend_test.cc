@@ -100,6 +100,24 @@ TEST_F(Attend, GivesTheSameErrorsForAnyNumberOfThreads) {
   EXPECT_EQ(json(call + "1").at("errors"), json(call + "3").at("errors"));
 }
 
+// On a GPU the same flags run there; elsewhere the error says why they cannot.
+TEST_F(Attend, RunsOnAGpuOrSaysWhyNot) {
+  const std::string call = "--json --device cuda --dtype bf16 --heads 4 --kv-heads 2 --dim 64 ";
+  for (const char* flags : {"--queries 200 --causal --backward", "--packed 30,1,77 --causal",
+                            "--queries 1 --keys 700 --page-size 16", "--queries 50 --parts 3"}) {
+    const ProgramResult result = run(call + flags);
+    if (result.code == 0) {
+      const nlohmann::json report = nlohmann::json::parse(result.out);
+      EXPECT_EQ(report.at("check"), "ok") << flags;
+      EXPECT_TRUE(report.at("backend") == "sm90" || report.at("backend") == "portable") << flags;
+      EXPECT_GT(report.at("forward").at("seconds"), 0) << flags;
+    } else {
+      EXPECT_EQ(result.code, 2) << flags << ": " << result.err;
+      EXPECT_NE(result.err.find("--device: expected cpu in a "), std::string::npos) << result.err;
+    }
+  }
+}
+
 TEST_F(Attend, SaysWhatIsWrong) {
   const std::pair<const char*, const char*> faults[] = {
       {"--dtype f64", "--dtype"},
@@ -112,6 +130,7 @@ TEST_F(Attend, SaysWhatIsWrong) {
       {"--dropout 1", "--dropout"},
       {"--parts 2 --backward", "--parts"},
       {"--picture x.svg --picture-head 99", "--picture-head"},
+      {"--device cuda --picture x.svg", "--device"},
   };
   for (const auto& [flags, word] : faults) {
     const ProgramResult result = run(flags);
