@@ -13,8 +13,10 @@
 // clang-format off: the order matters
 #include "hwy/foreach_target.h"
 // clang-format on
+#include "flashloom/ops/attention/cpu/tile_load-inl.h"
 #include "flashloom/ops/attention/cpu/tile_mask-inl.h"
 #include "flashloom/ops/attention/cpu/tile_math-inl.h"
+#include "flashloom/ops/attention/cpu/tile_pairs-inl.h"
 #include "flashloom/ops/attention/cpu/tile_score-inl.h"
 #include "hwy/highway.h"
 

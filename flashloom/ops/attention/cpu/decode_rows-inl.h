@@ -13,7 +13,9 @@
 #include <cstring>
 
 #include "flashloom/ops/attention/cpu/attention_decode.h"
+#include "flashloom/ops/attention/cpu/tile_load-inl.h"
 #include "flashloom/ops/attention/cpu/tile_math-inl.h"
+#include "flashloom/ops/attention/cpu/tile_pairs-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <type_traits>
 
 #include "flashloom/ops/attention/cpu/tile_math-inl.h"
 #include "flashloom/ops/attention/patterns/tile_iterator.h"
@@ -22,14 +23,68 @@ namespace HWY_NAMESPACE {
 struct PanelRange {
   int64_t first;  // within the tile; multiples of the register tile but for the hidden rows
   int64_t last;
-  bool masked;  // some pair of the range is hidden
+  bool masked;                      // some pair of the range is hidden
+  int64_t lanes = 0;                // of the panel that exist
+  int64_t low = -kMaxSequence * 8;  // row less lane of visible pairs, as far as a window says
+  int64_t high = kMaxSequence * 8;
+
+  /// As if `all` lanes existed and saw every row.
+  void see_all(int64_t all) {
+    lanes = all;
+    low = -kMaxSequence * 8;
+    high = kMaxSequence * 8;
+  }
 };
+
+/// Vectors of a panel.
+struct PanelVectors {
+  int first;
+  int count;
+
+  bool operator==(const PanelVectors&) const = default;
+};
+
+/// The vectors with a lane that sees some of the rows [row, row + kTileRows).
+inline PanelVectors seeing_vectors(const PanelRange& range, int64_t row) {
+  const int64_t first = std::max<int64_t>(row - range.high, 0);
+  const int64_t last = std::min(row + kTileRows - range.low, range.lanes);
+  if (first >= last) {
+    return {0, 0};
+  }
+  const auto vector = static_cast<int>(first / kLanes);
+  return {vector, static_cast<int>((last + kLanes - 1) / kLanes) - vector};
+}
+
+/// Calls body(first row, last row, first vector, number of vectors as a constant) for the parts of
+/// a range that some vector sees: at the borders of a window a third of a panel may be enough, and
+/// a last panel may have few rows. On a Zen 4 core in f32 at D = 64, GFLOP/s of the visible pairs:
+/// window 64 from 35 to 42, 128 from 50 to 58, 256 from 62 to 73, causal at 1k from 77 to 81.
+template <int NV, class Body>
+HWY_INLINE void for_seen_parts(const PanelRange& range, Body body) {
+  for (int64_t row = range.first; row < range.last;) {
+    const PanelVectors vectors = seeing_vectors(range, row);
+    int64_t end = row + kTileRows;
+    while (end < range.last && seeing_vectors(range, end) == vectors) {
+      end += kTileRows;
+    }
+    static_assert(NV == 3);
+    if (vectors.count == 3) {
+      body(row, end, vectors.first, std::integral_constant<int, 3>());
+    } else if (vectors.count == 2) {
+      body(row, end, vectors.first, std::integral_constant<int, 2>());
+    } else if (vectors.count == 1) {
+      body(row, end, vectors.first, std::integral_constant<int, 1>());
+    }
+    row = end;
+  }
+}
 
 /// `inner_count` rows of the tile from `inner_first` on exist; so do `outer_count` of the panel's.
 inline PanelRange panel_range(const HeadGeometry& geometry, uint32_t flags, int64_t outer_first,
                               int64_t outer_count, int64_t inner_first, int64_t inner_count) {
   int64_t first = 0;
   int64_t last = inner_count;
+  PanelRange range = {.lanes = outer_count};
   bool masked = false;
   constexpr uint32_t kPairs = kRunPositions | kRunIndex | kRunBlockBits;
   if ((flags & kPairs) != 0) {
@@ -39,6 +94,8 @@ inline PanelRange panel_range(const HeadGeometry& geometry, uint32_t flags, int6
       const int64_t shift = geometry.outer.start - geometry.inner.start + outer_first - inner_first;
       const int64_t low = geometry.low + shift;
       const int64_t high = geometry.high + shift;
+      range.low = low;
+      range.high = high;
       masked = geometry.exclude_self || (flags & kRunBlockBits) != 0 || outer_count - 1 + low > 0 ||
                high < inner_count - 1;
       first = std::clamp<int64_t>(low, 0, inner_count);
@@ -48,9 +105,10 @@ inline PanelRange panel_range(const HeadGeometry& geometry, uint32_t flags, int6
   if (first >= last) {
     return {0, 0, false};
   }
-  first = first / kTileRows * kTileRows;
-  last = (last + kTileRows - 1) / kTileRows * kTileRows;
-  return {first, last, masked || last > inner_count};
+  range.first = first / kTileRows * kTileRows;
+  range.last = (last + kTileRows - 1) / kTileRows * kTileRows;
+  range.masked = masked || range.last > inner_count;
+  return range;
 }
 
 inline int32_t clamp_position(int64_t position) {
