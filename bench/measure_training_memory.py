@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
 """Peak of anonymous memory of real runs against the plan, and time by recompute level.
 
-    bench/measure_training_memory.py memory PROGRAM MODEL [MODEL ...]
-    bench/measure_training_memory.py time PROGRAM MODEL
+    bench/measure_training_memory.py memory PROGRAM MODEL [MODEL ...] [only=WHAT/WHAT ...]
+    bench/measure_training_memory.py time PROGRAM MODEL [only=WHAT/WHAT ...]
     bench/measure_training_memory.py random DIRECTORY TOKENIZER_DIRECTORY
         [hidden intermediate layers heads kv_heads vocabulary]
 
 `memory` samples RssAnon of /proc/PID/status every 5 ms, mapped files thus apart, and prints for each
 model, method and length the plan, the peak and their ratio. `time` prints seconds a step of each
 recompute level, the guards' share and the time of a checkpoint. `random` writes a model of random
-weights (the shape of Qwen2.5-0.5B with 6 layers unless told) to measure with.
+weights (the shape of Qwen2.5-0.5B with 6 layers unless told) to measure with. `only` takes rows with
+one of the words: "only=full/LoRA only=1024", "only=full only=none/norms".
 """
 
 import json
@@ -66,11 +67,18 @@ METHODS = {
 }
 
 
-def measure_memory(program, models):
+def wanted(only, *names):
+    """Whether a row of these names is among those asked for."""
+    return all(any(name in words for name in names) for words in only)
+
+
+def measure_memory(program, models, only):
     print(f"{'model':<18} {'method':<20} {'length':>6} {'plan':>9} {'peak':>9} {'ratio':>7}")
     for method, flags in METHODS.items():
         for model in models:
             for length in (256, 1024):
+                if not wanted(only, method, str(length)):
+                    continue
                 with tempfile.TemporaryDirectory() as folder:
                     write_rows(folder + "/train.jsonl", length, 4)
                     result, peak = run(program, [
@@ -88,10 +96,12 @@ def steps_of(folder):
         return [line for line in map(json.loads, file) if "seconds" in line]
 
 
-def measure_time(program, model):
+def measure_time(program, model, only):
     print(f"{'method':<6} {'recompute':<10} {'s a step':>8} {'plan':>9} {'guards':>8} {'save':>7}")
     for method in ("full", "lora"):
         for level in ("none", "norms", "attention", "blocks"):
+            if not wanted(only, method, level):
+                continue
             with tempfile.TemporaryDirectory() as folder:
                 write_rows(folder + "/train.jsonl", 256, 8)
                 result, _ = run(program, [
@@ -162,10 +172,12 @@ def main():
     if len(sys.argv) < 3:
         sys.exit(__doc__)
     task, *rest = sys.argv[1:]
+    only = [word[5:].split("/") for word in rest if word.startswith("only=")]
+    rest = [word for word in rest if not word.startswith("only=")]
     if task == "memory":
-        measure_memory(rest[0], rest[1:])
+        measure_memory(rest[0], rest[1:], only)
     elif task == "time":
-        measure_time(rest[0], rest[1])
+        measure_time(rest[0], rest[1], only)
     elif task == "random":
         write_random_model(rest[0], rest[1], tuple(map(int, rest[2:])))
     else:

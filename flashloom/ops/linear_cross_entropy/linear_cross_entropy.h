@@ -29,8 +29,8 @@ struct LinearCrossEntropyOptions {
   bool filter_weight_gradient = false;
   /// With a filter: puts those entries of the vocabulary first that many rows keep, anew for each
   /// chunk of rows, and takes them up in one dense product; the others are gathered one by one, as
-  /// all are without. The same entries count, in another order of summation. Pays where rows keep
-  /// many.
+  /// all are without. The same entries count, in another order of summation. On a CPU it saves
+  /// little (-4 to 12 % of a call, bench/results): rows of language keep some 200 entries.
   bool sort_vocabulary = false;
 };
 

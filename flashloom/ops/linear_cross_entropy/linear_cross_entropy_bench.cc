@@ -16,7 +16,7 @@
 namespace flashloom {
 namespace {
 
-// Megabytes of a field of /proc/self/status: "VmRSS:" (resident), "VmHWM:" (its peak).
+// Megabytes of a field of /proc/self/status: "VmRSS:" (resident), "VmHWM:" (its peak), "RssAnon:".
 double resident_megabytes(const std::string& field) {
   std::ifstream status("/proc/self/status");
   for (std::string word; status >> word;) {
@@ -29,18 +29,22 @@ double resident_megabytes(const std::string& field) {
   return 0;
 }
 
-// What becomes resident from here on, at its peak.
+// What becomes resident from here on, at its peak, and what of it is anonymous at the end: nothing
+// here is freed before that.
 class PeakMemory {
  public:
   PeakMemory() {
     std::ofstream("/proc/self/clear_refs") << "5";  // the peak becomes what is resident now
     before_ = resident_megabytes("VmRSS:");
+    anonymous_before_ = resident_megabytes("RssAnon:");
   }
 
   double megabytes() const { return resident_megabytes("VmHWM:") - before_; }
 
+  double anonymous_megabytes() const { return resident_megabytes("RssAnon:") - anonymous_before_; }
+
  private:
-  double before_;
+  double before_, anonymous_before_;
 };
 
 // Arguments: tokens, channels, vocabulary, gradients (0 none, 1 of hidden, 2 of both).
@@ -76,6 +80,7 @@ struct Head {
   // `operations`: of an exact pass, also where a filter leaves some out.
   void report(benchmark::State& state) const {
     state.counters["MB"] = memory->megabytes();  // before the matrices of the machine's rate
+    state.counters["anonymous_MB"] = memory->anonymous_megabytes();
     state.counters["GFLOP/s"] =
         benchmark::Counter(operations * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
     state.counters["of_big_gemm"] = benchmark::Counter(

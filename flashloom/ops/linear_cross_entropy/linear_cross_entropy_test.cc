@@ -3,10 +3,15 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
+#include <functional>
+#include <thread>
 
 #include "flashloom/core/error.h"
 #include "flashloom/core/parallel.h"
+#include "flashloom/core/process_memory.h"
 #include "flashloom/ops/linear_cross_entropy/head_for_test.h"
 
 namespace flashloom {
@@ -376,6 +381,38 @@ TEST(LinearCrossEntropy, TheWorkspaceIsBounded) {
     EXPECT_LE(linear_cross_entropy_workspace_bytes(more, 896, 151936, true),
               linear_cross_entropy_workspace_bytes(tokens, 896, 151936, true) + 4 * more);
   }
+}
+
+// The largest anonymous memory that a second thread sees while `work` runs.
+int64_t peak_anonymous_memory(const std::function<void()>& work) {
+  std::atomic<bool> ended = false;
+  int64_t peak = 0;
+  std::thread watcher([&] {
+    while (!ended) {
+      peak = std::max(peak, anonymous_memory_bytes());
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  });
+  work();
+  ended = true;
+  watcher.join();
+  return peak;
+}
+
+TEST(LinearCrossEntropy, TakesNoMemoryButItsWorkspace) {
+  Head<float> head(1536, 32, 40000);  // 246 MB of logits
+  head.run();                         // threads have their stacks, and products their blocks
+  const int64_t workspace = linear_cross_entropy_workspace_bytes(1536, 32, 40000, true);
+  EXPECT_LT(workspace, 100 << 20);
+  const int64_t before = anonymous_memory_bytes();
+  const int64_t peak = peak_anonymous_memory([&] { head.run(); });
+#ifdef __SANITIZE_ADDRESS__
+  constexpr int64_t kNoise = 32 << 20;  // its shadow
+#else
+  constexpr int64_t kNoise = 4 << 20;
+#endif
+  EXPECT_LE(peak, before + workspace + kNoise);
+  EXPECT_GE(peak, before + workspace / 2);  // it was seen
 }
 
 TEST(LinearCrossEntropy, RejectsBadArguments) {
