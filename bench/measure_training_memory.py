@@ -63,6 +63,7 @@ METHODS = {
     "full, 8-bit moments": ["--method", "full", "--optimizer", "adamw8bit"],
     "full, bf16, 8-bit": ["--method", "full", "--optimizer", "adamw8bit", "--weight-dtype",
                           "bf16"],
+    "full, from layer 4 up": ["--method", "full", "--freeze", "embeddings", "0-3"],
     "LoRA, bf16 base": ["--method", "lora", "--weight-dtype", "bf16"],
 }
 
@@ -73,7 +74,7 @@ def wanted(only, *names):
 
 
 def measure_memory(program, models, only):
-    print(f"{'model':<18} {'method':<20} {'length':>6} {'plan':>9} {'peak':>9} {'ratio':>7}")
+    print(f"{'model':<18} {'method':<21} {'length':>6} {'plan':>9} {'peak':>9} {'ratio':>7}")
     for method, flags in METHODS.items():
         for model in models:
             for length in (256, 1024):
@@ -86,7 +87,7 @@ def measure_memory(program, models, only):
                         "--output", folder + "/run", "--seq-len", str(length), "--batch-tokens",
                         str(length), "--steps", "1", *flags])
                 plan = result["planned_bytes"]
-                print(f"{os.path.basename(model.rstrip('/')):<18} {method:<20} {length:>6} "
+                print(f"{os.path.basename(model.rstrip('/')):<18} {method:<21} {length:>6} "
                       f"{plan / 1e6:>7.0f} MB {peak / 1e6:>7.0f} MB {peak / plan:>7.3f}",
                       flush=True)
 

@@ -110,6 +110,7 @@ std::vector<LlamaTensorSize> llama_tensor_sizes(const ModelConfig& config) {
   std::vector<Parameter> parameters;
   LlamaWeights(config, /*trainable=*/false, DType::f32, plan).append_parameters(parameters);
   std::vector<LlamaTensorSize> sizes;
+  sizes.reserve(parameters.size());
   for (const Parameter& parameter : parameters) {
     sizes.push_back({parameter.name, parameter.value.size(), llama_layer_of(parameter.name)});
   }
@@ -200,7 +201,8 @@ LlamaTensors LlamaWeights::views(FindView find, const Ids& ids, const LlamaFroze
       const auto [first, end] = llama_group_range(static_cast<LlamaGroup>(g));
       int64_t row = 0;
       int64_t bias_row = 0;
-      for (size_t i = first; i < end; ++i) {
+      // The analyzer does not see that no group ends behind the last linear.
+      for (size_t i = first; i < std::min(end, kLlamaLinears); ++i) {
         const auto linear = static_cast<LlamaLinear>(i);
         const std::string name = fmt::format("model.layers.{}.{}", n, llama_linear_name(linear));
         const int64_t rows = llama_linear_shape(config_, linear).outputs;
