@@ -201,7 +201,7 @@ void attention_backward(const AttentionGradients& gradients, const AttentionInpu
       return;
     }
     if (choice.backend == AttentionBackend::sm90) {
-      check_workspace(kBackward, workspace, sm90::attention_backward_bytes(inputs, options));
+      check_workspace(kBackward, workspace, sm90::attention_backward_bytes(inputs, saved, options));
       sm90::attention_backward(gradients, inputs, saved, workspace, options, stream);
       return;
     }
@@ -250,7 +250,7 @@ int64_t attention_backward_workspace_bytes(const AttentionGradients& gradients,
     // they may be null.
     const int64_t bytes = portable::attention_backward_bytes(inputs, saved, options);
     if (backend == AttentionBackend::sm90) {
-      return std::max(bytes, sm90::attention_backward_bytes(inputs, options));
+      return std::max(bytes, sm90::attention_backward_bytes(inputs, saved, options));
     }
     if (backend == AttentionBackend::portable) {
       return bytes;

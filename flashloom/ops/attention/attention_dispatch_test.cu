@@ -105,7 +105,42 @@ const std::vector<Row>& table() {
          c.outputs.entropy = c.outputs.lse;
          c.saved.entropy = c.saved.dentropy = c.outputs.lse;
        },
-       "portable", "portable"},
+       "portable", "sm90"},
+      {"entropy of order 2",
+       [](Call& c) {
+         c.outputs.entropy = c.outputs.lse;
+         c.saved.entropy = c.saved.dentropy = c.outputs.lse;
+         c.outputs.entropy_order = c.saved.entropy_order = 2;
+       },
+       "portable", "dentropy of another order than 1"},
+      {"head dimension 96", [](Call& c) { c = Call(DType::bf16, 96); }, "sm90", "sm90"},
+      {"head dimension 256, softcap",
+       [](Call& c) {
+         c = Call(DType::f16, 256);
+         c.options.score.softcap = 50;
+       },
+       "sm90", "sm90"},
+      {"head dimension 192, values of 128",
+       [](Call& c) {
+         c = Call(DType::bf16, 192);
+         c.gradients.dv = tensor(DType::bf16, {2, 2, 300, 128});
+         c.inputs.v = c.gradients.dv;
+         c.outputs.out = tensor(DType::bf16, {2, 8, 300, 128});
+         c.saved.out = c.saved.dout = c.outputs.out;
+       },
+       "sm90", "sm90"},
+      {"head dimension 256, dentropy",
+       [](Call& c) {
+         c = Call(DType::bf16, 256);
+         c.saved.entropy = c.saved.dentropy = c.outputs.lse;
+       },
+       "sm90", "dentropy with head dimension 256"},
+      {"exclude_self, negative scale",
+       [](Call& c) {
+         c.options.positions.exclude_self = true;
+         c.options.score.scale = -0.1f;
+       },
+       "sm90", "sm90"},
       {"a gate",
        [](Call& c) {
          c.options.gate = {.kind = AttentionGate::Kind::absolute,

@@ -22,7 +22,8 @@ std::string attention_backward_refusal(const AttentionGradients& gradients,
                                        const AttentionOptions& options);
 
 int64_t attention_forward_bytes(const AttentionInputs& inputs, const AttentionOptions& options);
-int64_t attention_backward_bytes(const AttentionInputs& inputs, const AttentionOptions& options);
+int64_t attention_backward_bytes(const AttentionInputs& inputs, const AttentionSaved& saved,
+                                 const AttentionOptions& options);
 
 void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
                        std::span<std::byte> workspace, const AttentionOptions& options,

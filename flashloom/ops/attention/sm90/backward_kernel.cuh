@@ -23,14 +23,14 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ __align__(1024) char memory[];
   const BackwardShared<Shape> shared{memory};
   BackwardBarriers<Shape>& barriers = shared.barriers();
-  const BackwardWork found = backward_work<Shape>(params);
+  const BackwardWork found = backward_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
   if (found.key >= found.sequence.key_rows) {
     return;
   }
-  // General scores leave no registers for it.
-  const BackwardWork& work = Shape::kGeneral ? shared.work() : found;
+  // General scores leave no registers for it, nor do producers that keep turns.
+  constexpr bool kShares = !Shape::kExact;
   if (threadIdx.x == 0) {
-    if constexpr (Shape::kGeneral) {
+    if constexpr (kShares) {
       shared.work() = found;
     }
     prefetch_tensor_map(&q);
@@ -46,8 +46,10 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       mbarrier_init(&barriers.dout_empty[i], 8);
     }
     for (int i = 0; i < 2; ++i) {
-      mbarrier_init(&barriers.turn[i], 1);
-      mbarrier_init(&barriers.added[i], 4);
+      for (int j = 0; j < 2; ++j) {
+        mbarrier_init(&barriers.turn[i][j], 1);
+        mbarrier_init(&barriers.added[i][j], 4);
+      }
     }
     mbarrier_init_fence();
     begin_debug_block();
@@ -56,21 +58,23 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const int32_t warpgroup = __shfl_sync(0xffffffffu, static_cast<int32_t>(threadIdx.x / 128), 0);
   if (warpgroup == 0) {
     register_limit_lower<Shape::kProducerRegisters>();
+    const BackwardWork& work = kShares ? shared.work() : found;
     if (work.begin < work.end) {
       const int32_t batch = params.problem.cu_key != nullptr ? 0 : work.batch;
       const int32_t row = work.sequence.key_first + work.key;
       if (threadIdx.x == 0) {
         mbarrier_arrive_expect(&barriers.k_full, Shape::kKeyBytes);
         backward_load<Shape>(shared.k(), &k, &barriers.k_full, Shape::kKeys, row, work.head, batch);
-        backward_produce<Shape>(params, work, &q, params.lse, shared.q(0), shared.lse(0),
+        backward_produce<Shape>(params, work, &q, params.lse, nullptr, shared.q(0), shared.lse(0),
                                 barriers.q_full, barriers.q_empty,
                                 Shape::kGeneral ? barriers.steps : nullptr);
       } else if (threadIdx.x == 32) {
         mbarrier_arrive_expect(&barriers.v_full, Shape::kKeyBytes);
         backward_load<Shape>(shared.v(), &v, &barriers.v_full, Shape::kKeys, row, work.head, batch);
-        backward_produce<Shape>(params, work, &dout, params.delta, shared.dout(0), shared.delta(0),
-                                barriers.dout_full, barriers.dout_empty, nullptr);
-      } else if (params.turns != nullptr && threadIdx.x % 32 == 0) {
+        backward_produce<Shape>(params, work, &dout, params.delta,
+                                Shape::kGeneral ? params.dentropy : nullptr, shared.dout(0),
+                                shared.delta(0), barriers.dout_full, barriers.dout_empty, nullptr);
+      } else if (takes_turns<Shape>(params) && threadIdx.x % 32 == 0) {
         backward_take_turns<Shape>(params, work, barriers,
                                    static_cast<int32_t>(threadIdx.x / 32) - 2);
       }
@@ -78,7 +82,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   } else {
     register_limit_raise<Shape::kConsumerRegisters>();
     BackwardConsumer<Shape> consumer;
-    consumer.run(params, work, shared, warpgroup - 1);
+    consumer.run(params, Shape::kGeneral ? shared.work() : found, shared, warpgroup - 1);
   }
 }
 

@@ -6,6 +6,7 @@
 #include "flashloom/cuda/error.cuh"
 #include "flashloom/cuda/tensor_map.cuh"
 #include "flashloom/ops/attention/sm90/backward_kernel.cuh"
+#include "flashloom/ops/attention/sm90/backward_queries_work.cuh"
 #include "flashloom/ops/attention/sm90/backward_rows.cuh"
 #include "flashloom/ops/attention/sm90/problem.cuh"
 
@@ -30,13 +31,16 @@ inline RankLists rank_lists(const AttentionBlocks& mask) {
 }
 
 struct BackwardWorkspace {
-  int64_t lse, delta, dq, turns, ranks, counts, end;
+  int64_t lse, delta, dentropy, dq, turns, ranks, counts, end;
   int64_t query_tiles;  // a head
   int64_t places;
 };
 
+/// `sums`: columns of the sums of dQ, 0 without them.
 inline BackwardWorkspace backward_workspace(const AttentionInputs& inputs,
-                                            const AttentionOptions& options, int64_t queries) {
+                                            const AttentionSaved& saved,
+                                            const AttentionOptions& options, int64_t queries,
+                                            int64_t sums) {
   const ConstTensorView q = as_batched(inputs.q);
   const Problem problem = make_problem(q, as_batched(inputs.k), options);
   const bool packed = options.sequences.cu_query.rank > 0;
@@ -46,8 +50,10 @@ inline BackwardWorkspace backward_workspace(const AttentionInputs& inputs,
   workspace.places = int64_t{packed ? 1 : problem.batch} * problem.heads * workspace.query_tiles;
   const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
   workspace.delta = workspace.lse + aligned(workspace.places * queries * 4);
-  workspace.dq = workspace.delta + aligned(workspace.places * queries * 4);
-  workspace.turns = workspace.dq + workspace.places * queries * q.shape[3] * 4;
+  workspace.dentropy = workspace.delta + aligned(workspace.places * queries * 4);
+  workspace.dq =
+      workspace.dentropy + (saved.dentropy ? aligned(workspace.places * queries * 4) : 0);
+  workspace.turns = workspace.dq + workspace.places * queries * sums * 4;
   workspace.ranks = workspace.turns + aligned(workspace.places * 8);
   const AttentionBlocks& mask = options.blocks;
   workspace.counts = workspace.ranks;
@@ -86,6 +92,7 @@ inline BackwardScore backward_score(const AttentionOptions& options) {
         static_cast<uint32_t>(attention_dropout_threshold(options.dropout.probability));
     score.keep = 1 / (1 - options.dropout.probability);
   }
+  score.exclude_self = options.positions.exclude_self;
   return score;
 }
 
@@ -110,19 +117,15 @@ inline BackwardBlocks backward_blocks(const AttentionInputs& inputs,
   return blocks;
 }
 
-template <class Shape>
-void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
+/// What the kernels around the main one take.
+inline BackwardRowParams backward_rows(const BackwardCall& call, const BackwardWorkspace& place,
+                                       std::byte* memory) {
   const auto& [gradients, inputs, saved, options] = call;
-  const ConstTensorView q = as_batched(inputs.q);
-  const ConstTensorView k = as_batched(inputs.k);
-  const ConstTensorView v = as_batched(inputs.v);
-  const ConstTensorView dout = as_batched(saved.dout);
-  const Problem problem = make_problem(q, k, options);
-  const BackwardWorkspace place = backward_workspace(inputs, options, Shape::kQueries);
   const DType storage = inputs.q.dtype;
-  const bool deterministic = options.execution.deterministic;
   BackwardRowParams rows = {};
-  rows.problem = problem;
+  rows.problem = make_problem(as_batched(inputs.q), as_batched(inputs.k), options);
+  rows.columns = static_cast<int32_t>(inputs.q.dim(-1));
+  rows.value_columns = static_cast<int32_t>(inputs.v.dim(-1));
   rows.out = row_tensor(saved.out, false, storage);
   rows.dout = row_tensor(saved.dout, false, storage);
   rows.dq = row_tensor(gradients.dq, false, storage);
@@ -130,62 +133,149 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   if (saved.dlse) {
     rows.dlse = row_tensor(saved.dlse, true, storage);
   }
+  if (gradients.dsinks) {
+    rows.sinks = static_cast<const float*>(options.score.sinks.data);
+    rows.sinks_stride = options.score.sinks.strides[0];
+    rows.dsinks = static_cast<float*>(gradients.dsinks.data);
+    rows.dsinks_stride = gradients.dsinks.strides[0];
+  }
   rows.padded_lse = reinterpret_cast<float*>(memory + place.lse);
   rows.delta = reinterpret_cast<float*>(memory + place.delta);
-  rows.dq_sum = reinterpret_cast<float*>(memory + place.dq);
-  rows.turns = deterministic ? reinterpret_cast<int32_t*>(memory + place.turns) : nullptr;
-  rows.scale = score_scale(options, Shape::kDim);
+  if (saved.dentropy) {
+    rows.entropy = row_tensor(saved.entropy, true, storage);
+    rows.dentropy = row_tensor(saved.dentropy, true, storage);
+    rows.padded_dentropy = reinterpret_cast<float*>(memory + place.dentropy);
+  }
+  rows.scale = score_scale(options, inputs.q.dim(-1));
   rows.accumulate = gradients.accumulate;
   rows.query_tiles = static_cast<int32_t>(place.query_tiles);
-  const auto row_blocks = static_cast<uint32_t>(place.places);
-  attention_backward_prepare_kernel<Shape><<<row_blocks, 256, 0, stream>>>(rows);
-  cuda::check(cudaGetLastError(), "attention_backward_prepare_kernel");
+  return rows;
+}
 
+inline BackwardParams backward_params(const BackwardCall& call, const BackwardRowParams& rows,
+                                      int32_t keys) {
+  const DType storage = call.inputs.q.dtype;
   BackwardParams params = {};
-  params.problem = problem;
-  params.dk = row_tensor(gradients.dk, false, storage);
-  params.dv = row_tensor(gradients.dv, false, storage);
+  params.problem = rows.problem;
+  params.columns = rows.columns;
+  params.value_columns = rows.value_columns;
+  params.dk = row_tensor(call.gradients.dk, false, storage);
+  params.dv = row_tensor(call.gradients.dv, false, storage);
   params.lse = rows.padded_lse;
   params.delta = rows.delta;
+  params.dentropy = rows.padded_dentropy;
   params.dq = rows.dq_sum;
   params.turns = rows.turns;
   params.scale = rows.scale;
-  params.accumulate = gradients.accumulate;
+  params.accumulate = rows.accumulate;
   params.query_tiles = rows.query_tiles;
-  params.score = backward_score(options);
-  const bool hides = options.visibility.left >= 0 || options.visibility.right >= 0;
+  params.score = backward_score(call.options);
+  const bool packed = rows.problem.cu_key != nullptr;
+  params.key_tiles =
+      static_cast<int32_t>(packed ? rows.problem.total_key / keys + rows.problem.batch
+                                  : (rows.problem.key_length + keys - 1) / keys);
+  return params;
+}
+
+/// Sequences and key-value heads whose keys are neighbours in the order of blocks.
+inline int64_t backward_heads(const Problem& problem) {
+  return int64_t{problem.cu_key != nullptr ? 1 : problem.batch} *
+         (problem.heads / problem.heads_per_key);
+}
+
+/// For kernels whose blocks own `queries` queries.
+inline QueriesParams queries_params(const BackwardCall& call, const BackwardRowParams& rows,
+                                    int32_t queries) {
+  QueriesParams params = {};
+  params.problem = rows.problem;
+  params.columns = rows.columns;
+  params.dq = rows.dq;
+  params.lse = rows.padded_lse;
+  params.delta = rows.delta;
+  params.scale = rows.scale;
+  params.accumulate = rows.accumulate;
+  params.descending = call.options.visibility.right >= 0;
+  params.query_tiles = rows.query_tiles;
+  const bool packed = rows.problem.cu_query != nullptr;
+  params.blocks = packed ? rows.problem.total_query / queries + rows.problem.batch
+                         : (rows.problem.query_length + queries - 1) / queries;
+  params.section = 1;
+  params.score = backward_score(call.options);
+  return params;
+}
+
+inline int64_t queries_heads(const Problem& problem) {
+  return int64_t{problem.cu_query != nullptr ? 1 : problem.batch} * problem.heads;
+}
+
+template <class T, int kDim, int kQueries>
+void launch_backward_prepare(const BackwardRowParams& rows, int64_t places, cudaStream_t stream) {
+  attention_backward_prepare_kernel<T, kDim, kQueries>
+      <<<static_cast<uint32_t>(places), 256, 0, stream>>>(rows);
+  cuda::check(cudaGetLastError(), "attention_backward_prepare_kernel");
+}
+
+template <int kQueries>
+void launch_backward_sinks(const BackwardRowParams& rows, cudaStream_t stream) {
+  if (rows.dsinks != nullptr) {
+    attention_backward_sinks_kernel<kQueries>
+        <<<static_cast<uint32_t>(rows.problem.heads), 256, 0, stream>>>(rows);
+    cuda::check(cudaGetLastError(), "attention_backward_sinks_kernel");
+  }
+}
+
+/// Lists of a block mask, with ranks of their entries for the deterministic mode.
+inline BackwardBlocks launch_backward_blocks(const BackwardCall& call, std::byte* memory,
+                                             const BackwardWorkspace& place, int32_t queries,
+                                             cudaStream_t stream) {
+  const AttentionOptions& options = call.options;
+  BackwardBlocks blocks = backward_blocks(call.inputs, options, queries);
+  if (options.execution.deterministic) {
+    blocks.ranks = reinterpret_cast<int32_t*>(memory + place.ranks);
+    const RankLists lists = rank_lists(options.blocks);
+    const int64_t columns = options.blocks.column_offsets.shape[2] - 1;
+    attention_backward_ranks_kernel<256>
+        <<<static_cast<uint32_t>(lists.batch * lists.heads), 256, 0, stream>>>(
+            blocks, static_cast<int32_t>(columns), lists.heads,
+            reinterpret_cast<int32_t*>(memory + place.counts));
+    cuda::check(cudaGetLastError(), "attention_backward_ranks_kernel");
+  }
+  return blocks;
+}
+
+template <class Shape>
+void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
+  const AttentionInputs& inputs = call.inputs;
+  const AttentionOptions& options = call.options;
+  const BackwardWorkspace place =
+      backward_workspace(inputs, call.saved, options, Shape::kQueries, Shape::kDim);
+  const bool deterministic = options.execution.deterministic;
+  BackwardRowParams rows = backward_rows(call, place, memory);
+  rows.dq_sum = reinterpret_cast<float*>(memory + place.dq);
+  rows.turns = deterministic ? reinterpret_cast<int32_t*>(memory + place.turns) : nullptr;
+  launch_backward_prepare<typename Shape::T, Shape::kDim, Shape::kQueries>(rows, place.places,
+                                                                           stream);
+  BackwardParams params = backward_params(call, rows, Shape::kKeys);
   if (Shape::kGeneral && options.blocks.rows) {
-    params.blocks = backward_blocks(inputs, options, Shape::kQueries);
-    if (deterministic) {
-      params.blocks.ranks = reinterpret_cast<int32_t*>(memory + place.ranks);
-      const RankLists lists = rank_lists(options.blocks);
-      const int64_t columns = options.blocks.column_offsets.shape[2] - 1;
-      attention_backward_ranks_kernel<256>
-          <<<static_cast<uint32_t>(lists.batch * lists.heads), 256, 0, stream>>>(
-              params.blocks, static_cast<int32_t>(columns), lists.heads,
-              reinterpret_cast<int32_t*>(memory + place.counts));
-      cuda::check(cudaGetLastError(), "attention_backward_ranks_kernel");
-    }
+    params.blocks = launch_backward_blocks(call, memory, place, Shape::kQueries, stream);
   } else {
+    const bool hides = options.visibility.left >= 0 || options.visibility.right >= 0;
     params.cyclic = !hides;
     params.descending = deterministic && hides;
   }
   // A circle waits for its last member: all must run side by side.
   params.circle = device_multiprocessors();
-  const bool packed = options.sequences.cu_key.rank > 0;
-  params.key_tiles =
-      static_cast<int32_t>(packed ? k.shape[2] / Shape::kKeys + problem.batch
-                                  : (problem.key_length + Shape::kKeys - 1) / Shape::kKeys);
-  const int64_t heads =
-      int64_t{packed ? 1 : problem.batch} * (problem.heads / problem.heads_per_key);
-  if (options.visibility.right >= 0 && options.visibility.left < 0 && !packed) {
-    const int64_t bytes = int64_t{8} * problem.query_length * Shape::kDim * problem.heads_per_key;
+  const int64_t heads = backward_heads(rows.problem);
+  if (options.visibility.right >= 0 && options.visibility.left < 0 &&
+      rows.problem.cu_key == nullptr) {
+    const int64_t bytes =
+        int64_t{8} * rows.problem.query_length * Shape::kDim * rows.problem.heads_per_key;
     params.section = heads_side_by_side(heads, bytes, 1, int64_t{32} << 20);
   }
-  const CUtensorMap q_map = cuda::make_tile_map(q, Shape::kQueries);
-  const CUtensorMap k_map = cuda::make_tile_map(k, Shape::kKeys);
-  const CUtensorMap v_map = cuda::make_tile_map(v, Shape::kKeys);
-  const CUtensorMap dout_map = cuda::make_tile_map(dout, Shape::kQueries);
+  const CUtensorMap q_map = cuda::make_tile_map(as_batched(inputs.q), Shape::kQueries);
+  const CUtensorMap k_map = cuda::make_tile_map(as_batched(inputs.k), Shape::kKeys);
+  const CUtensorMap v_map = cuda::make_tile_map(as_batched(inputs.v), Shape::kKeys);
+  const CUtensorMap dout_map = cuda::make_tile_map(as_batched(call.saved.dout), Shape::kQueries);
   auto* kernel = &attention_backward_kernel<Shape>;
   cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    Shape::kSharedBytes),
@@ -195,17 +285,10 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(params, q_map, k_map, v_map,
                                                                    dout_map);
   cuda::check(cudaGetLastError(), "attention_backward_kernel");
-  attention_backward_finish_kernel<Shape><<<row_blocks, 256, 0, stream>>>(rows);
+  attention_backward_finish_kernel<Shape>
+      <<<static_cast<uint32_t>(place.places), 256, 0, stream>>>(rows);
   cuda::check(cudaGetLastError(), "attention_backward_finish_kernel");
-  if (gradients.dsinks) {
-    rows.sinks = static_cast<const float*>(options.score.sinks.data);
-    rows.sinks_stride = options.score.sinks.strides[0];
-    rows.dsinks = static_cast<float*>(gradients.dsinks.data);
-    rows.dsinks_stride = gradients.dsinks.strides[0];
-    attention_backward_sinks_kernel<Shape>
-        <<<static_cast<uint32_t>(problem.heads), 256, 0, stream>>>(rows);
-    cuda::check(cudaGetLastError(), "attention_backward_sinks_kernel");
-  }
+  launch_backward_sinks<Shape::kQueries>(rows, stream);
 }
 
 }  // namespace flashloom::sm90

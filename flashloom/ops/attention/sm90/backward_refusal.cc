@@ -1,5 +1,7 @@
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "flashloom/ops/attention/sm90/attention_sm90.h"
 #include "flashloom/ops/attention/sm90/refusal.h"
 
@@ -9,6 +11,9 @@ namespace {
 // The tiles of the general kernel: blocks of a mask are whole tiles.
 constexpr int64_t kMaskQueries = 64;
 constexpr int64_t kMaskKeys = 128;
+// Of kernels that take block masks or dentropy, and of the others.
+constexpr int64_t kMaxGeneralColumns = 128;
+constexpr int64_t kMaxColumns = 256;
 
 std::string gradient_refusal(const char* name, const ConstTensorView& view, DType storage,
                              int64_t dim) {
@@ -42,21 +47,30 @@ std::string attention_backward_refusal(const AttentionGradients& gradients,
     return refusal;
   }
   const int64_t dim = inputs.q.dim(-1);
-  if (dim != 64 && dim != 128) {
-    return fmt::format("head dimension {}", dim);
+  const int64_t value_dim = inputs.v.dim(-1);
+  for (const int64_t columns : {dim, value_dim}) {
+    // Others are padded in shared memory; the copy engine takes rows of whole 16 bytes.
+    if (columns > kMaxColumns || columns % 8 != 0) {
+      return fmt::format("head dimension {}", columns);
+    }
   }
 
   const struct {
     const char* name;
     ConstTensorView view;
-  } tensors[] = {
-      {"q", inputs.q}, {"k", inputs.k}, {"v", inputs.v}, {"out", saved.out}, {"dout", saved.dout}};
+    int64_t columns;
+  } tensors[] = {{"q", inputs.q, dim},
+                 {"k", inputs.k, dim},
+                 {"v", inputs.v, value_dim},
+                 {"out", saved.out, value_dim},
+                 {"dout", saved.dout, value_dim}};
 
-  for (const auto& [name, view] : tensors) {
+  for (const auto& [name, view, columns] : tensors) {
     if (view.size() == 0) {
       return fmt::format("an empty {}", name);
     }
-    if (std::string refusal = tensor_refusal(name, view, inputs.q.dtype, dim); !refusal.empty()) {
+    if (std::string refusal = tensor_refusal(name, view, inputs.q.dtype, columns);
+        !refusal.empty()) {
       return refusal;
     }
   }
@@ -64,10 +78,13 @@ std::string attention_backward_refusal(const AttentionGradients& gradients,
   const struct {
     const char* name;
     ConstTensorView view;
-  } results[] = {{"dq", gradients.dq}, {"dk", gradients.dk}, {"dv", gradients.dv}};
+    int64_t columns;
+  } results[] = {
+      {"dq", gradients.dq, dim}, {"dk", gradients.dk, dim}, {"dv", gradients.dv, value_dim}};
 
-  for (const auto& [name, view] : results) {
-    if (std::string refusal = gradient_refusal(name, view, inputs.q.dtype, dim); !refusal.empty()) {
+  for (const auto& [name, view, columns] : results) {
+    if (std::string refusal = gradient_refusal(name, view, inputs.q.dtype, columns);
+        !refusal.empty()) {
       return refusal;
     }
   }
@@ -77,6 +94,8 @@ std::string attention_backward_refusal(const AttentionGradients& gradients,
     ConstTensorView view;
   } scalars[] = {{"an lse", saved.lse},
                  {"dlse", saved.dlse},
+                 {"an entropy", saved.entropy},
+                 {"dentropy", saved.dentropy},
                  {"sinks", options.score.sinks},
                  {"dsinks", gradients.dsinks},
                  {"ALiBi slopes", options.score.alibi_slopes}};
@@ -89,10 +108,17 @@ std::string attention_backward_refusal(const AttentionGradients& gradients,
   if (std::string refusal = blocks_refusal(options.blocks); !refusal.empty()) {
     return refusal;
   }
+  if (std::max(dim, value_dim) > kMaxGeneralColumns) {
+    const std::string general = first_used({
+        {"a block mask", static_cast<bool>(options.blocks.row_offsets)},
+        {"dentropy", static_cast<bool>(saved.dentropy)},
+    });
+    if (!general.empty()) {
+      return fmt::format("{} with head dimension {}", general, std::max(dim, value_dim));
+    }
+  }
   return first_used({
-      {"exclude_self", options.positions.exclude_self},
-      {"a negative scale", options.score.scale < 0},
-      {"dentropy", static_cast<bool>(saved.dentropy)},
+      {"dentropy of another order than 1", saved.dentropy && saved.entropy_order != 1},
       {"dbias", static_cast<bool>(gradients.dbias)},
   });
 }

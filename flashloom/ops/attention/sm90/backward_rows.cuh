@@ -12,10 +12,14 @@ namespace flashloom::sm90 {
 
 struct BackwardRowParams {
   Problem problem;
+  int32_t columns, value_columns;  // of dq, of out and dout
   RowTensor out, dout, dq;
-  RowTensor lse, dlse;  // dlse.data may be null
-  float *padded_lse, *delta, *dq_sum;
-  int32_t* turns;  // two a place, or null
+  RowTensor lse;
+  RowTensor dlse, entropy, dentropy;  // data may be null
+  float *padded_lse, *delta;
+  float* padded_dentropy;  // or null
+  float* dq_sum;           // or null: no kernel adds up dQ in memory
+  int32_t* turns;          // two a place, or null
   const float* sinks;
   float* dsinks;
   int64_t sinks_stride, dsinks_stride;
@@ -54,12 +58,10 @@ __device__ __forceinline__ RowTile row_tile(const BackwardRowParams& params, int
 
 /// delta = sum(dout * out) - dlse and lse in powers of two, in rows padded to whole tiles; clears
 /// the sums of dQ and the turns. One block of 256 threads a place.
-template <class Shape>
+template <class T, int kDim, int kQueries>
 __global__ void __launch_bounds__(256)
     attention_backward_prepare_kernel(const __grid_constant__ BackwardRowParams params) {
-  using T = typename Shape::T;
-  constexpr int kQueries = Shape::kQueries;
-  constexpr int kLanes = Shape::kDim / 8;
+  constexpr int kLanes = kDim > 128 ? 32 : kDim > 64 ? 16 : 8;  // a row, 8 columns each
   const RowTile tile = row_tile(params, static_cast<int32_t>(blockIdx.x), kQueries);
   if (tile.first >= tile.sequence.query_rows) {
     return;
@@ -68,10 +70,12 @@ __global__ void __launch_bounds__(256)
   if (params.turns != nullptr && threadIdx.x < 2) {
     params.turns[2 * tile.place + threadIdx.x] = 0;
   }
-  auto* sums = reinterpret_cast<float4*>(params.dq_sum + tile.place * kQueries * Shape::kDim);
+  if (params.dq_sum != nullptr) {
+    auto* sums = reinterpret_cast<float4*>(params.dq_sum + tile.place * kQueries * kDim);
 #pragma unroll
-  for (int i = 0; i < kQueries * Shape::kDim / 1024; ++i) {
-    sums[threadIdx.x + 256 * i] = make_float4(0, 0, 0, 0);
+    for (int i = 0; i < kQueries * kDim / 1024; ++i) {
+      sums[threadIdx.x + 256 * i] = make_float4(0, 0, 0, 0);
+    }
   }
   const auto lane = static_cast<int32_t>(threadIdx.x % kLanes);
 #pragma unroll
@@ -81,7 +85,7 @@ __global__ void __launch_bounds__(256)
     const int64_t row = tile.sequence.query_first + query;
     const bool exists = query < tile.sequence.query_length;
     float sum = 0;
-    if (exists) {
+    if (exists && 8 * lane < params.value_columns) {
       const uint4 a =
           *reinterpret_cast<const uint4*>(params.out.at<T>(batch, tile.head, row) + 8 * lane);
       const uint4 b =
@@ -102,15 +106,23 @@ __global__ void __launch_bounds__(256)
     }
     if (lane == 0 && own < kQueries) {
       float lse = INFINITY;
+      float dentropy = 0;
       if (exists) {
         lse = *params.lse.at<const float>(batch, tile.head, row) * kLog2e;
         lse = lse == -INFINITY ? INFINITY : lse;
         if (params.dlse.data != nullptr) {
           sum -= *params.dlse.at<const float>(batch, tile.head, row);
         }
+        if (params.padded_dentropy != nullptr && lse != INFINITY) {
+          dentropy = *params.dentropy.at<const float>(batch, tile.head, row);
+          sum += dentropy * *params.entropy.at<const float>(batch, tile.head, row);
+        }
       }
       params.padded_lse[tile.place * kQueries + own] = lse;
       params.delta[tile.place * kQueries + own] = sum;
+      if (params.padded_dentropy != nullptr) {
+        params.padded_dentropy[tile.place * kQueries + own] = dentropy;
+      }
     }
   }
 }
@@ -137,10 +149,12 @@ __global__ void __launch_bounds__(256)
   constexpr int kVectors = Shape::kQueryColumns / 8;
   const auto* sums = reinterpret_cast<const float4*>(params.dq_sum + tile.place * kQueries * kDim) +
                      group * kVectors * 128 + threadIdx.x % 128;
+  // Of 96 columns the second warpgroup has half as many as the first.
+  const int vectors = kDim == 96 && group == 1 ? kVectors / 2 : kVectors;
   float4 sum[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    sum[i] = sums[128 * i];
+    sum[i] = i < vectors ? sums[128 * i] : make_float4(0, 0, 0, 0);
   }
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
@@ -149,20 +163,26 @@ __global__ void __launch_bounds__(256)
     for (int e = 0; e < 4; ++e) {
       const uint32_t r = row + 8 * (e / 2);
       const uint32_t c = column + 8 * i + e % 2;
-      const uint32_t shift = group * (kDim == 128 ? 64 : Shape::kSwapped ? kQueries / 2 : 64);
+      const uint32_t shift = group * (kDim == 64 && Shape::kSwapped ? kQueries / 2 : 64);
       const uint32_t query =
           Shape::kSwapped ? c + (kDim == 64 ? shift : 0) : r + (kDim == 64 ? shift : 0);
-      const uint32_t dim = (Shape::kSwapped ? r : c) + (kDim == 128 ? shift : 0);
-      rows[query * kPitch + dim] = values[e] * params.scale;
+      const uint32_t dim = (Shape::kSwapped ? r : c) + (kDim > 64 ? shift : 0);
+      if (i < vectors) {
+        rows[query * kPitch + dim] = values[e] * params.scale;
+      }
     }
   }
   __syncthreads();
-  constexpr int kLanes = kDim / 8;
-  const uint32_t first = 8 * (threadIdx.x % kLanes);
-  for (uint32_t own = threadIdx.x / kLanes; own < kQueries; own += 256 / kLanes) {
+  constexpr uint32_t kChunks = kDim / 8;
+  for (uint32_t i = threadIdx.x; i < kQueries * kChunks; i += 256) {
+    const uint32_t own = i / kChunks;
+    const uint32_t first = 8 * (i % kChunks);
     const int32_t query = tile.first + static_cast<int32_t>(own);
     if (query >= tile.sequence.query_rows) {
       break;
+    }
+    if (!Shape::kExact && static_cast<int32_t>(first) >= params.columns) {
+      continue;
     }
     const float* from = rows + own * kPitch + first;
     // Rows that are stored but not used may hold the sums of nothing only.
@@ -170,15 +190,15 @@ __global__ void __launch_bounds__(256)
     if (params.dq.wide) {
       float* place = params.dq.at<float>(batch, tile.head, to) + first;
 #pragma unroll
-      for (int i = 0; i < 8; ++i) {
-        place[i] = params.accumulate ? place[i] + from[i] : from[i];
+      for (int e = 0; e < 8; ++e) {
+        place[e] = params.accumulate ? place[e] + from[e] : from[e];
       }
       continue;
     }
     uint32_t words[4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      words[i] = cuda::pack2<T>(from[2 * i], from[2 * i + 1]);
+    for (int e = 0; e < 4; ++e) {
+      words[e] = cuda::pack2<T>(from[2 * e], from[2 * e + 1]);
     }
     *reinterpret_cast<uint4*>(params.dq.at<T>(batch, tile.head, to) + first) =
         make_uint4(words[0], words[1], words[2], words[3]);
@@ -187,10 +207,9 @@ __global__ void __launch_bounds__(256)
 
 /// dsinks = -sum of exp(sink - lse) delta over the rows of a head, in a fixed order: the sink is a
 /// key of value 0. One block of 256 threads a query head.
-template <class Shape>
+template <int kQueries>
 __global__ void __launch_bounds__(256)
     attention_backward_sinks_kernel(const __grid_constant__ BackwardRowParams params) {
-  constexpr int kQueries = Shape::kQueries;
   __shared__ float warps[8];
   const auto head = static_cast<int32_t>(blockIdx.x);
   const float sink = params.sinks[head * params.sinks_stride] * kLog2e;
@@ -200,7 +219,12 @@ __global__ void __launch_bounds__(256)
     const int64_t first =
         first_place(params.problem, sequence, batch, head, params.query_tiles, kQueries) * kQueries;
     for (int32_t i = static_cast<int32_t>(threadIdx.x); i < sequence.query_length; i += 256) {
-      sum -= cuda::exp2_fast(sink - params.padded_lse[first + i]) * params.delta[first + i];
+      const float distance = sink - params.padded_lse[first + i];
+      const float p = cuda::exp2_fast(distance);
+      sum -= p * params.delta[first + i];
+      if (params.padded_dentropy != nullptr && p > 0) {
+        sum -= p * params.padded_dentropy[first + i] * (distance / kLog2e);
+      }
     }
   }
 #pragma unroll

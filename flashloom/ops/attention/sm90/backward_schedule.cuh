@@ -61,26 +61,13 @@ __device__ __forceinline__ BackwardCircle backward_circle(int32_t own, int32_t c
   return {base, max(min(width, count - base), 1), own - base};
 }
 
+/// The work of a block: tile `tile` of the keys of a key-value head, or of a packed head.
 template <class Shape>
-__device__ __forceinline__ BackwardWork backward_work(const BackwardParams& params) {
+__device__ __forceinline__ BackwardWork backward_work_at(const BackwardParams& params, int32_t head,
+                                                         int32_t tile) {
   const Problem& problem = params.problem;
   const bool packed = problem.cu_key != nullptr;
   const int32_t heads_k = problem.heads / problem.heads_per_key;
-  const int32_t heads = packed ? heads_k : heads_k * problem.batch;
-  const auto index = static_cast<int32_t>(blockIdx.x);
-  int32_t head, tile;
-  if (params.section == 0) {
-    head = index / params.key_tiles;
-    tile = index % params.key_tiles;
-  } else {
-    // Early keys, which most queries see under a causal mask, come first; but last where sums
-    // take turns, since late keys meet a tile of queries first.
-    const int32_t section = index / (params.section * params.key_tiles);
-    const int32_t width = min(params.section, heads - section * params.section);
-    const int32_t rest = index - section * params.section * params.key_tiles;
-    head = section * params.section + rest % width;
-    tile = rest / width;
-  }
   BackwardWork work;
   if (packed) {
     work.batch = sequence_at(problem.cu_key, problem.batch, problem.total_key, Shape::kKeys, tile);
@@ -114,6 +101,23 @@ __device__ __forceinline__ BackwardWork backward_work(const BackwardParams& para
     work.first = backward_circle(tile, count, params.circle).start(work.end);
   }
   return work;
+}
+
+/// The work of block `index`.
+template <class Shape>
+__device__ __forceinline__ BackwardWork backward_work(const BackwardParams& params, int32_t index) {
+  const Problem& problem = params.problem;
+  const int32_t heads_k = problem.heads / problem.heads_per_key;
+  const int32_t heads = problem.cu_key != nullptr ? heads_k : heads_k * problem.batch;
+  if (params.section == 0) {
+    return backward_work_at<Shape>(params, index / params.key_tiles, index % params.key_tiles);
+  }
+  // Early keys, which most queries see under a causal mask, come first; but last where sums take
+  // turns, since late keys meet a tile of queries first.
+  const int32_t section = index / (params.section * params.key_tiles);
+  const int32_t width = min(params.section, heads - section * params.section);
+  const int32_t rest = index - section * params.section * params.key_tiles;
+  return backward_work_at<Shape>(params, section * params.section + rest % width, rest / width);
 }
 
 /// The steps of a block: tiles of queries of each query head that reads its keys.

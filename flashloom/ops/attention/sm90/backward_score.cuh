@@ -23,6 +23,7 @@ struct BackwardScore {
   const uint64_t* offset;
   uint32_t threshold;  // bits below it are dropped
   float keep;          // 1 / (1 - probability)
+  bool exclude_self;
 };
 
 /// The transposed lists of a block mask; offsets.data is null without one.
@@ -68,6 +69,15 @@ __device__ __forceinline__ void general_scores(float (&scores)[kScores],
   }
 }
 
+/// Hides each query's key at its own position; `distance` as above.
+template <int kScores>
+__device__ __forceinline__ void hide_self(float (&scores)[kScores], int32_t distance) {
+#pragma unroll
+  for (int i = 0; i < kScores; ++i) {
+    scores[i] = distance + 8 * (i / 2 % 2) - 8 * (i / 4) == i % 2 ? -INFINITY : scores[i];
+  }
+}
+
 /// Bit i is set if a partial block keeps element i. `query` and `key` are the first of the
 /// thread's, within the block; keys of the warp start at a multiple of 16.
 __device__ __forceinline__ uint32_t kept_by_block(const BackwardBlocks& blocks, int32_t partial,
@@ -88,8 +98,48 @@ __device__ __forceinline__ uint32_t kept_by_block(const BackwardBlocks& blocks, 
   return kept;
 }
 
-/// Bit i is set if dropout keeps element i. Positions are those of the thread's first query and
-/// key.
+/// Bit i is set if dropout keeps element i of a tile of queries x keys (64 keys). Positions are
+/// those of the thread's first query and key.
+__device__ __forceinline__ uint32_t kept_by_dropout_of_rows(const BackwardScore& score,
+                                                            uint32_t sequence, uint32_t head,
+                                                            uint32_t query, uint32_t key,
+                                                            uint32_t key_start) {
+  const uint64_t seed = *score.seed;
+  const uint64_t offset = score.offset != nullptr ? *score.offset : 0;
+  const uint32_t odd = threadIdx.x % 2;
+  auto draw = [&](uint32_t row, uint32_t block) {
+    const std::array<uint32_t, 4> words =
+        attention_dropout_block(seed, offset, sequence, head, row, block);
+    uint32_t bits = 0;
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      bits |= (words[k] >= score.threshold ? 1u : 0u) << k;
+    }
+    return bits;
+  };
+  uint32_t kept = 0;
+#pragma unroll 1
+  for (uint32_t j = 0; j < 8; ++j) {
+    const uint32_t own = key + 8 * j;
+    if (key_start % 4 == 0) {
+      // Two lanes share a draw of four keys: each draws for one row.
+      const uint32_t mine = draw(query + 8 * odd, own / 4);
+      const uint32_t other = __shfl_xor_sync(0xffffffffu, mine, 1);
+      const uint32_t upper = (odd != 0 ? other : mine) >> (2 * odd) & 3;
+      const uint32_t lower = (odd != 0 ? mine : other) >> (2 * odd) & 3;
+      kept |= (upper | lower << 2) << (4 * j);
+      continue;
+    }
+#pragma unroll 1
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t at = own + i % 2;
+      kept |= (draw(query + 8 * (i / 2), at / 4) >> at % 4 & 1) << (4 * j + i);
+    }
+  }
+  return kept;
+}
+
+/// The same of a tile of keys x queries.
 template <int kScores>
 __device__ __forceinline__ uint32_t kept_by_dropout(const BackwardScore& score, uint32_t sequence,
                                                     uint32_t head, uint32_t query, uint32_t key,

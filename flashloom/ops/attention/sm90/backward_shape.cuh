@@ -25,11 +25,13 @@ struct RowTensor {
 
 struct BackwardParams {
   Problem problem;
+  int32_t columns, value_columns;  // of q and k, of v and dout; a kernel's may be more
   RowTensor dk, dv;
-  const float* lse;    // by place: in powers of two; +inf where nothing is to come
-  const float* delta;  // by place: sum of dout * out, less dlse
-  float* dq;           // by place: sums in the order of accumulator fragments
-  int32_t* turns;      // by place, one a warpgroup, zero: sums in a fixed order; or null
+  const float* lse;       // by place: in powers of two; +inf where nothing is to come
+  const float* delta;     // by place: sum of dout * out, less dlse, plus dentropy * entropy
+  const float* dentropy;  // by place, in general scores; or null
+  float* dq;              // by place: sums in the order of accumulator fragments
+  int32_t* turns;         // by place, one a warpgroup, zero: sums in a fixed order; or null
   float scale;
   bool accumulate;      // add to dk, dv (f32)
   bool cyclic;          // nothing is hidden by position: key tiles start at different queries
@@ -43,42 +45,50 @@ struct BackwardParams {
 };
 
 /// How a kernel works.
-///   kQueries   queries a tile; keys are 128, 64 a warpgroup
-///   kSwapped   dQ is computed transposed, half of the columns a warpgroup
-///   kRounded   dS from P as rounded for dV, which frees the registers of P
-///   kLate      dQ of a step is computed beside the exponentials of the next one
-///   kGeneral   softcap, ALiBi, dropout, block masks
-template <class T_, int kDim_, int kQueries_, int kStages_, bool kSwapped_, bool kRounded_,
-          bool kLate_, bool kGeneral_>
+struct BackwardForm {
+  int dim;       // columns: 64, 96 or 128; the copy engine fills those that tensors lack with zeros
+  int queries;   // a tile; keys are 128, 64 a warpgroup
+  bool swapped;  // dQ is computed transposed, half of the columns a warpgroup
+  bool rounded;  // dS from P as rounded for dV, which frees the registers of P
+  bool general;  // softcap, ALiBi, dropout, block masks, exclude_self
+  bool exact;    // tensors have just these columns, and blocks add to dQ in any order
+};
+
+template <class T_, BackwardForm kForm>
 struct BackwardShape {
   using T = T_;
-  static constexpr int kDim = kDim_;
-  static constexpr int kStages = kStages_;
+  static constexpr int kDim = kForm.dim;
+  static constexpr int kStages = 2;
   static constexpr int kKeys = 128;
-  static constexpr int kQueries = kQueries_;
-  static constexpr bool kSwapped = kSwapped_;
-  static constexpr bool kRounded = kRounded_;
-  static constexpr bool kLate = kLate_;
-  static constexpr bool kGeneral = kGeneral_;
-  static constexpr bool kQueued = kLate && kDim == 128 && kQueries == 64;
+  static constexpr int kQueries = kForm.queries;
+  static constexpr bool kSwapped = kForm.swapped;
+  static constexpr bool kRounded = kForm.rounded;
+  static constexpr bool kGeneral = kForm.general;
+  static constexpr bool kExact = kForm.exact;
   // A warpgroup's part of dQ: 64 columns x queries if swapped, else 64 queries x 64 columns. The
-  // warpgroups split the columns; with 64 columns they split the queries.
+  // warpgroups split the columns; with 64 columns they split the queries. Of 96 columns the second
+  // warpgroup has 32 (and multiplies 32 zeros).
   static constexpr bool kSplitQueries = !kSwapped && kQueries == 128;
-  static constexpr int kQueryColumns = !kSwapped ? 64 : kDim == 128 ? kQueries : kQueries / 2;
-  static_assert(kDim == 128 || kSwapped || kQueries == 128);
-  static constexpr int kPanels = kDim / 64;
+  static constexpr int kQueryColumns = !kSwapped ? 64 : kDim > 64 ? kQueries : kQueries / 2;
+  static_assert(kDim > 64 || kSwapped || kQueries == 128);
+  static_assert(kDim != 96 || !kSwapped);
+  static constexpr int kPanels = (kDim + 63) / 64;
   static constexpr int kThreads = 384;
-  // Producers that walk lists need more than 24 registers.
-  static constexpr int kProducerRegisters = kGeneral ? 40 : 24;
-  static constexpr int kConsumerRegisters = kGeneral ? 232 : 240;
+  // Producers that walk lists need more than 24 registers. A block has 504 for three warpgroups
+  // (168 a thread): asking for more waits for ever.
+  static constexpr bool kLeanProducer = !kGeneral && kDim != 96;
+  static constexpr int kProducerRegisters = kLeanProducer ? 24 : 40;
+  static constexpr int kConsumerRegisters = kLeanProducer ? 240 : 232;
+  static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 504);
   static constexpr uint32_t kScorePanels = (kQueries + 63) / 64;
-  static constexpr uint32_t kKeyBytes = kKeys * kDim * 2;
-  static constexpr uint32_t kQueryBytes = kQueries * kDim * 2;
+  static constexpr uint32_t kKeyBytes = kKeys * kPanels * 128;
+  static constexpr uint32_t kQueryBytes = kQueries * kPanels * 128;
   static constexpr uint32_t kScoreBytes = kScorePanels * cuda::panel_bytes(kKeys);
   static constexpr uint32_t kRowBytes = kQueries * 4;
   static constexpr uint32_t kBarrierBytes = 1024;
   // Tiles start at multiples of 1024 bytes.
-  static constexpr uint32_t kRowsBytes = (2 * kStages * kRowBytes + 1023) / 1024 * 1024;
+  static constexpr uint32_t kRowArrays = kGeneral ? 3 : 2;  // lse, delta, dentropy
+  static constexpr uint32_t kRowsBytes = (kRowArrays * kStages * kRowBytes + 1023) / 1024 * 1024;
   static constexpr uint32_t kSharedBytes =
       kBarrierBytes + kRowsBytes + 2 * kKeyBytes + 2 * kStages * kQueryBytes + 2 * kScoreBytes;
 };
@@ -103,7 +113,8 @@ struct BackwardBarriers {
   uint64_t k_full, v_full;
   uint64_t q_full[Shape::kStages], q_empty[Shape::kStages];
   uint64_t dout_full[Shape::kStages], dout_empty[Shape::kStages];
-  uint64_t turn[2], added[2];          // by warpgroup: may add its part of dQ; has added it
+  // By warpgroup and step modulo 2: may add its part of dQ; has added it.
+  uint64_t turn[2][2], added[2][2];
   BackwardStep steps[Shape::kStages];  // in general scores, of each tile of q
 };
 
@@ -126,6 +137,11 @@ struct BackwardShared {
 
   __device__ __forceinline__ float* delta(uint32_t stage) const {
     return lse(Shape::kStages + stage);
+  }
+
+  __device__ __forceinline__ float* dentropy(uint32_t stage) const {
+    static_assert(Shape::kGeneral);
+    return delta(Shape::kStages + stage);
   }
 
   __device__ __forceinline__ char* k() const {

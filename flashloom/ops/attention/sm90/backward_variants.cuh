@@ -2,25 +2,94 @@
 
 #include "flashloom/ops/attention/sm90/backward_launch.cuh"
 
-// Which shape of the backward kernel runs.
+// Which shape of the backward kernel runs. Heads of exactly 64 and 128 columns have kernels of
+// their own for sums in any order.
 
 namespace flashloom::sm90 {
 
+template <class T, bool kExact>
+using Backward128 = BackwardShape<T, BackwardForm{.dim = 128,
+                                                  .queries = 64,
+                                                  .swapped = false,
+                                                  .rounded = false,
+                                                  .general = false,
+                                                  .exact = kExact}>;
 template <class T>
-using Backward128 = BackwardShape<T, 128, 64, 2, false, false, false, false>;
+using Backward96 = BackwardShape<T, BackwardForm{.dim = 96,
+                                                 .queries = 64,
+                                                 .swapped = false,
+                                                 .rounded = false,
+                                                 .general = false,
+                                                 .exact = false}>;
+template <class T, bool kExact>
+using Backward64 = BackwardShape<T, BackwardForm{.dim = 64,
+                                                 .queries = 128,
+                                                 .swapped = false,
+                                                 .rounded = true,
+                                                 .general = false,
+                                                 .exact = kExact}>;
 template <class T>
-using Backward64 = BackwardShape<T, 64, 128, 2, false, true, false, false>;
+using BackwardGeneral128 = BackwardShape<T, BackwardForm{.dim = 128,
+                                                         .queries = 64,
+                                                         .swapped = false,
+                                                         .rounded = true,
+                                                         .general = true,
+                                                         .exact = false}>;
 template <class T>
-using BackwardGeneral128 = BackwardShape<T, 128, 64, 2, false, true, false, true>;
-template <class T>
-using BackwardGeneral64 = BackwardShape<T, 64, 64, 2, true, true, false, true>;
+using BackwardGeneral64 = BackwardShape<T, BackwardForm{.dim = 64,
+                                                        .queries = 64,
+                                                        .swapped = true,
+                                                        .rounded = true,
+                                                        .general = true,
+                                                        .exact = false}>;
 
 /// Whether scores need more than scale and visibility.
-inline bool is_general(const AttentionOptions& options) {
-  return options.score.softcap != 0 || options.score.alibi_slopes ||
-         options.dropout.probability != 0 || options.blocks.row_offsets;
+inline bool is_general(const AttentionSaved& saved, const AttentionOptions& options) {
+  return saved.dentropy || options.score.softcap != 0 || options.score.alibi_slopes ||
+         options.dropout.probability != 0 || options.blocks.row_offsets ||
+         options.positions.exclude_self ||
+         options.score.scale < 0;  // hidden scores are -inf before they are scaled
 }
 
+/// The larger of the two row widths decides the kernel.
+inline int64_t backward_width(const AttentionInputs& inputs) {
+  return std::max(inputs.q.dim(-1), inputs.v.dim(-1));
+}
+
+template <class Shape>
+int64_t workspace_of(const AttentionInputs& inputs, const AttentionSaved& saved,
+                     const AttentionOptions& options) {
+  return backward_workspace(inputs, saved, options, Shape::kQueries, Shape::kDim).end;
+}
+
+/// Calls launch(T()) with the storage type.
+template <class Launch>
+void with_storage(DType storage, Launch&& launch) {
+  if (storage == DType::bf16) {
+    launch(__nv_bfloat16());
+  } else {
+    launch(__half());
+  }
+}
+
+template <template <class, bool> class Shape, class T>
+void launch_backward_mode(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
+  constexpr int kDim = Shape<T, true>::kDim;
+  if (call.inputs.q.dim(-1) == kDim && call.inputs.v.dim(-1) == kDim &&
+      !call.options.execution.deterministic) {
+    launch_backward<Shape<T, true>>(call, memory, stream);
+  } else {
+    launch_backward<Shape<T, false>>(call, memory, stream);
+  }
+}
+
+// Each in a file of its own, since they take long to compile.
+void launch_backward_64(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
+void launch_backward_96(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
+void launch_backward_128(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
 void launch_backward_general(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
+void launch_backward_near(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
+void launch_backward_wide_general(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
+void launch_backward_wide(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
 
 }  // namespace flashloom::sm90

@@ -1,0 +1,401 @@
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+#include "flashloom/cuda/ptx/tma.cuh"
+#include "flashloom/ops/attention/sm90/backward_fragments.cuh"
+#include "flashloom/ops/attention/sm90/backward_products.cuh"
+#include "flashloom/ops/attention/sm90/backward_queries_work.cuh"
+
+// Backward attention where rows see few keys: windows, short sequences. Blocks of one warpgroup,
+// several a multiprocessor, each with 64 keys (dK and dV) or 64 queries (dQ) of its own. Both kinds
+// compute the scores; dQ never lies in memory as f32, whose clearing, adding and reading would cost
+// more than everything else. Blocks of the same rows are neighbours, so that one reads from the L2
+// cache what the other has fetched. The results are the same bits every time.
+
+namespace flashloom::sm90 {
+
+/// A pair of tiles is q and dout, or k and v, of 64 rows.
+template <class T_, int kDim_, int kStages_, int kBlocks_>
+struct NearShape {
+  using T = T_;
+  static constexpr int kDim = kDim_;
+  static constexpr int kStages = kStages_;
+  static constexpr int kBlocks = kBlocks_;       // a multiprocessor
+  static constexpr bool kRounded = kBlocks > 2;  // dS from P as rounded for dV: registers
+  static constexpr int kKeys = 64;
+  static constexpr int kQueries = 64;
+  static constexpr int kPanels = kDim / 64;
+  static constexpr bool kGeneral = false;
+  static constexpr int kThreads = 128;
+  static constexpr uint32_t kTileBytes = 64 * kDim * 2;
+  static constexpr uint32_t kRowBytes = kQueries * 4;
+  static constexpr uint32_t kBarrierBytes = 1024;
+  static constexpr uint32_t kRowsBytes = (2 * kStages * kRowBytes + 1023) / 1024 * 1024;
+  static constexpr uint32_t kSharedBytes =
+      kBarrierBytes + kRowsBytes + 2 * (1 + kStages) * kTileBytes;
+};
+
+struct NearParams {
+  BackwardParams keys;
+  QueriesParams queries;
+  int32_t tiles;             // a key-value head: of keys, or of queries if they are more
+  int32_t key_heads, heads;  // batched ones count once a sequence
+};
+
+template <class Shape>
+struct NearShared {
+  char* base;
+
+  __device__ __forceinline__ uint64_t* own_full() const {
+    return reinterpret_cast<uint64_t*>(base);
+  }
+
+  __device__ __forceinline__ uint64_t* full(uint32_t stage) const { return own_full() + 1 + stage; }
+
+  /// What the block does: registers are few.
+  template <class Work>
+  __device__ __forceinline__ Work& work() const {
+    static_assert(sizeof(Work) <= 512);
+    return *reinterpret_cast<Work*>(base + 512);
+  }
+
+  __device__ __forceinline__ float* rows(uint32_t stage) const {  // lse, then delta
+    return reinterpret_cast<float*>(base + Shape::kBarrierBytes) + 2 * Shape::kQueries * stage;
+  }
+
+  /// The block's own pair, then those that pass by.
+  __device__ __forceinline__ char* own() const {
+    return base + Shape::kBarrierBytes + Shape::kRowsBytes;
+  }
+
+  __device__ __forceinline__ char* pair(uint32_t stage) const {
+    return own() + 2 * (1 + stage) * Shape::kTileBytes;
+  }
+};
+
+/// Where the rows of a pair lie.
+struct NearPlace {
+  int32_t row, head, batch;
+};
+
+template <class Shape>
+__device__ __forceinline__ void near_load(char* pair, uint64_t* full, const CUtensorMap* first,
+                                          const CUtensorMap* second, const NearPlace& place,
+                                          uint32_t row_bytes) {
+  using namespace cuda;
+  mbarrier_arrive_expect(full, 2 * Shape::kTileBytes + row_bytes);
+#pragma unroll
+  for (int p = 0; p < Shape::kPanels; ++p) {
+    tma_load_4d(pair + p * panel_bytes(64), first, full, p * 64, place.row, place.head,
+                place.batch);
+    tma_load_4d(pair + Shape::kTileBytes + p * panel_bytes(64), second, full, p * 64, place.row,
+                place.head, place.batch);
+  }
+}
+
+template <class Shape>
+__device__ __forceinline__ void near_issue_scores(float (&d)[32], uint32_t a, uint32_t b) {
+  cuda::wgmma_hold(d);
+  cuda::wgmma_fence();
+  issue_rows_by_rows<typename Shape::T, Shape::kDim, 64, 64, 64>(d, compute_here(a), b);
+}
+
+template <class Shape>
+__device__ __forceinline__ void near_issue_sums(float (&d)[Shape::kDim / 2],
+                                                const uint32_t (&a)[16], uint32_t b) {
+  cuda::wgmma_hold(d);
+  cuda::wgmma_fence();
+  issue_registers_by_tile<typename Shape::T, Shape::kDim, 64>(d, a, b);
+}
+
+/// dK and dV of 64 keys.
+template <class Shape>
+__device__ __forceinline__ void near_keys(const BackwardParams& params, const BackwardWork& work,
+                                          const NearShared<Shape>& shared, const CUtensorMap* q,
+                                          const CUtensorMap* k, const CUtensorMap* v,
+                                          const CUtensorMap* dout) {
+  using namespace cuda;
+  using T = typename Shape::T;
+  constexpr int kDim = Shape::kDim;
+  const Problem& problem = params.problem;
+  const Sequence& sequence = work.sequence;
+  const uint32_t thread = threadIdx.x;
+  const uint32_t lane = thread % 32;
+  const auto own = static_cast<int32_t>(work.key + thread / 32 * 16 + lane / 4);
+  const int32_t key_batch = problem.cu_key != nullptr ? 0 : work.batch;
+  float dk[kDim / 2], dv[kDim / 2];
+#pragma unroll
+  for (int i = 0; i < kDim / 2; ++i) {
+    dk[i] = dv[i] = 0;
+  }
+  BackwardWalk<Shape> walk = {}, ahead = {};
+  if (walk.start(params, work)) {
+    bool more_ahead = ahead.start(params, work);
+    PipelineState<Shape::kStages> place, fill;
+    auto load_next = [&] {
+      if (!more_ahead) {
+        return;
+      }
+      if (thread == 0) {
+        const int64_t first = first_place(problem, sequence, work.batch, ahead.head,
+                                          params.query_tiles, Shape::kQueries);
+        const int64_t row = (first + ahead.t) * Shape::kQueries;
+        uint64_t* full = shared.full(fill.stage);
+        near_load<Shape>(shared.pair(fill.stage), full, q, dout,
+                         {sequence.query_first + ahead.t * Shape::kQueries, ahead.head,
+                          problem.cu_query != nullptr ? 0 : work.batch},
+                         2 * Shape::kRowBytes);
+        float* rows = shared.rows(fill.stage);
+        bulk_load(rows, params.lse + row, Shape::kRowBytes, full);
+        bulk_load(rows + Shape::kQueries, params.delta + row, Shape::kRowBytes, full);
+      }
+      fill.advance();
+      more_ahead = ahead.advance(params, work);
+    };
+    if (thread == 0) {
+      near_load<Shape>(shared.own(), shared.own_full(), k, v,
+                       {sequence.key_first + work.key, work.head, key_batch}, 0);
+    }
+    for (int i = 0; i < Shape::kStages; ++i) {
+      load_next();
+    }
+    const KeysBorders<Shape::kQueries> borders(problem, sequence, work.key);
+    const float scale = params.scale * kLog2e;
+    const uint32_t own_k = shared_address(shared.own());
+    const uint32_t own_v = own_k + Shape::kTileBytes;
+    float scores[32], dp[32];
+    uint32_t weights[16], ds[16];
+    auto wait_for = [&](const PipelineState<Shape::kStages>& at, int32_t t) {
+      mbarrier_wait(shared.full(at.stage), at.parity, {"the warpgroup", "a pair"});
+      if (t == borders.tail) {
+        char* pair = shared.pair(at.stage);
+        zero_rows<Shape::kPanels>(pair, borders.tail_rows, Shape::kQueries, 1);
+        zero_rows<Shape::kPanels>(pair + Shape::kTileBytes, borders.tail_rows, Shape::kQueries, 1);
+      }
+    };
+    auto issue_both = [&](uint32_t stage) {
+      const uint32_t pair = shared_address(shared.pair(stage));
+      near_issue_scores<Shape>(scores, own_k, pair);
+      near_issue_scores<Shape>(dp, own_v, pair + Shape::kTileBytes);
+    };
+    mbarrier_wait(shared.own_full(), 0, {"the warpgroup", "its own pair"});
+    wgmma_hold(dk);
+    wgmma_hold(dv);
+    do {
+      const uint32_t pair = shared_address(shared.pair(place.stage));
+      const float* lse = shared.rows(place.stage) + 2 * (lane % 4);
+      wait_for(place, walk.t);
+      issue_both(place.stage);
+      wgmma_wait<1>();
+      wgmma_hold(scores);
+      if (walk.t < borders.open || walk.t >= borders.closed) {
+        hide_queries(scores, sequence, own, walk.t * Shape::kQueries, lane);
+      }
+      exponentials<T>(scores, weights, scale, lse);
+      wgmma_hold(weights);
+      near_issue_sums<Shape>(dv, weights, pair + Shape::kTileBytes);
+      wgmma_wait<1>();
+      wgmma_hold(dp);
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float2 shift = *reinterpret_cast<const float2*>(lse + Shape::kQueries + 8 * j);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int at = 4 * j + 2 * half;
+          float p[2] = {scores[at], scores[at + 1]};
+          if constexpr (Shape::kRounded) {
+            unpack2<T>(weights[at / 2], p[0], p[1]);
+          }
+          ds[at / 2] = pack2<T>(p[0] * (dp[at] - shift.x), p[1] * (dp[at + 1] - shift.y));
+        }
+      }
+      wgmma_hold(ds);
+      near_issue_sums<Shape>(dk, ds, pair);
+      wgmma_wait<0>();
+      wgmma_hold(dk);
+      wgmma_hold(dv);
+      wgmma_hold(weights);
+      wgmma_hold(ds);
+      place.advance();
+      __syncthreads();  // all have done with the pair
+      load_next();
+    } while (walk.advance(params, work));
+  }
+  store_rows<T, kDim>(dk, params.scale, params.dk, key_batch, work.head, sequence.key_first, own,
+                      sequence.key_length, sequence.key_rows, params.accumulate, true,
+                      params.columns, lane);
+  store_rows<T, kDim>(dv, 1, params.dv, key_batch, work.head, sequence.key_first, own,
+                      sequence.key_length, sequence.key_rows, params.accumulate, true,
+                      params.value_columns, lane);
+}
+
+/// dQ of 64 queries.
+template <class Shape>
+__device__ __forceinline__ void near_queries(const QueriesParams& params, const QueriesWork& work,
+                                             const NearShared<Shape>& shared, const CUtensorMap* q,
+                                             const CUtensorMap* k, const CUtensorMap* v,
+                                             const CUtensorMap* dout) {
+  using namespace cuda;
+  using T = typename Shape::T;
+  constexpr int kDim = Shape::kDim;
+  const Problem& problem = params.problem;
+  const Sequence& sequence = work.sequence;
+  const uint32_t thread = threadIdx.x;
+  const uint32_t lane = thread % 32;
+  const auto own = static_cast<int32_t>(work.query + thread / 32 * 16 + lane / 4);
+  const int32_t query_batch = problem.cu_query != nullptr ? 0 : work.batch;
+  float sums[kDim / 2];
+#pragma unroll
+  for (int i = 0; i < kDim / 2; ++i) {
+    sums[i] = 0;
+  }
+  if (work.begin < work.end) {
+    PipelineState<Shape::kStages> place, fill;
+    int32_t ahead = work.begin;
+    auto load_next = [&] {
+      if (ahead >= work.end) {
+        return;
+      }
+      if (thread == 0) {
+        near_load<Shape>(
+            shared.pair(fill.stage), shared.full(fill.stage), k, v,
+            {sequence.key_first + ahead * Shape::kKeys, work.head / problem.heads_per_key,
+             problem.cu_key != nullptr ? 0 : work.batch},
+            0);
+      }
+      fill.advance();
+      ++ahead;
+    };
+    if (thread == 0) {
+      near_load<Shape>(shared.own(), shared.own_full(), q, dout,
+                       {sequence.query_first + work.query, work.head, query_batch}, 0);
+    }
+    for (int i = 0; i < Shape::kStages; ++i) {
+      load_next();
+    }
+    float lse[2], delta[2];
+    const int64_t row = work.first_row(params);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int32_t query = own + 8 * half;
+      const bool exists = query < sequence.query_length;
+      lse[half] = exists ? params.lse[row + query] : INFINITY;
+      delta[half] = exists ? params.delta[row + query] : 0;
+    }
+    const QueriesBorders<Shape::kKeys> borders(problem, sequence, work.query);
+    const float scale = params.scale * kLog2e;
+    const uint32_t own_q = shared_address(shared.own());
+    const uint32_t own_dout = own_q + Shape::kTileBytes;
+    float scores[32], dp[32];
+    uint32_t ds[16];
+    auto wait_for = [&](const PipelineState<Shape::kStages>& at, int32_t tile) {
+      mbarrier_wait(shared.full(at.stage), at.parity, {"the warpgroup", "a pair"});
+      if (tile == borders.tail) {
+        char* pair = shared.pair(at.stage);
+        zero_rows<Shape::kPanels>(pair, borders.tail_rows, Shape::kKeys, 1);
+        zero_rows<Shape::kPanels>(pair + Shape::kTileBytes, borders.tail_rows, Shape::kKeys, 1);
+      }
+    };
+    auto issue_both = [&](uint32_t stage) {
+      const uint32_t pair = shared_address(shared.pair(stage));
+      near_issue_scores<Shape>(scores, own_q, pair);
+      near_issue_scores<Shape>(dp, own_dout, pair + Shape::kTileBytes);
+    };
+    mbarrier_wait(shared.own_full(), 0, {"the warpgroup", "its own pair"});
+    wgmma_hold(sums);
+    for (int32_t tile = work.begin; tile < work.end; ++tile) {
+      wait_for(place, tile);
+      issue_both(place.stage);
+      wgmma_wait<1>();
+      wgmma_hold(scores);
+      if (tile < borders.open || tile >= borders.closed) {
+        hide_keys(scores, sequence, own, tile * Shape::kKeys, lane);
+      }
+#pragma unroll
+      for (int i = 0; i < 32; ++i) {
+        scores[i] = exp2_fast(fmaf(scores[i], scale, -lse[i / 2 % 2]));
+      }
+      wgmma_wait<0>();
+      wgmma_hold(dp);
+#pragma unroll
+      for (int i = 0; i < 16; ++i) {
+        const float shift = delta[i % 2];
+        ds[i] = pack2<T>(scores[2 * i] * (dp[2 * i] - shift),
+                         scores[2 * i + 1] * (dp[2 * i + 1] - shift));
+      }
+      wgmma_hold(ds);
+      near_issue_sums<Shape>(sums, ds, shared_address(shared.pair(place.stage)));
+      wgmma_wait<0>();
+      wgmma_hold(sums);
+      wgmma_hold(ds);
+      place.advance();
+      __syncthreads();  // all have done with the pair
+      load_next();
+    }
+  }
+  store_rows<T, kDim>(sums, params.scale, params.dq, query_batch, work.head, sequence.query_first,
+                      own, sequence.query_length, sequence.query_rows, params.accumulate, true,
+                      params.columns, lane);
+}
+
+/// Blocks of a key-value head's tile: one with its keys, one for each of its query heads.
+template <class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
+    attention_backward_kernel_near(const __grid_constant__ NearParams params,
+                                   const __grid_constant__ CUtensorMap q,
+                                   const __grid_constant__ CUtensorMap k,
+                                   const __grid_constant__ CUtensorMap v,
+                                   const __grid_constant__ CUtensorMap dout) {
+  using namespace cuda;
+  extern __shared__ __align__(1024) char memory[];
+  const NearShared<Shape> shared{memory};
+  // Kinds of a tile, tiles, key-value heads: no divisions before the first load.
+  const auto part = static_cast<int32_t>(blockIdx.x);
+  const auto tile = static_cast<int32_t>(blockIdx.y);
+  const auto head = static_cast<int32_t>(blockIdx.z);
+  if (threadIdx.x == 0) {
+    prefetch_tensor_map(&q);
+    prefetch_tensor_map(&k);
+    prefetch_tensor_map(&v);
+    prefetch_tensor_map(&dout);
+    mbarrier_init(shared.own_full(), 1);
+    for (int i = 0; i < Shape::kStages; ++i) {
+      mbarrier_init(shared.full(i), 1);
+    }
+    mbarrier_init_fence();
+    begin_debug_block();
+  }
+  if (part == 0) {
+    if (tile >= params.keys.key_tiles || head >= params.key_heads) {
+      return;
+    }
+    const BackwardWork work = backward_work_at<Shape>(params.keys, head, tile);
+    if (threadIdx.x == 0) {
+      shared.template work<BackwardWork>() = work;
+    }
+    __syncthreads();
+    if (work.key < work.sequence.key_rows) {
+      near_keys<Shape>(params.keys, shared.template work<BackwardWork>(), shared, &q, &k, &v,
+                       &dout);
+    }
+    return;
+  }
+  const int32_t query_head = head * params.keys.problem.heads_per_key + part - 1;
+  if (tile >= params.queries.blocks || query_head >= params.heads) {
+    return;
+  }
+  const QueriesWork work = queries_work_at<Shape>(params.queries, query_head, tile);
+  if (threadIdx.x == 0) {
+    shared.template work<QueriesWork>() = work;
+  }
+  __syncthreads();
+  if (work.query < work.sequence.query_rows) {
+    near_queries<Shape>(params.queries, shared.template work<QueriesWork>(), shared, &q, &k, &v,
+                        &dout);
+  }
+}
+
+}  // namespace flashloom::sm90

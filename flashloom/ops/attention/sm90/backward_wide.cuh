@@ -1,0 +1,87 @@
+#pragma once
+
+#include "flashloom/ops/attention/sm90/backward_variants.cuh"
+#include "flashloom/ops/attention/sm90/backward_wide_keys.cuh"
+#include "flashloom/ops/attention/sm90/backward_wide_queries.cuh"
+
+// Launches of the kernels for heads of up to 256 columns.
+
+namespace flashloom::sm90 {
+
+// Of the L2 cache, for the heads of a section.
+inline constexpr int64_t kWideCacheBytes = int64_t{32} << 20;
+
+template <class Shape>
+void launch_wide_queries(const BackwardCall& call, const BackwardRowParams& rows,
+                         cudaStream_t stream) {
+  const AttentionInputs& inputs = call.inputs;
+  QueriesParams params = queries_params(call, rows, Shape::kQueries);
+  const int64_t heads = queries_heads(rows.problem);
+  if (params.descending && rows.problem.cu_query == nullptr) {
+    params.section = heads_side_by_side(heads, int64_t{4} * rows.problem.key_length * Shape::kDim,
+                                        1, kWideCacheBytes);
+  }
+  const CUtensorMap q = cuda::make_tile_map(as_batched(inputs.q), Shape::kQueries);
+  const CUtensorMap k = cuda::make_tile_map(as_batched(inputs.k), Shape::kKeys);
+  const CUtensorMap v = cuda::make_tile_map(as_batched(inputs.v), Shape::kKeys);
+  const CUtensorMap dout = cuda::make_tile_map(as_batched(call.saved.dout), Shape::kQueries);
+  auto* kernel = &attention_backward_kernel_queries<Shape>;
+  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   Shape::kSharedBytes),
+              "cudaFuncSetAttribute");
+  cuda::prepare_debug(stream);
+  kernel<<<static_cast<uint32_t>(params.blocks * heads), Shape::kThreads, Shape::kSharedBytes,
+           stream>>>(params, q, k, v, dout);
+  cuda::check(cudaGetLastError(), "attention_backward_kernel_queries");
+}
+
+template <class Shape>
+void launch_wide_keys(const BackwardCall& call, const BackwardRowParams& rows,
+                      cudaStream_t stream) {
+  const AttentionInputs& inputs = call.inputs;
+  BackwardParams params = backward_params(call, rows, Shape::kKeys);
+  const int64_t heads = backward_heads(rows.problem);
+  if (call.options.visibility.right >= 0 && call.options.visibility.left < 0 &&
+      rows.problem.cu_key == nullptr) {
+    const int64_t bytes =
+        int64_t{4} * rows.problem.query_length * Shape::kDim * rows.problem.heads_per_key;
+    params.section = heads_side_by_side(heads, bytes, 1, kWideCacheBytes);
+  }
+  const CUtensorMap q = cuda::make_tile_map(as_batched(inputs.q), Shape::kQueries);
+  const CUtensorMap k = cuda::make_tile_map(as_batched(inputs.k), Shape::kKeys);
+  const CUtensorMap v = cuda::make_tile_map(as_batched(inputs.v), Shape::kKeys);
+  const CUtensorMap dout = cuda::make_tile_map(as_batched(call.saved.dout), Shape::kQueries);
+  auto* kernel = &attention_backward_kernel_keys<Shape>;
+  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   Shape::kSharedBytes),
+              "cudaFuncSetAttribute");
+  cuda::prepare_debug(stream);
+  kernel<<<static_cast<uint32_t>(params.key_tiles * heads), Shape::kThreads, Shape::kSharedBytes,
+           stream>>>(params, q, k, v, dout);
+  cuda::check(cudaGetLastError(), "attention_backward_kernel_keys");
+}
+
+template <class T, int kDim, bool kAdjusts>
+void launch_wide(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
+  const BackwardWorkspace place =
+      backward_workspace(call.inputs, call.saved, call.options, kQueryPlace, 0);
+  const BackwardRowParams rows = backward_rows(call, place, memory);
+  launch_backward_prepare<T, kDim, kQueryPlace>(rows, place.places, stream);
+  launch_wide_queries<WideQueriesShape<T, kDim, kAdjusts>>(call, rows, stream);
+  launch_wide_keys<WideKeysShape<T, kDim, kAdjusts>>(call, rows, stream);
+  launch_backward_sinks<kQueryPlace>(rows, stream);
+}
+
+template <bool kAdjusts>
+void launch_wide_storage(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
+  with_storage(call.inputs.q.dtype, [&](auto storage) {
+    using T = decltype(storage);
+    if (backward_width(call.inputs) > 192) {
+      launch_wide<T, 256, kAdjusts>(call, memory, stream);
+    } else {
+      launch_wide<T, 192, kAdjusts>(call, memory, stream);
+    }
+  });
+}
+
+}  // namespace flashloom::sm90

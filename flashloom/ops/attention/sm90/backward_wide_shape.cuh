@@ -1,0 +1,113 @@
+#pragma once
+
+#include "flashloom/cuda/tile/shared_layout.h"
+#include "flashloom/ops/attention/sm90/backward_shape.cuh"
+
+// Backward attention with heads of up to 256 columns: two kernels that compute the scores each for
+// itself, one for dK and dV, one for dQ. Seven products instead of five, but no dQ in memory: sums
+// of 256 columns for 64 keys would move 64 KB for every 64 queries. The results are the same bits
+// every time.
+
+namespace flashloom::sm90 {
+
+/// dK and dV of 64 keys. One warpgroup computes P and dV, the other dP, dS and dK; the first hands
+/// P over through shared memory.
+///   kAdjusts   softcap, ALiBi, dropout, exclude_self
+template <class T_, int kDim_, bool kAdjusts_>
+struct WideKeysShape {
+  using T = T_;
+  static constexpr int kDim = kDim_;
+  static constexpr int kStages = kDim > 192 ? 2 : 3;
+  // Products of the last scores are issued before those of the next: with two buffers a tile must
+  // be given back early.
+  static constexpr bool kSumsFirst = false;
+  static constexpr int kKeys = 64;
+  static constexpr int kQueries = 64;
+  static constexpr int kPanels = kDim / 64;
+  static constexpr bool kGeneral = false;  // no lists of blocks
+  static constexpr bool kAdjusts = kAdjusts_;
+  static constexpr int kThreads = 384;
+  static constexpr uint32_t kTileBytes = kQueries * kDim * 2;
+  static constexpr uint32_t kRowBytes = kQueries * 4;
+  static constexpr uint32_t kWeightBytes = kKeys * kQueries * 2;
+  static constexpr uint32_t kBarrierBytes = 1024;
+  static constexpr uint32_t kRowsBytes = (2 * kStages * kRowBytes + 1023) / 1024 * 1024;
+  static constexpr uint32_t kSharedBytes = kBarrierBytes + kRowsBytes +
+                                           (2 + 2 * kStages) * kTileBytes + 2 * kWeightBytes +
+                                           (kAdjusts ? kWeightBytes + 2 * 512 : 0);
+};
+
+template <class Shape>
+struct WideKeysBarriers {
+  uint64_t k_full, v_full;
+  uint64_t q_full[Shape::kStages], q_empty[Shape::kStages];
+  uint64_t dout_full[Shape::kStages], dout_empty[Shape::kStages];
+  uint64_t weights_full[2], weights_empty[2];
+};
+
+template <class Shape>
+struct WideKeysShared {
+  char* base;
+
+  __device__ __forceinline__ WideKeysBarriers<Shape>& barriers() const {
+    return *reinterpret_cast<WideKeysBarriers<Shape>*>(base);
+  }
+
+  __device__ __forceinline__ float* lse(uint32_t stage) const {
+    return reinterpret_cast<float*>(base + Shape::kBarrierBytes + stage * Shape::kRowBytes);
+  }
+
+  __device__ __forceinline__ float* delta(uint32_t stage) const {
+    return lse(Shape::kStages + stage);
+  }
+
+  __device__ __forceinline__ char* k() const {
+    return base + Shape::kBarrierBytes + Shape::kRowsBytes;
+  }
+
+  __device__ __forceinline__ char* v() const { return k() + Shape::kTileBytes; }
+
+  __device__ __forceinline__ char* q(uint32_t stage) const {
+    return v() + (1 + stage) * Shape::kTileBytes;
+  }
+
+  __device__ __forceinline__ char* dout(uint32_t stage) const { return q(Shape::kStages + stage); }
+
+  __device__ __forceinline__ char* weights(uint32_t buffer) const {
+    return q(2 * Shape::kStages) + buffer * Shape::kWeightBytes;
+  }
+
+  /// What dropout keeps of P, where that is not what the other warpgroup gets.
+  __device__ __forceinline__ char* dropped() const {
+    static_assert(Shape::kAdjusts);
+    return weights(2);
+  }
+
+  /// Which elements dropout keeps, a word a thread.
+  __device__ __forceinline__ uint32_t* kept(uint32_t buffer) const {
+    static_assert(Shape::kAdjusts);
+    return reinterpret_cast<uint32_t*>(weights(3)) + 128 * buffer;
+  }
+};
+
+/// dQ of 128 queries, 64 a warpgroup. Of values one tile fits at 256 columns; they are needed for a
+/// shorter time than keys.
+template <class T_, int kDim_, bool kAdjusts_>
+struct WideQueriesShape {
+  using T = T_;
+  static constexpr int kDim = kDim_;
+  static constexpr int kQueries = 128;
+  static constexpr int kKeys = 64;
+  static constexpr int kKeyStages = 2;
+  static constexpr int kValueStages = kDim > 192 ? 1 : 2;
+  static constexpr int kPanels = kDim / 64;
+  static constexpr bool kAdjusts = kAdjusts_;
+  static constexpr int kThreads = 384;
+  static constexpr uint32_t kQueryBytes = kQueries * kDim * 2;
+  static constexpr uint32_t kKeyBytes = kKeys * kDim * 2;
+  static constexpr uint32_t kBarrierBytes = 1024;
+  static constexpr uint32_t kSharedBytes =
+      kBarrierBytes + 2 * kQueryBytes + (kKeyStages + kValueStages) * kKeyBytes;
+};
+
+}  // namespace flashloom::sm90
