@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <fstream>
 #include <iterator>
 #include <limits>
@@ -71,6 +72,49 @@ TEST_F(FineTuneTest, CutsAStepIntoTheFewestMicroBatchesThatFit) {
   EXPECT_EQ(halved.step_shape().bins_per_step, 2);
   EXPECT_EQ(halved.step_shape().bin_capacity, 128);
   EXPECT_LT(halved.planned_bytes(), whole);
+}
+
+TEST_F(FineTuneTest, TakesNoMoreAtOnceThanAskedFor) {
+  const auto shape = [&](int64_t most) {
+    return FineTune(bundle_, documents_, nullptr,
+                    {.output = folder_ / std::to_string(++runs_),
+                     .steps = 1,
+                     .batch_tokens = 256,
+                     .micro_batch_tokens = most},
+                    kAnyMemory)
+        .step_shape();
+  };
+  EXPECT_EQ(shape(64).bin_capacity, 64);
+  EXPECT_EQ(shape(64).bins_per_step, 4);
+  EXPECT_EQ(shape(100).bins_per_step, 3);
+  EXPECT_EQ(shape(1000).bins_per_step, 1);
+  EXPECT_EQ(shape(5).bin_capacity, 24);  // the longest document
+  EXPECT_THROW(shape(-1), InvalidArgument);
+}
+
+TEST_F(FineTuneTest, NamesTheOpThatMakesAGradientThatIsNotFinite) {
+  FineTune run(bundle_, documents_, nullptr,
+               {.output = folder_ / "run",
+                .lora = std::nullopt,
+                .steps = 1,
+                .batch_tokens = 256,
+                .guards = false},
+               kAnyMemory);
+  // Huge times tiny is as it was forward, but not backward; steep logits make gradients large.
+  for (const Parameter& parameter : run.model().parameters()) {
+    const float factor = parameter.name == "model.layers.1.mlp.up_proj.weight"     ? 1e-35f
+                         : parameter.name == "model.layers.1.mlp.down_proj.weight" ? 1e35f
+                         : parameter.name == "model.norm.weight"                   ? 1e6f
+                                                                                   : 1;
+    float* values = parameter.value.as<float>();
+    std::transform(values, values + parameter.value.size(), values,
+                   [&](float x) { return x * factor; });
+  }
+  EXPECT_THAT([&] { run.run({}); },
+              testing::ThrowsMessage<Error>(testing::AllOf(
+                  testing::HasSubstr("the gradient of model."),
+                  testing::HasSubstr("is not finite in step 1, first in layer 1: the gradients of "
+                                     "down_proj;"))));
 }
 
 TEST_F(FineTuneTest, RecomputationMakesRoomForLargerMicroBatches) {
