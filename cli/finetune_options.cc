@@ -23,6 +23,11 @@ std::vector<std::pair<std::string, std::string>> data_settings(const FinetuneOpt
           {"data_weights", fmt::format("{}", fmt::join(weights, ", "))}};
 }
 
+// finetune_flags() gives these a default.
+std::string chosen(const std::optional<std::string>& flag) {
+  return flag.value_or("");
+}
+
 }  // namespace
 
 void validate(const FinetuneOptions& options) {
@@ -88,13 +93,13 @@ FineTuneOptions training_options(const FinetuneOptions& options, const ModelConf
   FineTuneOptions training = {
       .output = options.output,
       .resume = options.resume == "auto",
-      .recompute = parse_llama_recompute(*flags.recompute),
+      .recompute = parse_llama_recompute(chosen(flags.recompute)),
       .optimizer = {.learning_rate = options.learning_rate.value_or(
                         flags.lora() ? kLoraLearningRate : kFullLearningRate),
                     .adapter_b_ratio = options.lora_plus,
                     .weight_decay = options.weight_decay,
                     .clip_norm = options.clip,
-                    .moments = parse_optimizer(*flags.optimizer),
+                    .moments = parse_optimizer(chosen(flags.optimizer)),
                     .bf16_updates = parse_bf16_updates(flags.bf16_updates),
                     .seed = static_cast<uint64_t>(options.seed)},
       .schedule = {.kind = parse_schedule(options.schedule),
@@ -109,8 +114,8 @@ FineTuneOptions training_options(const FinetuneOptions& options, const ModelConf
       .micro_batch_tokens = flags.micro_batch_tokens,
       .eval_steps = options.eval_steps,
       .save_steps = options.save_steps,
-      .weight_dtype = parse_float_dtype(*flags.weight_dtype),
-      .save_dtype = parse_float_dtype(options.save_dtype.value_or(*flags.weight_dtype)),
+      .weight_dtype = parse_float_dtype(chosen(flags.weight_dtype)),
+      .save_dtype = parse_float_dtype(options.save_dtype.value_or(chosen(flags.weight_dtype))),
       .seed = static_cast<uint64_t>(options.seed),
       .guards = options.guards == "on",
       .data_settings = data_settings(options),

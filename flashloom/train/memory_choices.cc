@@ -201,6 +201,9 @@ std::optional<MemoryChoice> best_choice(std::span<const MemoryChoice> choices, i
       least = std::min(least.value_or(cost(choice)), cost(choice));
     }
   }
+  if (!least) {
+    return std::nullopt;
+  }
   std::optional<MemoryChoice> best;
   for (const MemoryChoice& choice : choices) {
     if (choice.bytes > budget || cost(choice) > kErrorOfEstimate * *least) {

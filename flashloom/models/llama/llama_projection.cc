@@ -63,8 +63,8 @@ void forward_row(std::span<const TensorView> y, TensorView lora_hidden, ConstTen
 }  // namespace
 
 bool LlamaLayer::group_has_adapter(LlamaGroup group) const {
-  const auto [first, end] = llama_group_range(group);
-  for (size_t i = first; i < end; ++i) {
+  const LlamaGroupRange range = llama_group_range(group);
+  for (size_t i = range.first; i < range.end; ++i) {
     if (adapters.value[i].a) {
       return true;
     }
