@@ -3,10 +3,10 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
-#include <functional>
-#include <type_traits>
+#include <cmath>
 #include <vector>
 
+#include "flashloom/cuda/bricks_test.cuh"
 #include "flashloom/cuda/error.cuh"
 #include "flashloom/cuda/ptx/barrier.cuh"
 #include "flashloom/cuda/ptx/cp_async.cuh"
@@ -15,180 +15,15 @@
 #include "flashloom/cuda/ptx/mma.cuh"
 #include "flashloom/cuda/ptx/stmatrix.cuh"
 #include "flashloom/cuda/ptx/tma.cuh"
-#include "flashloom/cuda/ptx/wgmma.cuh"
 #include "flashloom/cuda/tensor_map.cuh"
 #include "flashloom/cuda/tile/fragment.cuh"
+#include "flashloom/cuda/tile/fragment_layout.h"
 #include "flashloom/cuda/tile/shared_layout.h"
 
-// Each brick on the GPU against the CPU. Operands are small integers, so that products and sums are
-// exact and a misplaced element shows as a wrong number.
+// Bricks that move numbers and keep order.
 
 namespace flashloom::cuda {
 namespace {
-
-#define FLASHLOOM_NEEDS_HOPPER()                                                        \
-  int flashloom_major = 0;                                                              \
-  if (cudaDeviceGetAttribute(&flashloom_major, cudaDevAttrComputeCapabilityMajor, 0) != \
-          cudaSuccess ||                                                                \
-      flashloom_major != 9) {                                                           \
-    GTEST_SKIP() << "no Hopper GPU on this host";                                       \
-  }                                                                                     \
-  static_assert(true)
-
-template <class T>
-class Buffer {
- public:
-  explicit Buffer(const std::vector<T>& values) : count_(values.size()) {
-    check(cudaMalloc(&data_, count_ * sizeof(T)), "cudaMalloc");
-    check(cudaMemcpy(data_, values.data(), count_ * sizeof(T), cudaMemcpyHostToDevice), "copy");
-  }
-
-  ~Buffer() { cudaFree(data_); }
-
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-
-  T* data() const { return data_; }
-
-  std::vector<T> read() const {
-    check(cudaDeviceSynchronize(), "kernel");
-    std::vector<T> values(count_);
-    check(cudaMemcpy(values.data(), data_, count_ * sizeof(T), cudaMemcpyDeviceToHost), "copy");
-    return values;
-  }
-
- private:
-  T* data_ = nullptr;
-  size_t count_;
-};
-
-// Integers in [-8, 8], different for neighbours.
-template <class T>
-std::vector<T> integers(size_t count, uint32_t seed) {
-  std::vector<T> values(count);
-  for (size_t i = 0; i < count; ++i) {
-    const auto mixed = static_cast<uint32_t>(i) * 2654435761u + seed * 40503u;
-    values[i] = static_cast<T>(static_cast<float>(static_cast<int>(mixed >> 16) % 17 - 8));
-  }
-  return values;
-}
-
-constexpr int kRows = 64;     // of A: one warpgroup
-constexpr int kReduced = 64;  // four steps
-
-template <class T>
-__device__ void store_swizzled(unsigned char* tile, const T* source, int rows, int columns) {
-  for (int i = static_cast<int>(threadIdx.x); i < rows * columns;
-       i += static_cast<int>(blockDim.x)) {
-    *reinterpret_cast<T*>(tile + swizzled_offset(i / columns, i % columns, rows)) = source[i];
-  }
-}
-
-// a: (64, 64) if its reduced dimension runs along rows, else transposed; b: (N, 64) or (64, N).
-template <class T, int kN, Major kMajorA, Major kMajorB, bool kFromRegisters>
-__global__ void wgmma_kernel(const T* a, const T* b, float* c) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  unsigned char* tile_a = memory;
-  unsigned char* tile_b = memory + kRows * kReduced * 2;
-  const bool b_reduced = kMajorB == Major::kReduced;
-  store_swizzled(tile_a, a, 64, 64);
-  store_swizzled(tile_b, b, b_reduced ? kN : kReduced, b_reduced ? kReduced : kN);
-  fence_async_shared();
-  __syncthreads();
-  const uint32_t lane = threadIdx.x % 32;
-  const uint32_t row = threadIdx.x / 32 * 16 + lane / 4;
-  const uint32_t address_a = shared_address(tile_a);
-  const uint32_t address_b = shared_address(tile_b);
-  float d[kN / 2];
-  for (float& value : d) {
-    value = 1e9f;  // must be overwritten by the first step
-  }
-  uint32_t words[4][4];
-  for (int step = 0; step < 4; ++step) {
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t r = row + i % 2 * 8;
-      const uint32_t column = 16 * step + i / 2 * 8 + lane % 4 * 2;
-      words[step][i] = *reinterpret_cast<const uint32_t*>(a + r * kReduced + column);
-    }
-  }
-  wgmma_hold(d);
-  wgmma_fence();
-#pragma unroll
-  for (int step = 0; step < 4; ++step) {
-    const uint64_t desc_b = b_reduced
-                                ? k_major_descriptor(address_b + k_major_step(step, kN))
-                                : mn_major_descriptor(address_b + mn_major_step(step), kReduced);
-    if constexpr (kFromRegisters) {
-      Wgmma<T, kN>::template from_registers<kMajorB>(
-          d, words[step][0], words[step][1], words[step][2], words[step][3], desc_b, step > 0);
-    } else {
-      const uint64_t desc_a = kMajorA == Major::kReduced
-                                  ? k_major_descriptor(address_a + k_major_step(step, kRows))
-                                  : mn_major_descriptor(address_a + mn_major_step(step), kReduced);
-      Wgmma<T, kN>::template from_shared<kMajorA, kMajorB>(d, desc_a, desc_b, step > 0);
-    }
-  }
-  wgmma_commit();
-  wgmma_wait<0>();
-  wgmma_hold(d);
-  for (int i = 0; i < kN / 2; ++i) {
-    const uint32_t r = row + i / 2 % 2 * 8;
-    const uint32_t column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    c[r * kN + column] = d[i];
-  }
-}
-
-template <class T, int kN, Major kMajorA, Major kMajorB, bool kFromRegisters = false>
-void check_wgmma() {
-  const std::vector<T> a = integers<T>(kRows * kReduced, 1);
-  const std::vector<T> b = integers<T>(kN * kReduced, 2);
-  const Buffer<T> device_a(a);
-  const Buffer<T> device_b(b);
-  const Buffer<float> c(std::vector<float>(kRows * kN, -1));
-  auto* kernel = &wgmma_kernel<T, kN, kMajorA, kMajorB, kFromRegisters>;
-  const int bytes = kRows * kReduced * 2 + (kN + 63) / 64 * 64 * kReduced * 2;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "set");
-  kernel<<<1, 128, static_cast<size_t>(bytes)>>>(device_a.data(), device_b.data(), c.data());
-  const std::vector<float> ours = c.read();
-  int wrong = 0;
-  for (int m = 0; m < kRows; ++m) {
-    for (int n = 0; n < kN; ++n) {
-      float sum = 0;
-      for (int k = 0; k < kReduced; ++k) {
-        const T x =
-            a[static_cast<size_t>(kMajorA == Major::kReduced ? m * kReduced + k : k * kRows + m)];
-        const T y =
-            b[static_cast<size_t>(kMajorB == Major::kReduced ? n * kReduced + k : k * kN + n)];
-        sum += static_cast<float>(x) * static_cast<float>(y);
-      }
-      wrong += ours[static_cast<size_t>(m * kN + n)] != sum ? 1 : 0;
-    }
-  }
-  EXPECT_EQ(wrong, 0) << "N " << kN << ", majors " << static_cast<int>(kMajorA) << ", "
-                      << static_cast<int>(kMajorB) << (kFromRegisters ? ", A in registers" : "");
-}
-
-template <class T, int kN>
-void check_wgmma_majors() {
-  check_wgmma<T, kN, Major::kReduced, Major::kReduced>();
-  check_wgmma<T, kN, Major::kReduced, Major::kReduced, true>();
-  check_wgmma<T, kN, Major::kReduced, Major::kOther>();
-  check_wgmma<T, kN, Major::kReduced, Major::kOther, true>();
-  check_wgmma<T, kN, Major::kOther, Major::kReduced>();
-  check_wgmma<T, kN, Major::kOther, Major::kOther>();
-}
-
-TEST(Bricks, WgmmaMultipliesInAllShapesAndMajors) {
-  FLASHLOOM_NEEDS_HOPPER();
-  check_wgmma_majors<__nv_bfloat16, 64>();
-  check_wgmma_majors<__nv_bfloat16, 80>();
-  check_wgmma_majors<__nv_bfloat16, 96>();
-  check_wgmma_majors<__nv_bfloat16, 128>();
-  check_wgmma_majors<__nv_bfloat16, 176>();
-  check_wgmma_majors<__nv_bfloat16, 192>();
-  check_wgmma_majors<__half, 64>();
-  check_wgmma_majors<__half, 128>();
-}
 
 constexpr int kBoxRows = 48;
 constexpr int kBoxes = 5;
@@ -296,6 +131,36 @@ TEST(Bricks, NamedBarriersOrderWritersAndReaders) {
   EXPECT_EQ(wrong.read()[0], 0);
 }
 
+// Two teams that meet at barriers of their own a different number of times, then all at one.
+__global__ void teams_kernel(int* wrong) {
+  __shared__ int numbers[256];
+  const uint32_t team = threadIdx.x / 128;
+  for (int round = 0; round < 20; ++round) {
+    for (uint32_t i = 0; i < 1 + 2 * team; ++i) {
+      numbers[threadIdx.x] = round + static_cast<int>(i + threadIdx.x);
+      named_barrier_sync(1 + team, 128);
+      const uint32_t other = threadIdx.x ^ 127;
+      if (numbers[other] != round + static_cast<int>(i + other)) {
+        atomicAdd(wrong, 1);
+      }
+      named_barrier_sync(1 + team, 128);
+    }
+    __syncthreads();
+    const uint32_t other = threadIdx.x ^ 255;
+    if (numbers[other] != round + static_cast<int>(2 * (other / 128) + other)) {
+      atomicAdd(wrong, 1);
+    }
+    __syncthreads();
+  }
+}
+
+TEST(Bricks, TeamsMeetAsOftenAsTheyLike) {
+  FLASHLOOM_NEEDS_HOPPER();
+  const Buffer<int> wrong(std::vector<int>(1, 0));
+  teams_kernel<<<1, 256>>>(wrong.data());
+  EXPECT_EQ(wrong.read()[0], 0);
+}
+
 // A 16 x 16 tile from fragments to shared memory with stmatrix and back with ldmatrix, straight and
 // transposed.
 __global__ void matrix_moves_kernel(const uint16_t* in, uint16_t* stored, uint16_t* loaded,
@@ -308,7 +173,8 @@ __global__ void matrix_moves_kernel(const uint16_t* in, uint16_t* stored, uint16
   };
   const uint32_t g = lane / 4;
   const uint32_t t = lane % 4 * 2;
-  const uint32_t address = shared_address(tile) + swizzled_offset(lane % 16, 8 * (lane / 16), 16);
+  const TilePlace own = matrix_row_place(lane);
+  const uint32_t address = shared_address(tile) + swizzled_offset(own.row, own.column, 16);
   stmatrix_x4(address, pair(g, t), pair(g + 8, t), pair(g, t + 8), pair(g + 8, t + 8));
   __syncwarp();
   for (uint32_t i = lane; i < 256; i += 32) {
@@ -412,6 +278,149 @@ TEST(Bricks, AsynchronousCopiesFillWithZeros) {
   for (size_t i = 0; i < 128; ++i) {
     ASSERT_EQ(ours[i], i / 4 % 2 == 0 ? values[i] : 0u) << i;
   }
+}
+
+// Boxes out of swizzled shared memory: the inverse of the load above, ends left out.
+__global__ void tma_store_kernel(const __grid_constant__ CUtensorMap map, const int* coordinates) {
+  extern __shared__ __align__(1024) unsigned char memory[];
+  const int* c = coordinates + 4 * blockIdx.x;
+  for (int i = static_cast<int>(threadIdx.x); i < kBoxRows * 64;
+       i += static_cast<int>(blockDim.x)) {
+    *reinterpret_cast<uint16_t*>(memory + swizzled_offset(i / 64, i % 64, kBoxRows)) =
+        static_cast<uint16_t>(4000 * blockIdx.x + i + 1);
+  }
+  fence_async_shared();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    tma_store_4d(&map, shared_address(memory), c[0], c[1], c[2], c[3]);
+    bulk_commit();
+    bulk_wait_read<0>();  // the shared memory is free from here on, the box is not there yet
+    bulk_wait<0>();
+  }
+}
+
+TEST(Bricks, TmaStoresBoxesAndLeavesTheOutsideAlone) {
+  FLASHLOOM_NEEDS_HOPPER();
+  constexpr uint16_t kOld = 0xabcd;
+  const Buffer<uint16_t> target(std::vector<uint16_t>(2 * 3 * 100 * 128, kOld));
+  const std::vector<int> places = {64, 10, 1, 1, 0, 80, 2, 0, 0, 200, 0, 1};
+  const Buffer<int> coordinates(places);
+  const TensorView view(static_cast<void*>(target.data()), DType::bf16, {2, 3, 100, 128},
+                        {Device::Kind::cuda, 0});
+  const CUtensorMap map = make_tile_map(view, kBoxRows);
+  tma_store_kernel<<<3, 64, kBoxRows * kPanelRowBytes>>>(map, coordinates.data());
+  std::vector<uint16_t> expected(2 * 3 * 100 * 128, kOld);
+  for (int box = 0; box < 3; ++box) {
+    const int* c = &places[static_cast<size_t>(4 * box)];
+    for (int i = 0; i < kBoxRows * 64; ++i) {
+      const int row = c[1] + i / 64;
+      if (row < 100) {
+        expected[static_cast<size_t>(((c[3] * 3 + c[2]) * 100 + row) * 128 + c[0] + i % 64)] =
+            static_cast<uint16_t>(4000 * box + i + 1);
+      }
+    }
+  }
+  EXPECT_EQ(target.read(), expected);
+}
+
+__global__ void bulk_load_kernel(const float* in, float* out) {
+  __shared__ __align__(16) float numbers[96];
+  __shared__ uint64_t full;
+  if (threadIdx.x == 0) {
+    mbarrier_init(&full, 1);
+    mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (elect_one() && threadIdx.x < 32) {  // one lane of one warp
+    mbarrier_arrive_expect(&full, sizeof(numbers));
+    bulk_load(numbers, in, 64 * 4, &full);
+    bulk_load(numbers + 64, in + 64, 32 * 4, &full);
+  }
+  mbarrier_wait(&full, 0);
+  out[threadIdx.x] = numbers[threadIdx.x];
+}
+
+TEST(Bricks, BulkCopiesCountTheirBytes) {
+  FLASHLOOM_NEEDS_HOPPER();
+  std::vector<float> values(96);
+  for (size_t i = 0; i < 96; ++i) {
+    values[i] = static_cast<float>(i * i);
+  }
+  const Buffer<float> in(values);
+  const Buffer<float> out(std::vector<float>(96, -1));
+  bulk_load_kernel<<<1, 96>>>(in.data(), out.data());
+  EXPECT_EQ(out.read(), values);
+}
+
+// A warpgroup lowers its limit, which gives the other one the registers to raise its own; numbers
+// that need them all must survive.
+__global__ void __launch_bounds__(256, 1) register_limit_kernel(const float* in, float* out) {
+  if (threadIdx.x < 128) {
+    register_limit_lower<40>();
+    out[threadIdx.x] = in[threadIdx.x];
+  } else {
+    register_limit_raise<232>();
+    float numbers[160];
+#pragma unroll
+    for (int i = 0; i < 160; ++i) {
+      numbers[i] = in[(threadIdx.x + 37 * i) % 256];
+    }
+#pragma unroll
+    for (int round = 0; round < 3; ++round) {
+#pragma unroll
+      for (int i = 0; i < 160; ++i) {
+        numbers[i] = fmaf(numbers[(i + 1) % 160], 3, numbers[i]);
+      }
+    }
+    float sum = 0;
+#pragma unroll
+    for (int i = 0; i < 160; ++i) {
+      sum += numbers[i];
+    }
+    out[threadIdx.x] = sum;
+  }
+}
+
+TEST(Bricks, RegisterLimitsMove) {
+  FLASHLOOM_NEEDS_HOPPER();
+  std::vector<float> values(256);
+  for (size_t i = 0; i < 256; ++i) {
+    values[i] = static_cast<float>(i * 7 % 11);
+  }
+  const Buffer<float> in(values);
+  const Buffer<float> out(std::vector<float>(256, -1));
+  register_limit_kernel<<<1, 256>>>(in.data(), out.data());
+  std::vector<float> expected = values;
+  for (size_t thread = 128; thread < 256; ++thread) {
+    std::vector<float> numbers(160);
+    for (size_t i = 0; i < 160; ++i) {
+      numbers[i] = values[(thread + 37 * i) % 256];
+    }
+    for (int round = 0; round < 3; ++round) {
+      for (size_t i = 0; i < 160; ++i) {
+        numbers[i] += 3 * numbers[(i + 1) % 160];
+      }
+    }
+    expected[thread] = 0;
+    for (const float number : numbers) {
+      expected[thread] += number;
+    }
+  }
+  EXPECT_EQ(out.read(), expected);  // integers below 2^24, so exact
+}
+
+TEST(Bricks, MapsRefuseWhatTheCopyEngineCannot) {
+  const auto view = [](DType dtype, int64_t stride) {
+    TensorView tensor(reinterpret_cast<void*>(0x1000), dtype, {2, 3, 100, 128},
+                      {Device::Kind::cuda, 0});
+    tensor.strides[2] = stride;
+    return tensor;
+  };
+  EXPECT_THROW(make_tile_map(view(DType::f32, 128), 64), InvalidArgument);
+  EXPECT_THROW(make_tile_map(view(DType::bf16, 128).select(0, 0), 64), InvalidArgument);
+  FLASHLOOM_NEEDS_HOPPER();  // what follows asks the driver
+  EXPECT_NO_THROW(make_tile_map(view(DType::bf16, 128), 64));
+  EXPECT_THROW(make_tile_map(view(DType::bf16, 129), 64), InvalidArgument);
 }
 
 // Each block adds its numbers to the same places, once in bulk and once from registers.

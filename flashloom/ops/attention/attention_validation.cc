@@ -299,6 +299,27 @@ void check_score(std::string_view op, const AttentionOptions& options, const Siz
   }
 }
 
+void check_fp8(std::string_view op, const AttentionFp8& fp8, const Sizes& sizes) {
+  const auto scale = [&](std::string_view name, const ConstTensorView& view, int64_t heads) {
+    if (!view) {
+      return;
+    }
+    check_dtype(op, name, view, {DType::f32});
+    expect(view.rank < 2 ? view.size() == 1
+                         : view.rank == 2 && (view.dim(0) == 1 || view.dim(0) == sizes.batch) &&
+                               (view.dim(1) == 1 || view.dim(1) == heads),
+           op, name, fmt::format("shape (1) or ({} or 1, {} or 1)", sizes.batch, heads), view);
+  };
+  scale("q_scale", fp8.q_scale, sizes.heads);
+  scale("k_scale", fp8.k_scale, sizes.key_heads);
+  scale("v_scale", fp8.v_scale, sizes.key_heads);
+  scale("out_scale", fp8.out_scale, sizes.heads);
+  if (fp8.amax_out) {
+    check_dtype(op, "amax_out", fp8.amax_out, {DType::f32});
+    check_shape(op, "amax_out", fp8.amax_out, {1});
+  }
+}
+
 void check_order(std::string_view op, float order) {
   expect_value(std::isfinite(order) && order > 0, op, "entropy_order", "a positive number", order);
 }
@@ -319,6 +340,7 @@ Sizes check_common(std::string_view op, const AttentionInputs& inputs,
   check_blocks(op, options.blocks, sizes, backward);
   check_gate(op, options.gate, sizes);
   check_score(op, options, sizes);
+  check_fp8(op, options.fp8, sizes);
   expect_value(options.execution.splits >= 0, op, "splits", "0 or more", options.execution.splits);
   return sizes;
 }

@@ -31,6 +31,9 @@ FLASHLOOM_HOST_DEVICE inline uint8_t e4m3_from_float(float value) {
   if (magnitude >= 448.0f) {
     return sign | 0x7e;
   }
+  if (magnitude == 0) {  // its exponent says nothing
+    return sign;
+  }
   int exponent = 0;
   std::frexp(magnitude, &exponent);
   const int step = exponent - 4 < -9 ? -9 : exponent - 4;  // log2 of the distance of neighbours
