@@ -323,12 +323,17 @@ TEST(Bricks, TmaStoresBoxesAndLeavesTheOutsideAlone) {
   EXPECT_EQ(target.read(), expected);
 }
 
-__global__ void bulk_load_kernel(const float* in, float* out) {
+__global__ void bulk_load_kernel(const float* in, float* out, int* tests) {
   __shared__ __align__(16) float numbers[96];
   __shared__ uint64_t full;
   if (threadIdx.x == 0) {
     mbarrier_init(&full, 1);
     mbarrier_init_fence();
+  }
+  __syncthreads();
+  if (threadIdx.x == 95) {  // the phase before a fresh barrier's first is complete
+    tests[0] = mbarrier_test(&full, 0) ? 1 : 0;
+    tests[1] = mbarrier_test(&full, 1) ? 1 : 0;
   }
   __syncthreads();
   if (elect_one() && threadIdx.x < 32) {  // one lane of one warp
@@ -338,6 +343,10 @@ __global__ void bulk_load_kernel(const float* in, float* out) {
   }
   mbarrier_wait(&full, 0);
   out[threadIdx.x] = numbers[threadIdx.x];
+  if (threadIdx.x == 95) {
+    tests[2] = mbarrier_test(&full, 0) ? 1 : 0;
+    tests[3] = mbarrier_test(&full, 1) ? 1 : 0;
+  }
 }
 
 TEST(Bricks, BulkCopiesCountTheirBytes) {
@@ -348,8 +357,10 @@ TEST(Bricks, BulkCopiesCountTheirBytes) {
   }
   const Buffer<float> in(values);
   const Buffer<float> out(std::vector<float>(96, -1));
-  bulk_load_kernel<<<1, 96>>>(in.data(), out.data());
+  const Buffer<int> tests(std::vector<int>(4, -1));
+  bulk_load_kernel<<<1, 96>>>(in.data(), out.data(), tests.data());
   EXPECT_EQ(out.read(), values);
+  EXPECT_EQ(tests.read(), (std::vector<int>{0, 1, 1, 0}));
 }
 
 // A warpgroup lowers its limit, which gives the other one the registers to raise its own; numbers
