@@ -1,20 +1,14 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cstdio>
 #include <map>
 #include <memory>
-#include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "flashloom/core/error.h"
-#include "flashloom/core/parallel.h"
-#include "flashloom/ops/attention/attention_test_contract.h"
-#include "flashloom/ops/attention/attention_test_device.cuh"
-#include "flashloom/ops/attention/attention_test_law.h"
+#include "flashloom/ops/attention/attention_test_run.cuh"
 
 // The GPU kernels against the float64 reference, on the calls of attention_test_contract.h, with
 // inputs that are new in every run (--gtest_random_seed=N repeats one).
@@ -27,44 +21,13 @@ using attention_test::ContractCase;
 using attention_test::ContractCases;
 using attention_test::DeviceExecutor;
 using attention_test::distance;
+using attention_test::fresh_seed;
 using attention_test::Law;
+using attention_test::laws_of;
 using attention_test::Layout;
 using attention_test::Results;
 using attention_test::Tensor;
 using attention_test::with_backend;
-
-#define FLASHLOOM_NEEDS_GPU()              \
-  if (!attention_test::has_gpu()) {        \
-    GTEST_SKIP() << "no GPU on this host"; \
-  }                                        \
-  static_assert(true)
-
-uint64_t fresh_seed() {
-  const int asked = GTEST_FLAG_GET(random_seed);
-  const uint64_t seed = asked != 0 ? static_cast<uint64_t>(asked) : std::random_device()() % 99999;
-  std::printf("random seed %d\n", static_cast<int>(seed));
-  return seed * 1000;
-}
-
-// The references of many cases, on all cores: they take longer than the kernels.
-std::vector<std::unique_ptr<Law>> laws_of(const std::vector<const ContractCase*>& cases) {
-  std::vector<std::unique_ptr<Law>> laws(cases.size());
-  std::atomic<size_t> next = 0;
-  std::vector<std::thread> threads;
-  for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) {
-    threads.emplace_back([&] {
-      set_thread_count(1);
-      for (size_t n = next++; n < cases.size(); n = next++) {
-        laws[n] = std::make_unique<Law>(cases[n]->call, true, cases[n]->factor);
-      }
-    });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
-  set_thread_count(0);
-  return laws;
-}
 
 constexpr AttentionBackend kBackends[] = {AttentionBackend::automatic, AttentionBackend::portable,
                                           AttentionBackend::sm90};
@@ -88,7 +51,7 @@ TEST_P(AttentionGpu, HoldsTheLaw) {
       cases.push_back(&contract.cases()[i % contract.cases().size()]);
     }
   }
-  const std::vector<std::unique_ptr<Law>> laws = laws_of(cases);
+  const std::vector<std::unique_ptr<Law>> laws = laws_of(cases, true);
   std::map<AttentionBackend, int> covered;
   std::string refusals;
   for (size_t i = 0; i < cases.size(); ++i) {
@@ -122,7 +85,7 @@ TEST(AttentionGpuPortable, SmallCallsForSanitizers) {
     for (size_t i = static_cast<size_t>(dim / 64); i < contract.cases().size(); i += 6) {
       cases.push_back(&contract.cases()[i]);
     }
-    const std::vector<std::unique_ptr<Law>> laws = laws_of(cases);
+    const std::vector<std::unique_ptr<Law>> laws = laws_of(cases, true);
     for (size_t i = 0; i < cases.size(); ++i) {
       SCOPED_TRACE(cases[i]->name + ", " + std::string(dtype_name(dtype)));
       laws[i]->expect(AttentionBackend::portable, DeviceExecutor());

@@ -26,20 +26,9 @@ struct ForwardConsumer {
   float limit[2];                 // scores above it move the maximum
   float sum[2];
 
-  __device__ __forceinline__ void start() {
-    start_out();
-    start_rows();
-  }
-
-  __device__ __forceinline__ void start_out() {
-#pragma unroll
-    for (int i = 0; i < Shape::kDim / 2; ++i) {
-      out[i] = 0;
-    }
-  }
-
   __device__ __forceinline__ void start_rows() {
-    maximum[0] = maximum[1] = limit[0] = limit[1] = -INFINITY;
+    maximum[0] = maximum[1] = -INFINITY;
+    limit[0] = limit[1] = -0.0f;  // the least of all integers: any score reaches it
     sum[0] = sum[1] = 0;
   }
 
@@ -56,41 +45,46 @@ struct ForwardConsumer {
     wgmma_commit();
   }
 
-  __device__ __forceinline__ void issue_out(uint32_t v) {
+  /// With `fresh` the sum starts at 0, whatever `out` holds.
+  __device__ __forceinline__ void issue_out(uint32_t v, bool fresh) {
     using namespace cuda;
     const uint64_t b = mn_major_descriptor(v, Shape::kKeys);
 #pragma unroll
     for (int step = 0; step < Shape::kKeys / 16; ++step) {
       OutProduct::template from_registers<Major::kOther>(
           out, weights[4 * step], weights[4 * step + 1], weights[4 * step + 2],
-          weights[4 * step + 3], b + (mn_major_step(step) >> 4), 1);
+          weights[4 * step + 3], b + (mn_major_step(step) >> 4), step != 0 || !fresh);
     }
     wgmma_commit();
   }
 
-  /// Hides pairs that the rows do not see. `row` is this thread's first query, `key` the tile's
-  /// first key; `left` says whether keys may be hidden on the left.
+  /// Hides pairs that the rows do not see, 32 keys at a time where the warp's rows see fewer. `row`
+  /// is this thread's first query, `key` the tile's first key; `left` says whether keys may be
+  /// hidden on the left.
   __device__ __forceinline__ void mask(const Sequence& sequence, int32_t row, int32_t key,
                                        uint32_t lane, bool left) {
     const int32_t first = key + 2 * static_cast<int32_t>(lane % 4);
+    int32_t end[2] = {sequence.key_end(row) - key, sequence.key_end(row + 8) - key};
+    // Keys of the tile that all of the warp's rows see, and those that one of them sees.
+    const int32_t all = __shfl_sync(0xffffffffu, end[0], 0);
+    end[0] += key - first;
+    end[1] += key - first;
+    constexpr int kPart = 32;
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int32_t end = sequence.key_end(row + 8 * half) - first;
+    for (int part = 0; part < Shape::kKeys / kPart; ++part) {
+      if (all < kPart * part + kPart) {
 #pragma unroll
-      for (int i = 0; i < Shape::kKeys / 4; ++i) {
-        float& score = scores[4 * (i / 2) + 2 * half + i % 2];
-        score = 8 * (i / 2) + i % 2 < end ? score : -INFINITY;
+        for (int i = kPart / 2 * part; i < kPart / 2 * (part + 1); ++i) {
+          scores[i] = 8 * (i / 4) + i % 2 < end[i / 2 % 2] ? scores[i] : -INFINITY;
+        }
       }
     }
     if (left) {
+      const int32_t begin[2] = {sequence.key_begin(row) - first,
+                                sequence.key_begin(row + 8) - first};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int32_t begin = sequence.key_begin(row + 8 * half) - first;
-#pragma unroll
-        for (int i = 0; i < Shape::kKeys / 4; ++i) {
-          float& score = scores[4 * (i / 2) + 2 * half + i % 2];
-          score = 8 * (i / 2) + i % 2 >= begin ? score : -INFINITY;
-        }
+      for (int i = 0; i < kScores; ++i) {
+        scores[i] = 8 * (i / 4) + i % 2 >= begin[i / 2 % 2] ? scores[i] : -INFINITY;
       }
     }
   }
@@ -102,16 +96,11 @@ struct ForwardConsumer {
     }
   }
 
-  /// Scores become exponentials; returns whether `factor` must be applied to `out`.
-  ///
-  /// The maximum moves only when a score exceeds `limit`: until then exponentials stay below 256
-  /// and `out` needs no scaling. Where it moves, the limit follows the sum, so that a key that
-  /// takes a large part of its row has weight 1, which rounds to itself.
-  __device__ __forceinline__ bool exponentials(const ForwardParams& params, float (&factor)[2]) {
-    const float scale_log2 = params.scale_log2;
-    // As integers, floats above a limit that is not negative are found three at a time; negative
-    // limits take the exact way below each time.
-    int32_t highest[2] = {__float_as_int(scores[0]), __float_as_int(scores[2])};
+  /// The bits of the greatest score of each row's part, as far as it is not negative: there, floats
+  /// are ordered as integers are, and three are compared at a time.
+  __device__ __forceinline__ void find_highest(int32_t (&highest)[2]) const {
+    highest[0] = __float_as_int(scores[0]);
+    highest[1] = __float_as_int(scores[2]);
 #pragma unroll
     for (int j = 0; j < Shape::kKeys / 8; ++j) {
       highest[0] = __vimax3_s32(highest[0], __float_as_int(scores[4 * j]),
@@ -119,24 +108,43 @@ struct ForwardConsumer {
       highest[1] = __vimax3_s32(highest[1], __float_as_int(scores[4 * j + 2]),
                                 __float_as_int(scores[4 * j + 3]));
     }
-    const bool moves = __any_sync(0xffffffffu, highest[0] > __float_as_int(limit[0]) ||
-                                                   highest[1] > __float_as_int(limit[1]) ||
-                                                   limit[0] < 0 || limit[1] < 0) != 0;
-    if (moves) {
+  }
+
+  /// The same where all are negative: the least bits, without sign, are those of the greatest.
+  __device__ __forceinline__ void find_lowest(uint32_t (&lowest)[2]) const {
+    lowest[0] = __float_as_uint(scores[0]);
+    lowest[1] = __float_as_uint(scores[2]);
+#pragma unroll
+    for (int j = 0; j < Shape::kKeys / 8; ++j) {
+      lowest[0] = __vimin3_u32(lowest[0], __float_as_uint(scores[4 * j]),
+                               __float_as_uint(scores[4 * j + 1]));
+      lowest[1] = __vimin3_u32(lowest[1], __float_as_uint(scores[4 * j + 2]),
+                               __float_as_uint(scores[4 * j + 3]));
+    }
+  }
+
+  /// Scores become exponentials; returns whether `factor` must be applied to `out`.
+  ///
+  /// The maximum moves only when a score exceeds `limit` (see set_limits()): until then `out` needs
+  /// no scaling.
+  __device__ __forceinline__ bool exponentials(const ForwardParams& params, float (&factor)[2]) {
+    const float scale_log2 = params.scale_log2;
+    int32_t highest[2];
+    find_highest(highest);
+    bool exceeds = highest[0] >= __float_as_int(limit[0]) || highest[1] >= __float_as_int(limit[1]);
+    if (__any_sync(0xffffffffu, limit[0] < 0 || limit[1] < 0) != 0) {
+      uint32_t lowest[2];
+      find_lowest(lowest);
+      exceeds = false;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        float row = maximum[half];
-#pragma unroll
-        for (int j = 0; j < Shape::kKeys / 8; ++j) {
-          row = fmaxf(row, fmaxf(scores[4 * j + 2 * half], scores[4 * j + 2 * half + 1]));
-        }
-        row = fmaxf(row, __shfl_xor_sync(0xffffffffu, row, 1));
-        row = fmaxf(row, __shfl_xor_sync(0xffffffffu, row, 2));
-        const float base = row == -INFINITY ? 0 : row;
-        factor[half] = cuda::exp2_fast((maximum[half] - base) * scale_log2);
-        sum[half] *= factor[half];
-        maximum[half] = row;
+        exceeds = exceeds || (limit[half] < 0 ? lowest[half] < __float_as_uint(limit[half])
+                                              : highest[half] >= __float_as_int(limit[half]));
       }
+    }
+    const bool moves = __any_sync(0xffffffffu, exceeds) != 0;
+    if (moves) {
+      move_maximum(scale_log2, highest, factor);
     }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -160,15 +168,50 @@ struct ForwardConsumer {
     }
     sum[0] += even[0];
     sum[1] += even[1];
-    if (moves) {
+    return moves;
+  }
+
+  /// Moves `maximum` to the exact maximum of each row.
+  __device__ __forceinline__ void move_maximum(float scale_log2, int32_t (&highest)[2],
+                                               float (&factor)[2]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      highest[half] = max(highest[half], __shfl_xor_sync(0xffffffffu, highest[half], 1));
+      highest[half] = max(highest[half], __shfl_xor_sync(0xffffffffu, highest[half], 2));
+    }
+    float row[2] = {__int_as_float(highest[0]), __int_as_float(highest[1])};
+    if (__any_sync(0xffffffffu, highest[0] < 0 || highest[1] < 0) != 0) {
+      uint32_t lowest[2];
+      find_lowest(lowest);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        // A thread has about a quarter of its row's sum.
-        const float room = fminf(fmaxf(__log2f(sum[half]) - 1, 0), 8);
-        limit[half] = fmaf(room, params.inverse_scale, maximum[half]);
+        lowest[half] = min(lowest[half], __shfl_xor_sync(0xffffffffu, lowest[half], 1));
+        lowest[half] = min(lowest[half], __shfl_xor_sync(0xffffffffu, lowest[half], 2));
+        row[half] = highest[half] < 0 ? __uint_as_float(lowest[half]) : row[half];
       }
     }
-    return moves;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      row[half] = fmaxf(row[half], maximum[half]);
+      const float base = row[half] == -INFINITY ? 0 : row[half];
+      factor[half] = cuda::exp2_fast((maximum[half] - base) * scale_log2);
+      sum[half] *= factor[half];
+      maximum[half] = row[half];
+    }
+  }
+
+  /// After the maximum has moved: how far scores may exceed it before it moves again. Half of the
+  /// row's sum, so that a key that takes more than a third of its row has weight 1, which rounds to
+  /// itself; at most 8 powers of two.
+  __device__ __forceinline__ void set_limits(const ForwardParams& params) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float whole = sum[half];
+      whole += __shfl_xor_sync(0xffffffffu, whole, 1);
+      whole += __shfl_xor_sync(0xffffffffu, whole, 2);
+      const float room = fminf(fmaxf(__log2f(whole) - 1, 0), 8);
+      limit[half] = fmaf(room, params.inverse_scale, maximum[half]);
+    }
   }
 
   __device__ __forceinline__ void rescale(const float (&factor)[2]) {
@@ -188,14 +231,12 @@ struct ForwardConsumer {
     }
   }
 
-  /// Divides `out` of the rows `row` and `row` + 8 by their sums and writes their lse. Rows that do
-  /// not exist or see nothing become 0, even where what they do not see is NaN.
+  /// The end of the rows `row` and `row` + 8: writes their lse and leaves what their `out` must be
+  /// multiplied with in `inverse`: 0 for rows that do not exist or see nothing.
   __device__ __forceinline__ void finish_rows(const ForwardParams& params, const ForwardTile& tile,
                                               const Sequence& sequence, int32_t row, uint32_t lane,
                                               const float (&row_maximum)[2],
-                                              const float (&row_sum)[2]) {
-    bool empty[2];
-    float inverse[2];
+                                              const float (&row_sum)[2], float (&inverse)[2]) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float total = row_sum[half];
@@ -203,7 +244,7 @@ struct ForwardConsumer {
       total += __shfl_xor_sync(0xffffffffu, total, 2);
       const int32_t query = row + 8 * half;
       const bool exists = query < sequence.query_length;
-      empty[half] = !exists || total <= 0;
+      const bool empty = !exists || total <= 0;
       float shift = row_maximum[half] * params.scale_log2;  // -inf for a row that saw nothing
       float weight = 1;
       if (params.sinks != nullptr) {
@@ -218,21 +259,24 @@ struct ForwardConsumer {
       if constexpr (Shape::kGeneral) {
         weight *= params.rule.seed != nullptr ? params.rule.kept : 1;
       }
-      inverse[half] = weight / total;
+      inverse[half] = empty ? 0 : __fdividef(weight, total);
       if (params.lse != nullptr && lane % 4 == 0 && query < sequence.query_rows) {
         const int64_t batch = params.problem.cu_query != nullptr ? 0 : tile.batch;
         params.lse[batch * params.lse_batch + tile.head * params.lse_head +
                    (sequence.query_first + query) * params.lse_row] =
-            !exists || total <= 0 ? -INFINITY : (shift + log2f(total)) * 0.6931471805599453f;
+            !exists || total <= 0 ? -INFINITY : (shift + __log2f(total)) * 0.6931471805599453f;
       }
     }
-    if (__any_sync(0xffffffffu, empty[0] || empty[1]) != 0) {
+  }
+
+  /// Multiplies `out` with what finish_rows() left. Rows that count as 0 become 0 even where what
+  /// they do not see is NaN.
+  __device__ __forceinline__ void divide(const float (&inverse)[2]) {
+    if (__any_sync(0xffffffffu, inverse[0] == 0 || inverse[1] == 0) != 0) {
 #pragma unroll
       for (int i = 0; i < Shape::kDim / 2; ++i) {
-        out[i] = empty[i / 2 % 2] ? 0 : out[i];
+        out[i] = inverse[i / 2 % 2] == 0 ? 0 : out[i];
       }
-      inverse[0] = empty[0] ? 0 : inverse[0];
-      inverse[1] = empty[1] ? 0 : inverse[1];
     }
     rescale(inverse);
   }
@@ -265,8 +309,6 @@ struct ForwardConsumer {
         }
       }
     }
-    cuda::fence_async_shared();
-    __syncwarp();
   }
 };
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <algorithm>
+
 #include "flashloom/ops/attention/sm90/forward_consumer.cuh"
 #include "flashloom/ops/attention/sm90/forward_produce.cuh"
 #include "flashloom/ops/attention/sm90/forward_rule.cuh"
@@ -25,8 +27,6 @@ class ForwardPipeline {
         q_tiles_(q_tiles + group * 64 * cuda::kPanelRowBytes),
         k_tiles_(k_tiles),
         v_tiles_(v_tiles),
-        out_tiles_(v_tiles + Shape::kStages * Shape::kTileBytes +
-                   group * 2 * cuda::panel_bytes(64)),
         group_(group),
         lane_(threadIdx.x % 32) {}
 
@@ -42,7 +42,13 @@ class ForwardPipeline {
         continue;
       }
       first_step();
-      while (step()) {
+      while (step<false>()) {
+        if constexpr (!Shape::kGeneral) {
+          // Most steps are alike: no end of a tile of queries, nothing to hide or to send.
+          while (!last_ && !fresh_ && owed_ < 0 && tile_ <= closed_ && tile_ > open_) {
+            step<true>();
+          }
+        }
       }
       last_values();
       if constexpr (!kChained) {
@@ -56,9 +62,10 @@ class ForwardPipeline {
 
   // With one buffer of queries the next tile's cannot arrive beside the last scores of this one.
   static constexpr bool kChained = Shape::kQStages > 1 || Shape::kGeneral;
-  // At D 256 there are no registers for bits and random numbers beside running products.
+  // Results wait in shared memory until the next products run.
+  static constexpr bool kLateSend = kChained && Shape::kOutPanels == Shape::kPanels;
+  // At D 256 there are no registers for bits beside running products.
   static constexpr bool kEarlyBits = Shape::kDim <= 128;
-  static constexpr bool kEarlyDrop = Shape::kDim <= 128;
 
   /// The first of this warp's rows within a tile of queries.
   __device__ __forceinline__ int32_t warp_row() const {
@@ -68,6 +75,13 @@ class ForwardPipeline {
   /// The first of this thread's.
   __device__ __forceinline__ int32_t own_row() const {
     return warp_row() + static_cast<int32_t>(lane_ / 4);
+  }
+
+  /// Where this warp's results leave from.
+  __device__ __forceinline__ uint32_t out_place() const {
+    return v_tiles_ + Shape::kStages * Shape::kTileBytes +
+           group_ * Shape::kOutPanels * Shape::kOutPanelBytes +
+           threadIdx.x % 128 / 32 * 16 * cuda::kPanelRowBytes;
   }
 
   /// The tile whose values are summed: with chained tiles the work has moved on by then.
@@ -108,10 +122,13 @@ class ForwardPipeline {
                         {"a consumer", "v_full"});
   }
 
-  /// Waits for the next tile of keys; general kernels learn here which it is.
   __device__ __forceinline__ void wait_keys() {
     cuda::mbarrier_wait(&barriers_.k_full[k_place_.stage], k_place_.parity,
                         {"a consumer", "k_full"});
+  }
+
+  /// Which tile of keys has come; in general kernels the producer tells.
+  __device__ __forceinline__ void read_step() {
     if constexpr (Shape::kGeneral) {
       const ForwardStep& step = barriers_.steps[k_place_.stage];
       tile_ = __shfl_sync(0xffffffffu, step.tile, 0);
@@ -126,8 +143,7 @@ class ForwardPipeline {
   /// Tiles of keys that other warpgroups see and this one does not.
   __device__ __forceinline__ void skip_keys(int32_t count) {
     for (; count > 0; --count) {
-      cuda::mbarrier_wait(&barriers_.k_full[k_place_.stage], k_place_.parity,
-                          {"a consumer", "k_full"});
+      wait_keys();
       take_turn();
       pass_turn();
       release_keys();
@@ -171,6 +187,7 @@ class ForwardPipeline {
     q_place_.advance();
     do {
       wait_keys();
+      read_step();
       take_turn();
       pass_turn();
       release_keys();
@@ -182,26 +199,35 @@ class ForwardPipeline {
     release(&barriers_.work_empty[slot_]);
   }
 
-  /// Writes the tile in `slot`: through shared memory and the copy engine, but for rows of a packed
-  /// sequence that another follows.
-  __device__ __forceinline__ void store(uint32_t slot, const float (&maximum)[2],
-                                        const float (&sum)[2]) {
+  /// Ends the rows of the tile in `slot`; may run beside the last products.
+  __device__ __forceinline__ void finish(uint32_t slot, const float (&maximum)[2],
+                                         const float (&sum)[2], float (&inverse)[2]) {
     const ForwardWork& work = barriers_.work[slot];
-    const int32_t row = work.tile.row + own_row();
-    consumer_.finish_rows(params_, work.tile, work.sequence, row, lane_, maximum, sum);
-    const uint32_t own = (warp_row() - group_ * 64) * cuda::kPanelRowBytes;
-    if constexpr (Shape::kQStages > 1) {
-      send<0, Shape::kPanels>(work, q_tiles_ + owed_ * Shape::kQBytes + own,
-                              cuda::panel_bytes(Shape::kRows));
+    consumer_.finish_rows(params_, work.tile, work.sequence, work.tile.row + own_row(), lane_,
+                          maximum, sum, inverse);
+  }
+
+  /// Moves the results of the tile in `slot` towards memory: through shared memory and the copy
+  /// engine, but for rows of a packed sequence that another follows.
+  __device__ __forceinline__ void store(uint32_t slot, const float (&inverse)[2]) {
+    consumer_.divide(inverse);
+    settle_out();
+    if constexpr (kLateSend) {
+      consumer_.template stage<0, Shape::kPanels>(out_place(), Shape::kOutPanelBytes, lane_);
+      owed_ = static_cast<int32_t>(slot);
     } else {
-      settle_out();
-      send<0, 2>(work, out_tiles_ + own, cuda::panel_bytes(64));
-      if constexpr (Shape::kPanels > 2) {
-        settle_out();
-        send<2, Shape::kPanels - 2>(work, out_tiles_ + own, cuda::panel_bytes(64));
-      }
+      send_panels<0>(barriers_.work[slot]);
+      release(&barriers_.work_empty[slot]);
     }
-    release(&barriers_.work_empty[slot]);
+  }
+
+  /// Sends the results that store() left in shared memory.
+  __device__ __forceinline__ void deliver() {
+    if (kLateSend && owed_ >= 0) {
+      send<0, Shape::kPanels>(barriers_.work[owed_]);
+      release(&barriers_.work_empty[owed_]);
+      owed_ = -1;
+    }
   }
 
   /// Waits until what this warp sent before has left shared memory.
@@ -210,51 +236,53 @@ class ForwardPipeline {
     __syncwarp();
   }
 
+  template <int kFirst>
+  __device__ __forceinline__ void send_panels(const ForwardWork& work) {
+    if constexpr (kFirst < Shape::kPanels) {
+      constexpr int kCount = std::min(Shape::kOutPanels, Shape::kPanels - kFirst);
+      if constexpr (kFirst > 0) {
+        settle_out();
+      }
+      consumer_.template stage<kFirst, kCount>(out_place(), Shape::kOutPanelBytes, lane_);
+      send<kFirst, kCount>(work);
+      send_panels<kFirst + kCount>(work);
+    }
+  }
+
   template <int kFirst, int kCount>
-  __device__ __forceinline__ void send(const ForwardWork& work, uint32_t place, uint32_t panel) {
-    consumer_.template stage<kFirst, kCount>(place, panel, lane_);
+  __device__ __forceinline__ void send(const ForwardWork& work) {
+    cuda::fence_async_shared();
+    __syncwarp();
     const int32_t first = work.tile.row + warp_row();
     const bool packed = params_.problem.cu_query != nullptr;
     if (packed && first + 16 > work.sequence.query_rows) {
-      copy_rows<typename Shape::T>(params_, work, first, 64 * kFirst, kCount, place, panel, lane_);
+      copy_rows<typename Shape::T>(params_, work, first, 64 * kFirst, kCount, out_place(),
+                                   Shape::kOutPanelBytes, lane_);
     } else if (lane_ == 0) {
 #pragma unroll
       for (int p = 0; p < kCount; ++p) {
-        cuda::tma_store_4d(out_map_, place + p * panel, (kFirst + p) * 64,
+        cuda::tma_store_4d(out_map_, out_place() + p * Shape::kOutPanelBytes, (kFirst + p) * 64,
                            work.sequence.query_first + first, work.tile.head,
                            packed ? 0 : work.tile.batch);
       }
       cuda::bulk_commit();
     }
-  }
-
-  /// Gives the queries' buffer back once the results in it are on their way. Within step() the
-  /// products since then have made the warp converge.
-  __device__ __forceinline__ void settle() {
-    if (Shape::kQStages > 1 && owed_ >= 0) {
-      cuda::bulk_wait_read<0>();
-      release(&barriers_.q_empty[owed_]);
-      owed_ = -1;
-    }
+    __syncwarp();
   }
 
   __device__ __forceinline__ void issue_scores() {
-    consumer_.issue_scores(q_tiles_ + q_place_.stage * Shape::kQBytes,
-                           k_tiles_ + k_place_.stage * Shape::kTileBytes);
-    if constexpr (Shape::kGeneral && kEarlyBits) {
-      if (partial_ >= 0) {
-        ForwardScorer<Shape>::load_bits(params_, partial_,
-                                        barriers_.work[slot_].tile.row + own_row(),
-                                        tile_ * Shape::kKeys, bits_);
-      }
+    uint32_t queries = q_tiles_ + q_place_.stage * Shape::kQBytes;
+    if constexpr (Shape::kGeneral && Shape::kDim > 128) {
+      // Descriptors of the one buffer would be held in registers that are not there.
+      asm volatile("" : "+r"(queries));
     }
+    consumer_.issue_scores(queries, k_tiles_ + k_place_.stage * Shape::kTileBytes);
   }
 
+  template <bool kPlain = false>
   __device__ __forceinline__ void issue_values() {
-    cuda::wgmma_hold(consumer_.out);
-    cuda::wgmma_hold(consumer_.weights);
-    cuda::wgmma_fence();
-    consumer_.issue_out(v_tiles_ + v_place_.stage * Shape::kTileBytes);
+    consumer_.issue_out(v_tiles_ + v_place_.stage * Shape::kTileBytes, !kPlain && fresh_);
+    fresh_ = false;
   }
 
   /// Scores as they enter the softmax.
@@ -266,12 +294,15 @@ class ForwardPipeline {
       const int32_t distance =
           key + 2 * static_cast<int32_t>(lane_ % 4) - row - work.sequence.offset;
       if (params_.rule.adjusts) {
-        ForwardScorer<Shape>::adjust(params_, barriers_.slopes[slot_] * kLog2E, consumer_.scores,
-                                     distance);
+        ForwardScorer<Shape>::adjust(params_, consumer_.scores);
+      }
+      if (params_.rule.slopes != nullptr) {
+        ForwardScorer<Shape>::add_slope(barriers_.slopes[slot_] * params_.rule.slope_unit,
+                                        consumer_.scores, distance);
       }
       if (partial_ >= 0) {
         if constexpr (!kEarlyBits) {
-          ForwardScorer<Shape>::load_bits(params_, partial_, row, key, bits_);
+          ForwardScorer<Shape>::load_bits(params_, partial_, own_row(), bits_);
         }
         ForwardScorer<Shape>::apply_bits(bits_, lane_, consumer_.scores);
       }
@@ -287,54 +318,70 @@ class ForwardPipeline {
     }
   }
 
-  __device__ __forceinline__ void drop() {
+  /// What a step needs to know beside its scores; runs while they are computed.
+  __device__ __forceinline__ void prepare() {
     if constexpr (Shape::kGeneral) {
+      const ForwardWork& work = barriers_.work[slot_];
+      if (kEarlyBits && partial_ >= 0) {
+        ForwardScorer<Shape>::load_bits(params_, partial_, own_row(), bits_);
+      }
       if (params_.rule.seed != nullptr) {
-        const ForwardWork& work = barriers_.work[slot_];
-        ForwardScorer<Shape>::drop(
+        ForwardScorer<Shape>::draw(
             params_, work.tile,
             static_cast<uint32_t>(work.sequence.query_start + work.tile.row + own_row()),
-            static_cast<uint32_t>(params_.problem.key_start + tile_ * Shape::kKeys), lane_,
-            consumer_.scores);
+            static_cast<uint32_t>(params_.problem.key_start + tile_ * Shape::kKeys), lane_, kept_);
       }
     }
   }
 
-  /// The end of this warpgroup's use of a tile of queries; results may still pass through its
-  /// buffer.
-  __device__ __forceinline__ void leave_queries() {
-    settle();
-    if constexpr (Shape::kQStages > 1) {
-      owed_ = static_cast<int32_t>(q_place_.stage);
-    } else {
-      release(&barriers_.q_empty[q_place_.stage]);
+  __device__ __forceinline__ void drop() {
+    if constexpr (Shape::kGeneral) {
+      if (params_.rule.seed != nullptr) {
+        ForwardScorer<Shape>::drop(kept_, consumer_.scores);
+      }
     }
+  }
+
+  __device__ __forceinline__ void leave_queries() {
+    release(&barriers_.q_empty[q_place_.stage]);
     q_place_.advance();
   }
 
   /// The first scores of a tile with no tile before it to hide under.
   __device__ __forceinline__ void first_step() {
-    consumer_.start();
+    consumer_.start_rows();
+    fresh_ = true;
     wait_keys();
     take_turn();
     cuda::wgmma_hold(consumer_.scores);
     cuda::wgmma_fence();
     issue_scores();
     pass_turn();
+    read_step();
+    prepare();
     cuda::wgmma_wait<0>();
     cuda::wgmma_hold(consumer_.scores);
     release_keys();
     finish_scores();
-    consumer_.exponentials(params_, factor_);
+    moved_ = consumer_.exponentials(params_, factor_);
+    cuda::wgmma_hold(consumer_.scores);
     drop();
+    cuda::wgmma_hold(consumer_.scores);
     consumer_.pack();
     skip_values();
   }
 
-  /// Values of this step beside scores of the next; false if no tile follows to go on with.
+  /// Values of this step beside scores of the next; false if no tile follows to go on with. A plain
+  /// step is one of those that run() tells apart.
+  template <bool kPlain>
   __device__ __forceinline__ bool step() {
-    const bool last = last_;
+    const bool last = !kPlain && last_;
     if (last) {
+      // Of the tile before one of a single step: where only two are known, the next one waits for
+      // it. General kernels have no registers for it.
+      if (!Shape::kGeneral && params_.ahead < 3) {
+        deliver();
+      }
       leave_queries();
       if constexpr (!Shape::kGeneral) {
         const int32_t left = __shfl_sync(0xffffffffu, barriers_.parts[slot_][group_].left, 0);
@@ -359,23 +406,36 @@ class ForwardPipeline {
     wait_values();
     cuda::wgmma_hold(consumer_.out);
     cuda::wgmma_fence();
-    consumer_.issue_out(v_tiles_ + v_place_.stage * Shape::kTileBytes);
+    issue_values<kPlain>();
     pass_turn();
+    // In the shadow of the products.
+    read_step();
+    prepare();
+    if constexpr (!kPlain) {
+      deliver();
+    }
+    if (moved_) {
+      consumer_.set_limits(params_);
+    }
     cuda::wgmma_wait<1>();
     cuda::wgmma_hold(consumer_.scores);
     release_keys();
-    finish_scores();
-    if (!last) {
-      settle();
+    if constexpr (!kPlain) {
+      finish_scores();
     }
     const float sum[2] = {consumer_.sum[0], consumer_.sum[1]};
     const float maximum[2] = {consumer_.maximum[0], consumer_.maximum[1]};
     if (last) {
       consumer_.start_rows();
     }
-    const bool moves = consumer_.exponentials(params_, factor_);
-    if constexpr (kEarlyDrop) {
+    moved_ = consumer_.exponentials(params_, factor_);
+    if constexpr (Shape::kGeneral) {
+      cuda::wgmma_hold(consumer_.scores);
       drop();
+    }
+    float inverse[2];
+    if (last) {
+      finish(done_slot(), maximum, sum, inverse);
     }
     cuda::schedule_fence(consumer_.sum[0] + consumer_.sum[1]);
     cuda::wgmma_hold(consumer_.scores);
@@ -384,13 +444,10 @@ class ForwardPipeline {
     release_values();
     if (last) {
       skip_values();
-      store(done_slot(), maximum, sum);
-      consumer_.start_out();
-    } else if (moves) {
+      store(done_slot(), inverse);
+      fresh_ = true;
+    } else if (moved_) {
       consumer_.rescale(factor_);
-    }
-    if constexpr (!kEarlyDrop) {
-      drop();
     }
     consumer_.pack();
     return true;
@@ -399,32 +456,38 @@ class ForwardPipeline {
   /// The end of a tile that no scores run beside.
   __device__ __forceinline__ void last_values() {
     wait_values();
+    cuda::wgmma_hold(consumer_.out);
+    cuda::wgmma_hold(consumer_.weights);
+    cuda::wgmma_fence();
     issue_values();
+    deliver();
+    float inverse[2];
+    finish(done_slot(), consumer_.maximum, consumer_.sum, inverse);
     cuda::wgmma_wait<0>();
     cuda::wgmma_hold(consumer_.out);
     release_values();
     skip_values();
-    store(done_slot(), consumer_.maximum, consumer_.sum);
-    __syncwarp();
-    settle();
+    store(done_slot(), inverse);
+    deliver();
   }
 
   const ForwardParams& params_;
   const CUtensorMap* out_map_;
   ForwardBarriers<Shape>& barriers_;
-  uint32_t q_tiles_, k_tiles_, v_tiles_, out_tiles_;
+  uint32_t q_tiles_, k_tiles_, v_tiles_;
   int32_t group_;
   uint32_t lane_;
   ForwardConsumer<Shape> consumer_;
   typename ForwardScorer<Shape>::Bits bits_;
+  typename ForwardScorer<Shape>::Kept kept_;
   cuda::PipelineState<Shape::kQStages> q_place_;
   cuda::PipelineState<Shape::kStages> k_place_, v_place_;
   float factor_[2] = {1, 1};
   State state_ = State::done;
   uint32_t slot_ = kForwardSlots - 1;
-  uint32_t done_ = 0;             // slot of the tile whose values are summed
-  uint32_t done_stage_ = 0;       // buffer of its queries
-  int32_t owed_ = -1;             // buffer of queries to give back
+  bool fresh_ = true;             // the next product of values is a tile's first
+  bool moved_ = false;            // maxima moved in the last step
+  int32_t owed_ = -1;             // slot of the tile whose results wait to be sent
   int32_t tile_ = 0, begin_ = 0;  // tile of keys of the last scores; the first of this warpgroup
   int32_t partial_ = -1;
   bool last_ = false;
@@ -453,7 +516,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     prefetch_tensor_map(&out);
     constexpr uint32_t kWarps = 4 * Shape::kGroups;
     for (int i = 0; i < Shape::kQStages; ++i) {
-      mbarrier_init(&barriers.q_full[i], 2);  // the queries and the parts
+      mbarrier_init(&barriers.q_full[i], 1);
       mbarrier_init(&barriers.q_empty[i], kWarps);
     }
     for (int i = 0; i < Shape::kStages; ++i) {
@@ -482,7 +545,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     } else if (warp == 2) {
       forward_produce_keys<Shape, true>(params, &v, v_tiles, barriers);
     } else {
-      forward_produce_parts<Shape>(barriers);
+      forward_produce_work<Shape>(params, barriers);
     }
   } else {
     register_limit_raise<Shape::kConsumerRegisters>();

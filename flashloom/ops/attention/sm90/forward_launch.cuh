@@ -34,12 +34,26 @@ inline bool has_rule(const AttentionOptions& options) {
          options.positions.exclude_self;
 }
 
-inline ForwardRule forward_rule(const AttentionInputs& inputs, const AttentionOptions& options) {
+inline ForwardRule forward_rule(const AttentionInputs& inputs, const AttentionOptions& options,
+                                float scale) {
   ForwardRule rule = {};
-  rule.adjusts =
-      options.score.softcap != 0 || options.score.alibi_slopes || options.score.scale < 0;
+  rule.adjusts = options.score.softcap != 0 || options.score.scale < 0;
   rule.exclude_self = options.positions.exclude_self;
   rule.softcap = options.score.softcap;
+  rule.slope_unit = rule.adjusts ? kLog2E : 1 / scale;
+  if (const float inner = scale / std::max(rule.softcap, 1e-30f); rule.softcap > 0) {
+    rule.cap_inner = inner;
+    rule.cap_outer = rule.softcap * kLog2E;
+    float power = scale * kLog2E;
+    rule.curve[0] = power;
+    for (int i = 0; i < 5; ++i) {
+      power *= inner * inner;
+      rule.curve[i + 1] = kCurve[i] * power;
+    }
+    // Powers must not leave the range of floats.
+    rule.curve_reach =
+        std::abs(inner) > 1e-3f && std::abs(inner) < 1e3f ? kCurveReach / std::abs(inner) : 0;
+  }
   if (const ConstTensorView& slopes = options.score.alibi_slopes) {
     rule.slopes = static_cast<const float*>(slopes.data);
     rule.slope_batch = slopes.rank == 2 ? slopes.strides[0] : 0;
@@ -60,6 +74,7 @@ inline ForwardRule forward_rule(const AttentionInputs& inputs, const AttentionOp
                    source.block_partial,
                    source.block_entry_count,
                    0,
+                   source.block_keys / 32,
                    source.bits};
     if (options.blocks.bits) {
       rule.blocks.partial_count = static_cast<int32_t>(options.blocks.bits.shape[0]);
@@ -92,23 +107,31 @@ inline ForwardParams forward_params(const ForwardCall& call, int32_t rows) {
   params.row_tiles = (params.problem.query_length + rows - 1) / rows;
   params.tiles = params.row_tiles * params.problem.batch * params.problem.heads;
   params.counter = call.counter;
-  params.rule = forward_rule(call.inputs, call.options);
+  params.rule = forward_rule(call.inputs, call.options, params.scale);
   params.scale_log2 = params.rule.adjusts ? 1 : params.scale * kLog2E;
   params.inverse_scale = 1 / params.scale_log2;
   return params;
 }
 
-/// Heads that are worked on side by side under a causal mask, so that long tiles come first.
-inline int32_t forward_section(const Problem& problem, const AttentionOptions& options,
-                               int64_t dim) {
+/// The order of tiles: under a causal mask long ones first, heads in sections that are worked on
+/// side by side.
+template <class Shape>
+void order_tiles(ForwardParams& params, const AttentionOptions& options) {
+  const Problem& problem = params.problem;
+  // Blocks that draw far ahead do not end together, and those that know little wait for work
+  // between short tiles; runs fwd14, fwd15.
+  const bool short_tiles = Shape::kDim == 128 || (Shape::kDim == 64 && problem.key_length <= 512);
+  params.ahead = params.counter == nullptr ? kForwardSlots : Shape::kGeneral || short_tiles ? 3 : 2;
   if (options.visibility.right < 0 || options.visibility.left >= 0) {
-    return 0;
+    return;
   }
-  const int64_t bytes = int64_t{4} * problem.key_length * dim;
-  // Wider sections balance better, narrower ones stay in the L2 cache (50 MB); runs fwd7, fwd8.
-  const int64_t budget = int64_t{problem.key_length >= 2048 ? 64 : 32} << 20;
-  return heads_side_by_side(int64_t{problem.batch} * problem.heads, bytes, problem.heads_per_key,
-                            budget);
+  // Wide sections balance better, narrow ones stay in the L2 cache (50 MB).
+  constexpr int64_t kWidest = 64;  // heads
+  constexpr int64_t kBudget = int64_t{64} << 20;
+  const int64_t bytes = int64_t{4} * problem.key_length * Shape::kDim;
+  params.section =
+      heads_side_by_side(int64_t{problem.batch} * problem.heads, std::max(bytes, kBudget / kWidest),
+                         problem.heads_per_key, kBudget);
 }
 
 template <class Shape>
@@ -122,9 +145,9 @@ void launch_forward(const ForwardCall& call) {
   if (params.tiles == 0 || q.size() == 0) {
     return;
   }
-  params.section = forward_section(params.problem, call.options, Shape::kDim);
-  if (call.counter != nullptr) {
-    cuda::check(cudaMemsetAsync(call.counter, 0, sizeof(*call.counter), call.stream),
+  order_tiles<Shape>(params, call.options);
+  if (params.counter != nullptr) {
+    cuda::check(cudaMemsetAsync(params.counter, 0, sizeof(*params.counter), call.stream),
                 "cudaMemsetAsync");
   }
   const CUtensorMap q_map = cuda::make_tile_map(q, Shape::kRows);

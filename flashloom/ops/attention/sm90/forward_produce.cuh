@@ -8,9 +8,73 @@
 #include "flashloom/ops/attention/sm90/forward_schedule.cuh"
 
 // The producer warpgroup's warps each run ahead as far as their buffers allow: one finds tiles of
-// queries and loads them, one streams keys, one values, one divides the work.
+// queries and divides them among the consumers, one loads them, one streams keys, one values.
 
 namespace flashloom::sm90 {
+
+/// Finds tiles of queries and works out each consumer warpgroup's part of them.
+template <class Shape>
+__device__ __forceinline__ void forward_produce_work(const ForwardParams& params,
+                                                     ForwardBarriers<Shape>& barriers) {
+  using namespace cuda;
+  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
+  const bool packed = params.problem.cu_query != nullptr;
+  PipelineState<kForwardSlots> slot;
+  PackedTiles packed_tiles;
+  const auto blocks = static_cast<int32_t>(gridDim.x);
+  auto index = static_cast<int32_t>(blockIdx.x);
+  int32_t drawn = 0;
+  bool more = true;
+  while (more) {
+    // Until the tile that is `ahead` before this one has been worked on: what a block has drawn,
+    // others cannot take.
+    if (drawn >= params.ahead) {
+      const auto done = static_cast<uint32_t>(drawn - params.ahead);
+      mbarrier_wait(&barriers.work_empty[done % kForwardSlots], done / kForwardSlots & 1,
+                    {"the producer of work", "work_empty"});
+    }
+    if (drawn > 0) {
+      int32_t next = index + blocks;
+      if (params.counter != nullptr && lane == 0) {
+        next = blocks + atomicAdd(params.counter, 1);
+      }
+      index = __shfl_sync(0xffffffffu, next, 0);
+    }
+    ++drawn;
+    ForwardWork& work = barriers.work[slot.stage];
+    ForwardTile tile = {0, 0, 0};
+    if (packed) {
+      more = packed_tiles.find(params, index, Shape::kRows, tile);
+    } else if (more = index < params.tiles; more) {
+      tile = batched_tile(params, index, Shape::kRows);
+    }
+    if (lane == 0) {
+      work.range.begin = -1;
+      if (const ForwardRule& rule = params.rule; Shape::kGeneral && rule.slopes != nullptr) {
+        barriers.slopes[slot.stage] =
+            rule.slopes[tile.batch * rule.slope_batch + tile.head * rule.slope_head];
+      }
+    }
+    if (more) {
+      const Sequence sequence = sequence_of(params.problem, tile.batch);
+      const KeyTiles range = key_tiles(sequence, tile.row, Shape::kRows, Shape::kKeys);
+      if (lane == 0) {
+        work = {tile, range, sequence};
+      }
+    }
+    __syncwarp();
+    if (lane < Shape::kGroups) {
+      const ForwardWork& own = barriers.work[slot.stage];
+      barriers.parts[slot.stage][lane] = forward_part(
+          own.sequence, own.range, own.tile.row + 64 * lane, Shape::kKeys, Shape::kGeneral);
+    }
+    __syncwarp();
+    if (lane == 0) {
+      mbarrier_arrive(&barriers.work_full[slot.stage]);
+    }
+    slot.advance();
+  }
+}
 
 template <class Shape>
 __device__ __forceinline__ void forward_produce_queries(const ForwardParams& params,
@@ -18,42 +82,14 @@ __device__ __forceinline__ void forward_produce_queries(const ForwardParams& par
                                                         ForwardBarriers<Shape>& barriers) {
   using namespace cuda;
   const bool leader = threadIdx.x % 32 == 0;
-  const bool packed = params.problem.cu_query != nullptr;
   PipelineState<Shape::kQStages> place;
   PipelineState<kForwardSlots> slot;
-  PackedTiles packed_tiles;
-  const auto blocks = static_cast<int32_t>(gridDim.x);
-  auto index = static_cast<int32_t>(blockIdx.x);
   bool more = true;
   while (more) {
-    // Drawn before it is needed: the answer takes a trip to memory.
-    int32_t drawn = index + blocks;
-    if (params.counter != nullptr && leader) {
-      drawn = blocks + atomicAdd(params.counter, 1);
-    }
-    ForwardWork work;
-    work.tile = {0, 0, 0};
-    if (packed) {
-      more = packed_tiles.find(params, index, Shape::kRows, work.tile);
-    } else {
-      more = index < params.tiles;
-      work.tile = batched_tile(params, more ? index : 0, Shape::kRows);
-    }
-    work.range = {-1, -1};
-    if (more) {
-      work.sequence = sequence_of(params.problem, work.tile.batch);
-      work.range = key_tiles(work.sequence, work.tile.row, Shape::kRows, Shape::kKeys);
-    }
-    mbarrier_wait(&barriers.work_empty[slot.stage], slot.parity ^ 1,
-                  {"the producer of queries", "work_empty"});
-    if (leader) {
-      barriers.work[slot.stage] = work;
-      if (const ForwardRule& rule = params.rule; Shape::kGeneral && rule.slopes != nullptr) {
-        barriers.slopes[slot.stage] =
-            rule.slopes[work.tile.batch * rule.slope_batch + work.tile.head * rule.slope_head];
-      }
-      mbarrier_arrive(&barriers.work_full[slot.stage]);
-    }
+    mbarrier_wait(&barriers.work_full[slot.stage], slot.parity,
+                  {"the producer of queries", "work_full"});
+    const ForwardWork& work = barriers.work[slot.stage];
+    more = work.range.begin >= 0;
     mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1,
                   {"the producer of queries", "q_empty"});
     if (leader && !more) {
@@ -65,38 +101,8 @@ __device__ __forceinline__ void forward_produce_queries(const ForwardParams& par
         tma_load_4d(tiles + place.stage * Shape::kQBytes + p * panel_bytes(Shape::kRows), map,
                     &barriers.q_full[place.stage], p * 64,
                     work.sequence.query_first + work.tile.row, work.tile.head,
-                    packed ? 0 : work.tile.batch, kEvictFirst);
+                    params.problem.cu_query != nullptr ? 0 : work.tile.batch, kEvictFirst);
       }
-    }
-    place.advance();
-    slot.advance();
-    index = __shfl_sync(0xffffffffu, drawn, 0);
-  }
-}
-
-/// Works out each consumer warpgroup's part of the tiles of queries; a warp of its own, for the one
-/// that finds them has no registers left.
-template <class Shape>
-__device__ __forceinline__ void forward_produce_parts(ForwardBarriers<Shape>& barriers) {
-  using namespace cuda;
-  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
-  PipelineState<Shape::kQStages> place;
-  PipelineState<kForwardSlots> slot;
-  bool more = true;
-  while (more) {
-    mbarrier_wait(&barriers.work_full[slot.stage], slot.parity,
-                  {"the producer of parts", "work_full"});
-    const ForwardWork& work = barriers.work[slot.stage];
-    more = work.range.begin >= 0;
-    if (lane < Shape::kGroups) {
-      barriers.parts[slot.stage][lane] = forward_part(
-          work.sequence, work.range, work.tile.row + 64 * lane, Shape::kKeys, Shape::kGeneral);
-    }
-    __syncwarp();
-    mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1,
-                  {"the producer of parts", "q_empty"});
-    if (lane == 0) {
-      mbarrier_arrive(&barriers.q_full[place.stage]);
     }
     place.advance();
     slot.advance();
@@ -156,14 +162,19 @@ __device__ __forceinline__ void forward_produce_keys(const ForwardParams& params
       if (leader) {
         if (Shape::kGeneral && !kValues) {
           step.last = more ? 0 : 1;
+          if (const ForwardBlocks& blocks = params.rule.blocks; step.partial >= 0) {
+            const int32_t row = work.tile.row % blocks.block_rows;
+            step.partial = (step.partial * blocks.block_rows + row) * blocks.line_words +
+                           key % blocks.block_keys / 32;
+          }
           barriers.steps[place.stage] = step;
         }
         uint64_t* barrier = border ? &barriers.v_border[place.stage] : &full[place.stage];
         mbarrier_arrive_expect(barrier, Shape::kTileBytes);
 #pragma unroll
         for (int p = 0; p < Shape::kPanels; ++p) {
-          tma_load_4d(tile + p * panel_bytes(Shape::kKeys), map, barrier, p * 64, first + key, head,
-                      batch, kEvictLast);
+          char* panel = tile + p * panel_bytes(Shape::kKeys);
+          tma_load_4d(panel, map, barrier, p * 64, first + key, head, batch, kEvictLast);
         }
       }
       if (border) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 
 #include "flashloom/cuda/tile/shared_layout.h"
@@ -16,6 +17,7 @@ struct ForwardBlocks {
   GeometryTable offsets, entries, partial;
   int32_t entry_count;
   int32_t partial_count;
+  int32_t line_words;   // 32-bit words of a block's row of bits
   const uint8_t* bits;  // (partial blocks, block_rows, block_keys / 8)
 };
 
@@ -24,7 +26,11 @@ struct ForwardRule {
   bool adjusts;                     // scores are more than products times a positive scale
   bool exclude_self;                // a query does not see the key at its own position
   float softcap;                    // natural units; 0: none
+  float cap_inner, cap_outer;       // capped score = cap_outer tanh(cap_inner score), base 2,
+  float curve[6];                   // or score sum_i curve[i] score^(2 i)
+  float curve_reach;                // for scores up to this
   const float* slopes;              // ALiBi, or null
+  float slope_unit;                 // from them to the scores' units
   int64_t slope_batch, slope_head;  // strides
   const uint64_t* seed;             // dropout, or null
   const uint64_t* offset;           // or null
@@ -48,9 +54,12 @@ struct ForwardParams {
   int32_t row_tiles;      // tiles of queries of the longest sequence
   int32_t tiles;          // of all heads and sequences, if all are as long as the longest
   int32_t section;   // heads that are worked on together, long tiles first; 0: a head at a time
+  int32_t ahead;     // tiles of queries that a block knows of at a time, 2 to kForwardSlots
   int32_t* counter;  // zero: blocks draw their tiles from it; null: every gridDim-th tile
   ForwardRule rule;
 };
+
+inline constexpr uint32_t kMaximumShared = 227 * 1024;  // bytes a block
 
 /// Shape and schedule of a kernel.
 ///   kDim       columns of q, k and v; tensors with less are filled with zeros
@@ -80,16 +89,21 @@ struct ForwardShape {
   static constexpr int kPanels = (kDim + 63) / 64;
   static constexpr uint32_t kQBytes = kPanels * cuda::panel_bytes(kRows);
   static constexpr uint32_t kTileBytes = kPanels * cuda::panel_bytes(kKeys);
-  // Results on their way out: in the buffer that their queries had or, where that one is needed for
-  // the next queries, 64 rows of two panels a warpgroup in a place of their own.
-  static constexpr uint32_t kOutBytes = kQStages > 1 ? 0 : kGroups * 2 * cuda::panel_bytes(64);
+  // Results on their way out, 64 rows a warpgroup: all columns where that fits, else some panels at
+  // a time.
   static constexpr uint32_t kBarrierBytes = kGroups == 4 ? 2048 : 1024;
-  static constexpr uint32_t kSharedBytes =
-      kBarrierBytes + kQStages * kQBytes + 2 * kStages * kTileBytes + kOutBytes;
+  static constexpr uint32_t kOtherBytes =
+      kBarrierBytes + kQStages * kQBytes + 2 * kStages * kTileBytes;
+  static constexpr uint32_t kOutPanelBytes = cuda::panel_bytes(64);
+  static constexpr int kOutPanels =
+      std::min<int>(kPanels, (kMaximumShared - kOtherBytes) / (kGroups * kOutPanelBytes));
+  static_assert(kOutPanels > 0);
+  static constexpr uint32_t kOutBytes = kGroups * kOutPanels * kOutPanelBytes;
+  static constexpr uint32_t kSharedBytes = kOtherBytes + kOutBytes;
   // A warpgroup skips up to kRows / kKeys + 1 tiles of keys on each side while it holds a tile of
   // values; the others get as far ahead as both rings reach.
   static_assert(2 * kStages > kRows / kKeys + 1);
-  static_assert(kSharedBytes <= 227 * 1024);
+  static_assert(kSharedBytes <= kMaximumShared);
 };
 
 struct ForwardTile {
@@ -117,14 +131,13 @@ struct ForwardWork {
   Sequence sequence;
 };
 
-/// Tiles of queries that are known at a time: those in shared memory, the one that is being stored,
-/// and one to spare, so that keys are fetched before the queries' buffer is free.
+/// Tiles of queries that shared memory tells of: up to ForwardParams::ahead of them are known.
 inline constexpr uint32_t kForwardSlots = 4;
 
 /// A tile of keys in a general kernel's ring.
 struct ForwardStep {
   int32_t tile;     // -1: hidden altogether
-  int32_t partial;  // block of bits, or -1
+  int32_t partial;  // block of bits, or -1; to the consumers: where the tile's bits start, in words
   int32_t last;     // of its tile of queries
 };
 

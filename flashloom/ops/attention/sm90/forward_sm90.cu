@@ -21,11 +21,12 @@ void forward(const ForwardCall& call) {
   }
 }
 
-// Blocks draw their tiles where these differ in length.
+// Blocks draw their tiles where these differ in length; those of a window do not.
 bool draws_tiles(const AttentionOptions& options) {
-  return options.visibility.right >= 0 || options.visibility.left >= 0 ||
-         options.sequences.cu_query || options.sequences.used_query || options.sequences.used_key ||
-         options.blocks.block_rows > 0;
+  const bool bounded = options.visibility.right >= 0 || options.visibility.left >= 0;
+  const bool window = options.visibility.right >= 0 && options.visibility.left >= 0;
+  return (bounded && !window) || options.sequences.cu_query || options.sequences.used_query ||
+         options.sequences.used_key || options.blocks.block_rows > 0;
 }
 
 }  // namespace

@@ -1,19 +1,14 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cstdio>
+#include <limits>
 #include <memory>
-#include <random>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "flashloom/core/error.h"
-#include "flashloom/core/parallel.h"
-#include "flashloom/ops/attention/attention_test_contract.h"
-#include "flashloom/ops/attention/attention_test_device.cuh"
-#include "flashloom/ops/attention/attention_test_law.h"
+#include "flashloom/ops/attention/attention_test_run.cuh"
 
 // The Hopper forward kernels at their own tiles and widths, beyond what attention_gpu_test.cu asks
 // of every backend.
@@ -25,33 +20,14 @@ using attention_test::Case;
 using attention_test::ContractCase;
 using attention_test::ContractCases;
 using attention_test::DeviceExecutor;
+using attention_test::fresh_seed;
 using attention_test::Law;
+using attention_test::laws_of;
 using attention_test::Tensor;
 
-uint64_t fresh_seed() {
-  const int asked = GTEST_FLAG_GET(random_seed);
-  const uint64_t seed = asked != 0 ? static_cast<uint64_t>(asked) : std::random_device()() % 99999;
-  std::printf("random seed %d\n", static_cast<int>(seed));
-  return seed * 1000;
-}
-
-// Runs all cases on the Hopper kernels, references on all cores; returns how many they took.
+// Runs all cases on the Hopper kernels; returns how many they took.
 int expect_law(const std::vector<const ContractCase*>& cases) {
-  std::vector<std::unique_ptr<Law>> laws(cases.size());
-  std::atomic<size_t> next = 0;
-  std::vector<std::thread> threads;
-  for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) {
-    threads.emplace_back([&] {
-      set_thread_count(1);
-      for (size_t n = next++; n < cases.size(); n = next++) {
-        laws[n] = std::make_unique<Law>(cases[n]->call, false, cases[n]->factor);
-      }
-    });
-  }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
-  set_thread_count(0);
+  const std::vector<std::unique_ptr<Law>> laws = laws_of(cases, false);
   int covered = 0;
   for (size_t i = 0; i < cases.size(); ++i) {
     SCOPED_TRACE(cases[i]->name + ", D " + std::to_string(cases[i]->call.dim));
@@ -68,9 +44,7 @@ int expect_law(const std::vector<const ContractCase*>& cases) {
 class ForwardSm90 : public testing::TestWithParam<std::tuple<DType, int, int>> {};
 
 TEST_P(ForwardSm90, HoldsTheLaw) {
-  if (!attention_test::has_gpu()) {
-    GTEST_SKIP() << "no GPU on this host";
-  }
+  FLASHLOOM_NEEDS_GPU();
   const auto& [dtype, dim, tile] = GetParam();
   const ContractCases contract(dtype, dim, tile, fresh_seed());
   std::vector<const ContractCase*> cases;
@@ -97,9 +71,7 @@ INSTANTIATE_TEST_SUITE_P(
 
 // Rows of a packed batch behind the used lengths hold NaN; nothing of it may reach a result.
 TEST(ForwardSm90Borders, NanBehindPackedDocumentsStaysThere) {
-  if (!attention_test::has_gpu()) {
-    GTEST_SKIP() << "no GPU on this host";
-  }
+  FLASHLOOM_NEEDS_GPU();
   const uint64_t seed = fresh_seed();
   const std::vector<int32_t> used_query = {100, 0, 1, 128, 190, 5};
   const std::vector<int32_t> used_key = {130, 3, 0, 128, 255, 64};
@@ -149,9 +121,7 @@ TEST(ForwardSm90Borders, NanBehindPackedDocumentsStaysThere) {
 
 // Windows, whose tiles are walked by fewer warpgroups, and short rows beside long tiles.
 TEST(ForwardSm90Borders, WindowsAtEveryOffsetHoldTheLaw) {
-  if (!attention_test::has_gpu()) {
-    GTEST_SKIP() << "no GPU on this host";
-  }
+  FLASHLOOM_NEEDS_GPU();
   const uint64_t seed = fresh_seed();
   RandomSequence random(seed, RandomStream::test);
   std::vector<ContractCase> cases;
