@@ -46,6 +46,13 @@ CUtensorMap make_tile_map(const ConstTensorView& tensor, uint32_t box_rows) {
     const int64_t stride = tensor.shape[2 - i] == 1 ? tensor.shape[3] : tensor.strides[2 - i];
     strides[i] = static_cast<cuuint64_t>(stride) * 2;
   }
+  if (reinterpret_cast<uintptr_t>(tensor.data) % 16 != 0 || strides[0] % 16 != 0 ||
+      strides[1] % 16 != 0 || strides[2] % 16 != 0) {
+    throw InvalidArgument(
+        "tensor map", "tensor", "16-byte aligned data, strides that are multiples of 16 bytes",
+        "strides " + std::to_string(tensor.strides[0]) + ", " + std::to_string(tensor.strides[1]) +
+            ", " + std::to_string(tensor.strides[2]));
+  }
   const cuuint32_t box[4] = {kPanelColumns, box_rows, 1, 1};
   const cuuint32_t step[4] = {1, 1, 1, 1};
   CUtensorMap map;
@@ -57,10 +64,7 @@ CUtensorMap make_tile_map(const ConstTensorView& tensor, uint32_t box_rows) {
                      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
-    throw InvalidArgument(
-        "tensor map", "tensor", "16-byte aligned data, strides that are multiples of 16 bytes",
-        "strides " + std::to_string(tensor.strides[0]) + ", " + std::to_string(tensor.strides[1]) +
-            ", " + std::to_string(tensor.strides[2]));
+    throw CudaError("cuTensorMapEncodeTiled: error " + std::to_string(result));
   }
   return map;
 }
