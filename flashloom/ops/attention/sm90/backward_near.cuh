@@ -4,10 +4,8 @@
 
 #include <cstdint>
 
-#include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
-#include "flashloom/ops/attention/sm90/backward_products.cuh"
-#include "flashloom/ops/attention/sm90/backward_queries_work.cuh"
+#include "flashloom/ops/attention/sm90/backward_near_shape.cuh"
 
 // Backward attention where rows see few keys: windows, short sequences. Blocks of one warpgroup,
 // several a multiprocessor, each with 64 keys (dK and dV) or 64 queries (dQ) of its own. Both kinds
@@ -16,100 +14,6 @@
 // cache what the other has fetched. The results are the same bits every time.
 
 namespace flashloom::sm90 {
-
-/// A pair of tiles is q and dout, or k and v, of 64 rows.
-template <class T_, int kDim_, int kStages_, int kBlocks_>
-struct NearShape {
-  using T = T_;
-  static constexpr int kDim = kDim_;
-  static constexpr int kStages = kStages_;
-  static constexpr int kBlocks = kBlocks_;       // a multiprocessor
-  static constexpr bool kRounded = kBlocks > 2;  // dS from P as rounded for dV: registers
-  static constexpr int kKeys = 64;
-  static constexpr int kQueries = 64;
-  static constexpr int kPanels = kDim / 64;
-  static constexpr bool kGeneral = false;
-  static constexpr int kThreads = 128;
-  static constexpr uint32_t kTileBytes = 64 * kDim * 2;
-  static constexpr uint32_t kRowBytes = kQueries * 4;
-  static constexpr uint32_t kBarrierBytes = 1024;
-  static constexpr uint32_t kRowsBytes = (2 * kStages * kRowBytes + 1023) / 1024 * 1024;
-  static constexpr uint32_t kSharedBytes =
-      kBarrierBytes + kRowsBytes + 2 * (1 + kStages) * kTileBytes;
-};
-
-struct NearParams {
-  BackwardParams keys;
-  QueriesParams queries;
-  int32_t tiles;             // a key-value head: of keys, or of queries if they are more
-  int32_t key_heads, heads;  // batched ones count once a sequence
-};
-
-template <class Shape>
-struct NearShared {
-  char* base;
-
-  __device__ __forceinline__ uint64_t* own_full() const {
-    return reinterpret_cast<uint64_t*>(base);
-  }
-
-  __device__ __forceinline__ uint64_t* full(uint32_t stage) const { return own_full() + 1 + stage; }
-
-  /// What the block does: registers are few.
-  template <class Work>
-  __device__ __forceinline__ Work& work() const {
-    static_assert(sizeof(Work) <= 512);
-    return *reinterpret_cast<Work*>(base + 512);
-  }
-
-  __device__ __forceinline__ float* rows(uint32_t stage) const {  // lse, then delta
-    return reinterpret_cast<float*>(base + Shape::kBarrierBytes) + 2 * Shape::kQueries * stage;
-  }
-
-  /// The block's own pair, then those that pass by.
-  __device__ __forceinline__ char* own() const {
-    return base + Shape::kBarrierBytes + Shape::kRowsBytes;
-  }
-
-  __device__ __forceinline__ char* pair(uint32_t stage) const {
-    return own() + 2 * (1 + stage) * Shape::kTileBytes;
-  }
-};
-
-/// Where the rows of a pair lie.
-struct NearPlace {
-  int32_t row, head, batch;
-};
-
-template <class Shape>
-__device__ __forceinline__ void near_load(char* pair, uint64_t* full, const CUtensorMap* first,
-                                          const CUtensorMap* second, const NearPlace& place,
-                                          uint32_t row_bytes) {
-  using namespace cuda;
-  mbarrier_arrive_expect(full, 2 * Shape::kTileBytes + row_bytes);
-#pragma unroll
-  for (int p = 0; p < Shape::kPanels; ++p) {
-    tma_load_4d(pair + p * panel_bytes(64), first, full, p * 64, place.row, place.head,
-                place.batch);
-    tma_load_4d(pair + Shape::kTileBytes + p * panel_bytes(64), second, full, p * 64, place.row,
-                place.head, place.batch);
-  }
-}
-
-template <class Shape>
-__device__ __forceinline__ void near_issue_scores(float (&d)[32], uint32_t a, uint32_t b) {
-  cuda::wgmma_hold(d);
-  cuda::wgmma_fence();
-  issue_rows_by_rows<typename Shape::T, Shape::kDim, 64, 64, 64>(d, compute_here(a), b);
-}
-
-template <class Shape>
-__device__ __forceinline__ void near_issue_sums(float (&d)[Shape::kDim / 2],
-                                                const uint32_t (&a)[16], uint32_t b) {
-  cuda::wgmma_hold(d);
-  cuda::wgmma_fence();
-  issue_registers_by_tile<typename Shape::T, Shape::kDim, 64>(d, a, b);
-}
 
 /// dK and dV of 64 keys.
 template <class Shape>

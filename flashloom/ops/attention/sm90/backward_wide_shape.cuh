@@ -20,7 +20,7 @@ struct WideKeysShape {
   static constexpr int kStages = kDim > 192 ? 2 : 3;
   // Products of the last scores are issued before those of the next: with two buffers a tile must
   // be given back early.
-  static constexpr bool kSumsFirst = false;
+  static constexpr bool kSumsFirst = kStages == 2;
   static constexpr int kKeys = 64;
   static constexpr int kQueries = 64;
   static constexpr int kPanels = kDim / 64;
