@@ -164,6 +164,7 @@ void preview(const FinetuneOptions& options, const SupervisedEncoder& encoder) {
       });
     }
   } catch (const Enough&) {
+    return;
   }
 }
 
