@@ -46,6 +46,7 @@ struct BackwardPlan {
   float* partial;  // (chunks, H, rows, D): sums of dq
   float* scratch;  // (workers, ...)
   int64_t scratch_floats;
+  int64_t floats;  // of the workspace
 
   /// First row of a sequence in log_sums, deltas and partial.
   int64_t first_row(int32_t sequence, const SequenceRows& rows) const {
@@ -54,6 +55,17 @@ struct BackwardPlan {
     return before + sequence * kRowPadding;
   }
 };
+
+/// What the chosen instructions want.
+struct BackwardTarget {
+  int64_t panel_width;
+  bool pairs;  // bf16_pairs_available()
+};
+
+/// The plan with its pieces of the workspace; with null memory only their size.
+BackwardPlan backward_plan(const AttentionGradients& gradients, const AttentionInputs& inputs,
+                           const AttentionSaved& saved, const AttentionOptions& options,
+                           const BackwardTarget& target, float* memory);
 
 /// A worker's scratch memory.
 struct BackwardScratch {
