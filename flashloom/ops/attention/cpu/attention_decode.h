@@ -15,13 +15,14 @@ namespace flashloom {
 inline constexpr int64_t kDecodeRows = 16;
 /// Keys a split: long enough that its partial result costs little, short enough to feed all cores.
 inline constexpr int64_t kDecodeSplitKeys = 512;
-/// Most keys whose scores are worked on together, and what their number is a multiple of: the keys
-/// of the widest register tile.
+/// Most keys whose scores are worked on together, and what their number is a multiple of: the lanes
+/// of the widest vector.
 inline constexpr int64_t kDecodeBlock = 64;
 inline constexpr int64_t kDecodeStep = 16;
-/// Bytes of K, and of V, that are read in a phase while as many of the other are fetched: both fit
-/// a first-level cache of 32 KB.
-inline constexpr int64_t kDecodePhaseBytes = 8 << 10;
+/// Bytes of K, and of V, that are read in a phase while as many of the other are fetched into the
+/// second-level cache. Half as many cost four rows of 128 some 5 % (the softmax between the
+/// phases).
+inline constexpr int64_t kDecodePhaseBytes = 16 << 10;
 
 struct DecodePlan {
   const AttentionOutputs* outputs;

@@ -23,47 +23,66 @@ HWY_BEFORE_NAMESPACE();
 namespace flashloom {
 namespace HWY_NAMESPACE {
 
-// Rows served from one load, and quads of keys times rows in a step: four accumulators a quad, the
-// rows' vectors and a key's fill the 16 vector registers of AVX2 (32 of AVX-512 and NEON).
+// Rows served from one load. A step takes a quad of keys: four accumulators a row, the rows'
+// vectors and a key's fill the 16 vector registers of AVX2 (32 of AVX-512 and NEON). More keys a
+// step would read memory further out of order.
 #if HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM_A64
 constexpr int kServedRows = 4;
-constexpr int kStepQuads = 4;
 #else
 constexpr int kServedRows = 2;
-constexpr int kStepQuads = 2;
 #endif
 
-/// Quads of keys that a step takes with R rows.
-template <int R>
-constexpr int kKeyQuads = std::max(1, kStepQuads / R);
+/// Rows of memory that will be read, fetched line by line in their order while others are worked
+/// on.
+///
+/// The rows of the next phase go to the second-level cache (kLevel 2), whose queue of misses is
+/// longer than the first level's: on two Zen 4 cores whose neighbours left torch.sum 18 GB/s, that
+/// gave 12 to 24 GB/s where fetching into the first level gave 5 to 14. A step reads its four keys
+/// side by side, which the hardware's prefetchers do not follow: fetching the next step's rows in
+/// order into the first level makes up for some of it (reading alone, one core: side by side 21, so
+/// 24, in order 28).
+template <int kLevel>
+class FetchedRows {
+ public:
+  FetchedRows(const std::byte* const* rows, int64_t count, int64_t bytes)
+      : row_(rows), bytes_(bytes), left_(count * ((bytes + kLine - 1) / kLine)) {}
 
-/// Rows of memory that the next phase will read, fetched while this one computes: as many lines as
-/// it reads itself, so that memory works all the time. They are fetched into the second-level
-/// cache, whose queue of misses is longer than the first level's: on two Zen 4 cores whose
-/// neighbours left torch.sum 18 GB/s, that gave 12 to 24 GB/s where fetching into the first level
-/// gave 5 to 14.
-struct NextRows {
-  const RowPointers* rows;
-  int64_t bytes;  // of a row
-
-  HWY_INLINE void fetch(int64_t row, int64_t offset) const {
+  /// The next line, if there is one.
+  HWY_INLINE void fetch() {
     constexpr int kRead = 0;
-    constexpr int kSecondLevel = 2;
-    __builtin_prefetch((*rows)[static_cast<size_t>(row)] + offset, kRead, kSecondLevel);
-  }
-
-  /// The nearest offset in a row.
-  int64_t within(int64_t offset) const { return std::min(offset, bytes - 1); }
-
-  /// Lines of rows [row, row + count) from `offset` on.
-  HWY_INLINE void fetch_rest(int64_t row, int64_t count, int64_t offset) const {
-    for (; offset < bytes; offset += 64) {
-      for (int64_t n = 0; n < count; ++n) {
-        fetch(row + n, offset);
+    constexpr int kLocality = 4 - kLevel;
+    if (left_ > 0) {
+      --left_;
+      __builtin_prefetch(*row_ + offset_, kRead, kLocality);
+      offset_ += kLine;
+      if (offset_ >= bytes_) {
+        offset_ = 0;
+        ++row_;
       }
     }
   }
+
+  HWY_INLINE void fetch_rest() {
+    while (left_ > 0) {
+      fetch();
+    }
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+
+  const std::byte* const* row_;
+  int64_t bytes_;
+  int64_t left_;  // lines
+  int64_t offset_ = 0;
 };
+
+using NextRows = FetchedRows<2>;
+
+/// Whether a step of R rows fetches the next step's keys: with one row, 18 became 22 GB/s in f32
+/// and 20 became 22 in bf16; with three or four, computing pays as much as memory gains.
+template <int R>
+constexpr bool kAhead = R <= 2;
 
 /// Each block of four lanes holds a part of the sums of a, b, c and e.
 HWY_INLINE Vector sum_quad(Vector a, Vector b, Vector c, Vector e) {
@@ -97,83 +116,78 @@ HWY_INLINE Vector sum_blocks(Vector a, Vector b) {
 }
 #endif
 
-/// scores[row][key] = scale x the sum of the lanes of sums[quad][.], where quad n holds keys
-/// 4 (n % Q), ... of row n / Q. The bits do not depend on a quad's place.
-template <int R, int Q, int kCount = kLanes>
-HWY_INLINE void store_scores(Vector (&sums)[R * Q][4], float scale, float* HWY_RESTRICT scores,
+/// scores[row][key] = scale x the sum of the lanes of sums[row][key], four keys. The bits do not
+/// depend on a row's place.
+template <int R, int kCount = kLanes>
+HWY_INLINE void store_scores(Vector (&sums)[R][4], float scale, float* HWY_RESTRICT scores,
                              int64_t stride) {
   const Lanes d;
   const auto factor = hn::Set(d, scale);
-  constexpr int kQuads = R * Q;
-  const auto place = [&](int quad) { return scores + quad / Q * stride + quad % Q * 4; };
 #if HWY_TARGET == HWY_SCALAR
-  for (int n = 0; n < kQuads; ++n) {
+  for (int r = 0; r < R; ++r) {
     for (int i = 0; i < 4; ++i) {
-      place(n)[i] = hn::GetLane(hn::Mul(sums[n][i], factor));
+      scores[r * stride + i] = hn::GetLane(hn::Mul(sums[r][i], factor));
     }
   }
 #else
-  Vector quads[kQuads];
+  Vector quads[R];
 #pragma GCC unroll 4
-  for (int n = 0; n < kQuads; ++n) {
-    quads[n] = sum_quad(sums[n][0], sums[n][1], sums[n][2], sums[n][3]);
+  for (int r = 0; r < R; ++r) {
+    quads[r] = sum_quad(sums[r][0], sums[r][1], sums[r][2], sums[r][3]);
   }
-  constexpr int kLast = kQuads - 1;
+  constexpr int kLast = R - 1;
   const hn::FixedTag<float, 4> d4;
   if constexpr (kCount == 4) {
 #pragma GCC unroll 4
-    for (int n = 0; n < kQuads; ++n) {
-      hn::StoreU(hn::Mul(quads[n], factor), d, place(n));
+    for (int r = 0; r < R; ++r) {
+      hn::StoreU(hn::Mul(quads[r], factor), d, scores + r * stride);
     }
   } else if constexpr (kCount == 8) {
 #pragma GCC unroll 4
-    for (int n = 0; n < kQuads; n += 2) {
-      const auto two = hn::Mul(sum_halves(quads[n], quads[std::min(n + 1, kLast)]), factor);
-      hn::StoreU(hn::LowerHalf(d4, two), d4, place(n));
-      if (n < kLast) {
-        hn::StoreU(hn::UpperHalf(d4, two), d4, place(n + 1));
+    for (int r = 0; r < R; r += 2) {
+      const auto two = hn::Mul(sum_halves(quads[r], quads[std::min(r + 1, kLast)]), factor);
+      hn::StoreU(hn::LowerHalf(d4, two), d4, scores + r * stride);
+      if (r < kLast) {
+        hn::StoreU(hn::UpperHalf(d4, two), d4, scores + (r + 1) * stride);
       }
     }
   } else {
-    static_assert(kCount == 16 && kQuads <= 4);
+    static_assert(kCount == 16 && R <= 4);
     const hn::FixedTag<float, kCount / 2> d8;
     const auto four = hn::Mul(sum_blocks(sum_halves(quads[0], quads[std::min(2, kLast)]),
                                          sum_halves(quads[std::min(1, kLast)], quads[kLast])),
                               factor);
-    if constexpr (Q == 4) {
-      hn::StoreU(four, d, place(0));
-      return;
-    }
     const auto low = hn::LowerHalf(d8, four);
     const auto high = hn::UpperHalf(d8, four);
-    if constexpr (Q == 2) {
-      hn::StoreU(low, d8, place(0));
-      hn::StoreU(high, d8, place(2));
-    } else {
-      hn::StoreU(hn::LowerHalf(d4, low), d4, place(0));
-      hn::StoreU(hn::UpperHalf(d4, low), d4, place(1));
-      hn::StoreU(hn::LowerHalf(d4, high), d4, place(2));
-      if constexpr (kQuads == 4) {
-        hn::StoreU(hn::UpperHalf(d4, high), d4, place(3));
-      }
+    hn::StoreU(hn::LowerHalf(d4, low), d4, scores);
+    if constexpr (R > 1) {
+      hn::StoreU(hn::UpperHalf(d4, low), d4, scores + stride);
+    }
+    if constexpr (R > 2) {
+      hn::StoreU(hn::LowerHalf(d4, high), d4, scores + 2 * stride);
+    }
+    if constexpr (R > 3) {
+      hn::StoreU(hn::UpperHalf(d4, high), d4, scores + 3 * stride);
     }
   }
 #endif
 }
 
-/// scores[r][j] = scale q[r] . keys[j] of R rows; keys in whole steps, so up to 15 more than
+/// scores[r][j] = scale q[r] . keys[j] of R rows; keys in whole steps, so up to 3 more than
 /// `count`.
 template <class Stored, int R>
 HWY_NOINLINE void score_keys(const float* HWY_RESTRICT q, int64_t q_stride, const RowPointers& keys,
-                             int64_t count, int64_t pieces, float scale, const NextRows& next,
+                             int64_t count, int64_t pieces, float scale, NextRows& following,
                              float* HWY_RESTRICT scores, int64_t stride) {
   const Lanes d;
-  constexpr int kQuads = kKeyQuads<R>;
-  constexpr int kKeys = 4 * kQuads;
+  constexpr int kKeys = 4;
   constexpr int kVectors = Stored::kVectors;
+  NextRows next = following;
+  [[maybe_unused]] FetchedRows<1> ahead(keys.data() + kKeys, count - kKeys,
+                                        pieces * Stored::kBytes);
   for (int64_t j = 0; j < count; j += kKeys) {
     const std::byte* const* rows = keys.data() + j;
-    Vector sums[R * kQuads][4];
+    Vector sums[R][4];
     for (auto& quad : sums) {
       for (auto& sum : quad) {
         sum = hn::Zero(d);
@@ -189,15 +203,17 @@ HWY_NOINLINE void score_keys(const float* HWY_RESTRICT q, int64_t q_stride, cons
         }
       }
       const int64_t offset = piece * Stored::kBytes;
-      const int64_t ahead = next.within(offset);
 #pragma GCC unroll 16
       for (int n = 0; n < kKeys; ++n) {
         Vector key[kVectors];
         Stored::load(rows[n] + offset, key);
-        next.fetch(j + n, ahead);
+        next.fetch();
+        if constexpr (kAhead<R>) {
+          ahead.fetch();
+        }
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          Vector& sum = sums[r * kQuads + n / 4][n % 4];
+          Vector& sum = sums[r][n];
 #pragma GCC unroll 2
           for (int c = 0; c < kVectors; ++c) {
             sum = hn::MulAdd(x[r][c], key[c], sum);
@@ -205,9 +221,9 @@ HWY_NOINLINE void score_keys(const float* HWY_RESTRICT q, int64_t q_stride, cons
         }
       }
     }
-    next.fetch_rest(j, kKeys, pieces * Stored::kBytes);
-    store_scores<R, kQuads>(sums, scale, scores + j, stride);
+    store_scores<R>(sums, scale, scores + j, stride);
   }
+  following = next;
 }
 
 #if HWY_TARGET == HWY_AVX3
@@ -216,14 +232,16 @@ HWY_NOINLINE void score_keys(const float* HWY_RESTRICT q, int64_t q_stride, cons
 template <int R>
 __attribute__((noinline, target("avx512bf16"))) void score_key_pairs(
     const float* HWY_RESTRICT q, int64_t q_stride, const RowPointers& keys, int64_t count,
-    int64_t pieces, float scale, const NextRows& next, float* HWY_RESTRICT scores, int64_t stride) {
-  constexpr int kQuads = kKeyQuads<R>;
-  constexpr int kKeys = 4 * kQuads;
+    int64_t pieces, float scale, NextRows& following, float* HWY_RESTRICT scores, int64_t stride) {
+  constexpr int kKeys = 4;
+  NextRows next = following;
+  [[maybe_unused]] FetchedRows<1> ahead(keys.data() + kKeys, count - kKeys,
+                                        pieces * StoredBf16::kBytes);
   for (int64_t j = 0; j < count; j += kKeys) {
     const std::byte* const* rows = keys.data() + j;
-    __m512 sums[R * kQuads][4];
+    __m512 sums[R][4];
 #pragma GCC unroll 4
-    for (int n = 0; n < R * kQuads; ++n) {
+    for (int n = 0; n < R; ++n) {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         sums[n][i] = _mm512_setzero_ps();
@@ -236,29 +254,31 @@ __attribute__((noinline, target("avx512bf16"))) void score_key_pairs(
         x[r] = (__m512bh)_mm512_load_ps(q + r * q_stride + piece * kLanes);
       }
       const int64_t offset = piece * StoredBf16::kBytes;
-      const int64_t ahead = next.within(offset);
 #pragma GCC unroll 16
       for (int n = 0; n < kKeys; ++n) {
         const auto key = (__m512bh)_mm512_loadu_si512(rows[n] + offset);
-        next.fetch(j + n, ahead);
+        next.fetch();
+        if constexpr (kAhead<R>) {
+          ahead.fetch();
+        }
 #pragma GCC unroll 4
         for (int r = 0; r < R; ++r) {
-          __m512& sum = sums[r * kQuads + n / 4][n % 4];
+          __m512& sum = sums[r][n];
           sum = _mm512_dpbf16_ps(sum, x[r], key);
         }
       }
     }
-    next.fetch_rest(j, kKeys, pieces * StoredBf16::kBytes);
-    Vector results[R * kQuads][4];
+    Vector results[R][4];
 #pragma GCC unroll 4
-    for (int n = 0; n < R * kQuads; ++n) {
+    for (int n = 0; n < R; ++n) {
 #pragma GCC unroll 4
       for (int i = 0; i < 4; ++i) {
         results[n][i] = Vector{sums[n][i]};
       }
     }
-    store_scores<R, kQuads>(results, scale, scores + j, stride);
+    store_scores<R>(results, scale, scores + j, stride);
   }
+  following = next;
 }
 #endif
 
@@ -275,7 +295,7 @@ struct ValueRows {
 /// row from `first` on, in registers over all keys.
 template <class Stored, int R, int C>
 HWY_INLINE void add_value_slice(const ValueRows& of, const RowPointers& values, int64_t count,
-                                int64_t first, const NextRows& next, bool last) {
+                                int64_t first, NextRows& following) {
   const Lanes d;
   constexpr int kVectors = Stored::kVectors;
   constexpr int kPieces = C / kVectors;
@@ -290,10 +310,7 @@ HWY_INLINE void add_value_slice(const ValueRows& of, const RowPointers& values, 
       sums[r][c] = hn::Mul(hn::Load(d, out + r * of.out_stride + c * kLanes), factor);
     }
   }
-  int64_t ahead[kPieces];
-  for (int n = 0; n < kPieces; ++n) {
-    ahead[n] = next.within(offset + n * Stored::kBytes);
-  }
+  NextRows next = following;
   for (int64_t j = 0; j < count; ++j) {
     const std::byte* row = values[static_cast<size_t>(j)] + offset;
     Vector weights[R];
@@ -305,7 +322,7 @@ HWY_INLINE void add_value_slice(const ValueRows& of, const RowPointers& values, 
     for (int n = 0; n < kPieces; ++n) {
       Vector value[kVectors];
       Stored::load(row + n * Stored::kBytes, value);
-      next.fetch(j, ahead[n]);
+      next.fetch();
 #pragma GCC unroll 4
       for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 2
@@ -313,9 +330,6 @@ HWY_INLINE void add_value_slice(const ValueRows& of, const RowPointers& values, 
           sums[r][n * kVectors + c] = hn::MulAdd(weights[r], value[c], sums[r][n * kVectors + c]);
         }
       }
-    }
-    if (last) {
-      next.fetch_rest(j, 1, offset + kPieces * Stored::kBytes);
     }
   }
 #pragma GCC unroll 4
@@ -325,27 +339,28 @@ HWY_INLINE void add_value_slice(const ValueRows& of, const RowPointers& values, 
       hn::Store(sums[r][c], d, out + r * of.out_stride + c * kLanes);
     }
   }
+  following = next;
 }
 
 /// All slices of `vectors` vectors.
 template <class Stored, int R>
 HWY_NOINLINE void add_values(const ValueRows& of, const RowPointers& values, int64_t count,
-                             int64_t vectors, const NextRows& next) {
+                             int64_t vectors, NextRows& next) {
   int64_t first = 0;
-  if constexpr (8 * R <= 4 * kStepQuads) {
+  if constexpr (8 * R <= 4 * kServedRows) {
     for (; first + 8 <= vectors; first += 8) {
-      add_value_slice<Stored, R, 8>(of, values, count, first, next, first + 8 == vectors);
+      add_value_slice<Stored, R, 8>(of, values, count, first, next);
     }
   }
   for (; first + 4 <= vectors; first += 4) {
-    add_value_slice<Stored, R, 4>(of, values, count, first, next, first + 4 == vectors);
+    add_value_slice<Stored, R, 4>(of, values, count, first, next);
   }
   for (; first + 2 <= vectors; first += 2) {
-    add_value_slice<Stored, R, 2>(of, values, count, first, next, first + 2 == vectors);
+    add_value_slice<Stored, R, 2>(of, values, count, first, next);
   }
   if constexpr (Stored::kVectors == 1) {
     for (; first < vectors; ++first) {
-      add_value_slice<Stored, R, 1>(of, values, count, first, next, first + 1 == vectors);
+      add_value_slice<Stored, R, 1>(of, values, count, first, next);
     }
   }
 }

@@ -97,13 +97,17 @@ class DecodeSplit {
     point(value_rows_, first_, values);
     for (int64_t key = first_; key < last_; key += plan_.block) {
       const int64_t count = std::min(plan_.block, last_ - key);
-      point(key_rows_, std::min(key + plan_.block, last_ - 1), next_keys);
-      point(value_rows_, std::min(key + plan_.block, last_ - 1), next_values);
-      score(key, count, keys, {&values, value_format_.bytes});
+      const int64_t next = key + plan_.block;
+      if (next < last_) {
+        point(key_rows_, next, next_keys);
+        point(value_rows_, next, next_values);
+      }
+      score(key, count, keys, {values.data(), count, value_format_.bytes});
       for (int64_t row = 0; row < plan_.rows; ++row) {
         soften(row, key, count);
       }
-      add(count, values, {&next_keys, key_format_.bytes});
+      add(count, values,
+          {next_keys.data(), std::clamp<int64_t>(last_ - next, 0, plan_.block), key_format_.bytes});
       keys = next_keys;
       values = next_values;
     }
@@ -169,7 +173,7 @@ class DecodeSplit {
     }
   }
 
-  void score(int64_t key, int64_t count, RowPointers& keys, const NextRows& next) {
+  void score(int64_t key, int64_t count, RowPointers& keys, NextRows next) {
     if (key_format_.converted) {
       convert_rows(key_rows_.dtype, plan_.head_dim, plan_.head_padded, count, keys_, keys);
     }
@@ -200,6 +204,7 @@ class DecodeSplit {
           break;
       }
     });
+    next.fetch_rest();
     if (!plan_.score.plain) {
       for (int64_t row = 0; row < plan_.rows; ++row) {
         finish_scores(row, key, count);
@@ -260,7 +265,7 @@ class DecodeSplit {
     largest_[row] = hn::GetLane(top);
   }
 
-  void add(int64_t count, RowPointers& values, const NextRows& next) {
+  void add(int64_t count, RowPointers& values, NextRows next) {
     if (value_format_.converted) {
       convert_rows(value_rows_.dtype, plan_.value_dim, plan_.value_padded, count, values_, values);
     }
@@ -282,6 +287,7 @@ class DecodeSplit {
           break;
       }
     });
+    next.fetch_rest();
   }
 
   const DecodePlan& plan_;
