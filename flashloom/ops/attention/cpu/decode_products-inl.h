@@ -4,7 +4,7 @@
 // What a 64-byte line of the cache costs an AVX-512 core that serves R rows (Zen 4: one
 // multiply-add of 16 lanes a cycle): R in f32; R for keys in pairs of bf16; 2 R and the widening
 // for values in bf16. The sums of lanes, 2.8 instructions a (row, key), run on other ports.
-// docs/attention.md has the count beside the measured rates.
+// bench/results/2026-11-27-attention-cpu.md has the count beside the measured rates.
 #if defined(FLASHLOOM_OPS_ATTENTION_CPU_DECODE_PRODUCTS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FLASHLOOM_OPS_ATTENTION_CPU_DECODE_PRODUCTS_INL_H_
 #undef FLASHLOOM_OPS_ATTENTION_CPU_DECODE_PRODUCTS_INL_H_
