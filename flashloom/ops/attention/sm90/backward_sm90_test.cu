@@ -1,20 +1,17 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <cstdio>
 #include <limits>
-#include <memory>
-#include <random>
 #include <string>
-#include <thread>
+#include <tuple>
+#include <utility>
 #include <vector>
 
 #include "flashloom/core/error.h"
-#include "flashloom/core/parallel.h"
 #include "flashloom/ops/attention/attention_test_contract.h"
 #include "flashloom/ops/attention/attention_test_device.cuh"
-#include "flashloom/ops/attention/attention_test_law.h"
+#include "flashloom/ops/attention/attention_test_run.cuh"
 
 // The Hopper backward kernels at their own tiles and widths, beyond what attention_gpu_test.cu asks
 // of every backend.
@@ -26,44 +23,22 @@ using attention_test::Case;
 using attention_test::ContractCase;
 using attention_test::ContractCases;
 using attention_test::DeviceExecutor;
-using attention_test::Law;
+using attention_test::fresh_seed;
+using attention_test::laws_of;
 using attention_test::Results;
 using attention_test::Tensor;
-
-#define FLASHLOOM_NEEDS_GPU()              \
-  if (!attention_test::has_gpu()) {        \
-    GTEST_SKIP() << "no GPU on this host"; \
-  }                                        \
-  static_assert(true)
 
 // At most 1.2 times the law has been seen: kernels up to 64 and from 192 columns on take dS from
 // the P that they rounded for dV.
 constexpr double kSlack = 1.5;
 
-uint64_t fresh_seed() {
-  const int asked = GTEST_FLAG_GET(random_seed);
-  const uint64_t seed = asked != 0 ? static_cast<uint64_t>(asked) : std::random_device()() % 99999;
-  std::printf("random seed %d\n", static_cast<int>(seed));
-  return seed * 1000;
-}
-
 // Runs all cases on the Hopper kernels, references on all cores; returns how many they took.
 int expect_law(const std::vector<ContractCase>& cases) {
-  std::vector<std::unique_ptr<Law>> laws(cases.size());
-  std::atomic<size_t> next = 0;
-  std::vector<std::thread> threads;
-  for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) {
-    threads.emplace_back([&] {
-      set_thread_count(1);
-      for (size_t n = next++; n < cases.size(); n = next++) {
-        laws[n] = std::make_unique<Law>(cases[n].call, true, cases[n].factor);
-      }
-    });
+  std::vector<const ContractCase*> pointers;
+  for (const ContractCase& c : cases) {
+    pointers.push_back(&c);
   }
-  for (std::thread& thread : threads) {
-    thread.join();
-  }
-  set_thread_count(0);
+  const auto laws = laws_of(pointers, true);
   int covered = 0;
   for (size_t i = 0; i < cases.size(); ++i) {
     SCOPED_TRACE(cases[i].name + ", D " + std::to_string(cases[i].call.dim));
