@@ -130,9 +130,23 @@ void read_text(const std::filesystem::path& file, FunctionRef<void(DataRow&&)> v
   give(/*last=*/true);
 }
 
-void read_json_lines(const std::filesystem::path& file, FunctionRef<void(DataRow&&)> visit) {
-  LineReader reader(file);
+void read_rows(const std::filesystem::path& file, FunctionRef<void(DataRow&&)> visit) {
   JsonParser parser;
+  read_json_lines(file, [&](std::string_view line, int64_t number) {
+    DataRow row = at_line(file, number, [&] { return parse_data_row(line, parser); });
+    row.file = file.string();
+    row.line = number;
+    row.bytes = static_cast<int64_t>(line.size());
+    row.hash = hash_of(line);
+    visit(std::move(row));
+  });
+}
+
+}  // namespace
+
+void read_json_lines(const std::filesystem::path& file,
+                     FunctionRef<void(std::string_view line, int64_t number)> visit) {
+  LineReader reader(file);
   int64_t rows = 0;
   for (std::string_view line; reader.next(line);) {
     constexpr const char* kBlanks = " \t\r";
@@ -141,32 +155,20 @@ void read_json_lines(const std::filesystem::path& file, FunctionRef<void(DataRow
       continue;
     }
     line = line.substr(first, line.find_last_not_of(kBlanks) + 1 - first);
-    DataRow row;
-    try {
-      row = parse_data_row(line, parser);
-    } catch (const Error& error) {
-      throw IoError(file.string(), fmt::format("line {}", reader.number()), error.what());
-    }
-    row.file = file.string();
-    row.line = reader.number();
-    row.bytes = static_cast<int64_t>(line.size());
-    row.hash = hash_of(line);
     ++rows;
-    visit(std::move(row));
+    visit(line, reader.number());
   }
   if (rows == 0) {
     throw IoError(file.string(), "", "the file holds no rows");
   }
 }
 
-}  // namespace
-
 void read_data(const std::filesystem::path& file, FunctionRef<void(DataRow&&)> visit) {
   const std::string ending = file.extension().string();
   if (ending == ".txt") {
     read_text(file, visit);
   } else if (ending == ".jsonl" || ending == ".ndjson") {
-    read_json_lines(file, visit);
+    read_rows(file, visit);
   } else {
     throw IoError(
         file.string(), "",

@@ -1,11 +1,32 @@
 #include "flashloom/train/evaluation.h"
 
 #include <cmath>
+#include <numeric>
+#include <span>
 
 #include "flashloom/core/check.h"
+#include "flashloom/core/function_ref.h"
 #include "flashloom/text/packing.h"
 
 namespace flashloom {
+namespace {
+
+// Bins of documents in their own order, those without loss left out.
+void for_each_bin(
+    const TokenDocuments& documents, int64_t bin_tokens,
+    FunctionRef<void(std::span<const int32_t> indices, const PackedBatch& batch)> visit) {
+  const PackingPlan plan =
+      pack_documents(documents.lengths(), {.capacity = bin_tokens, .shuffle = false}, /*epoch=*/0);
+  PackedBatch batch;
+  for (int64_t i = 0; i < plan.bins(); ++i) {
+    fill_batch(batch, documents, plan.bin(i));
+    if (batch.loss_tokens > 0) {
+      visit(plan.bin(i), batch);
+    }
+  }
+}
+
+}  // namespace
 
 double EvaluationResult::perplexity() const {
   return std::exp(loss);
@@ -26,20 +47,28 @@ EvaluationResult evaluate_documents(LlamaModel& model, const TokenDocuments& doc
                                     int64_t bin_tokens) {
   check(documents.total_loss_tokens() > 0, "evaluate_documents", "documents",
         "at least one loss-bearing token", "none");
-  const PackingPlan plan =
-      pack_documents(documents.lengths(), {.capacity = bin_tokens, .shuffle = false}, /*epoch=*/0);
-  EvaluationResult result;
-  PackedBatch batch;
-  for (int64_t i = 0; i < plan.bins(); ++i) {
-    fill_batch(batch, documents, plan.bin(i));
-    if (batch.loss_tokens > 0) {
-      result.loss += model.evaluate(batch_view(batch));
-    }
-    result.tokens += batch.loss_tokens;
-    result.all_tokens += static_cast<int64_t>(batch.tokens.size());
-  }
+  EvaluationResult result = {.tokens = documents.total_loss_tokens(),
+                             .all_tokens = documents.total_tokens()};
+  for_each_bin(documents, bin_tokens, [&](std::span<const int32_t>, const PackedBatch& batch) {
+    result.loss += model.evaluate(batch_view(batch));
+  });
   result.loss /= static_cast<double>(result.tokens);
   return result;
+}
+
+std::vector<double> document_losses(LlamaModel& model, const TokenDocuments& documents,
+                                    int64_t bin_tokens) {
+  std::vector<double> losses(static_cast<size_t>(documents.size()));
+  for_each_bin(
+      documents, bin_tokens, [&](std::span<const int32_t> indices, const PackedBatch& batch) {
+        model.evaluate(batch_view(batch));
+        const float* tokens = model.token_losses().as<float>();
+        for (size_t i = 0; i < indices.size(); ++i) {
+          losses[static_cast<size_t>(indices[i])] =
+              std::accumulate(tokens + batch.cu_seqlens[i], tokens + batch.cu_seqlens[i + 1], 0.0);
+        }
+      });
+  return losses;
 }
 
 }  // namespace flashloom

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "flashloom/models/llama/llama.h"
 #include "flashloom/text/packed_batches.h"
@@ -22,6 +23,12 @@ LlamaBatch batch_view(const PackedBatch& batch);
 /// Mean loss over all documents, packed into bins of `bin_tokens` in their own order. The result
 /// does not depend on the packing beyond rounding. Throws InvalidArgument if nothing bears loss.
 EvaluationResult evaluate_documents(LlamaModel& model, const TokenDocuments& documents,
+                                    int64_t bin_tokens);
+
+/// The sum of the losses (nats) of each document's loss-bearing tokens, in the documents' order:
+/// minus the logarithm of their probability. Packed as evaluate_documents packs; 0 for a document
+/// without loss.
+std::vector<double> document_losses(LlamaModel& model, const TokenDocuments& documents,
                                     int64_t bin_tokens);
 
 }  // namespace flashloom

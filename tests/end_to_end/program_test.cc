@@ -1,6 +1,7 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "flashloom/io/temporary_directory_for_test.h"
@@ -149,6 +150,58 @@ TEST_F(Program, WeighsFilesAndHoldsRowsOut) {
   EXPECT_EQ(run(job + "--held-out 1").code, 2);
   EXPECT_EQ(run(job + "--held-out 0.1 --eval-data " + held()).code, 2);
   EXPECT_EQ(run(job + "--data " + held() + ":0").code, 2);
+}
+
+TEST_F(Program, EvaluatesTextsThroughAWindow) {
+  const std::string text = "A window slides over a text. Each token is predicted once, and the sum";
+  write_file_atomically(path("window.txt"), text);
+  write_file_atomically(path("window.jsonl"), "{\"text\": \"" + text + "\"}\n");
+  const auto json = [](const std::string& arguments) {
+    const ProgramResult result = run("evaluate --json --model " + model() + " " + arguments);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return nlohmann::json::parse(result.out);
+  };
+  const auto whole = json("--data " + path("window.txt") + " --window 128");
+  EXPECT_EQ(whole.at("windows"), 1);
+  EXPECT_EQ(whole.at("bytes"), text.size());
+  const double tokens = whole.at("tokens");
+  EXPECT_NEAR(double{whole.at("bits_per_byte")} * static_cast<double>(text.size()),
+              double{whole.at("loss")} * tokens / std::log(2.0), 1e-3);
+  // Wider than the text, or the same text from a row: the same number.
+  EXPECT_EQ(json("--data " + path("window.txt") + " --window 300"), whole);
+  EXPECT_EQ(json("--data " + path("window.jsonl") + " --window 128"), whole);
+  // Every token once, whatever the stride; less context is another number.
+  const auto narrow = json("--data " + path("window.txt") + " --window 8 --stride 3");
+  EXPECT_EQ(narrow.at("tokens"), whole.at("tokens"));
+  EXPECT_NE(narrow.at("loss"), whole.at("loss"));
+  const std::string evaluate = "evaluate --model " + model();
+  EXPECT_EQ(run(evaluate + " --data " + path("window.txt") + " --window 8 --stride 9").code, 2);
+  EXPECT_EQ(run(evaluate + " --data " + path("window.txt") + " --stride 9").code, 2);
+  EXPECT_EQ(run(evaluate + " --data " + data() + " --window 8").code, 1);  // conversations
+}
+
+TEST_F(Program, CountsChoicesByLikelihood) {
+  const auto accuracy = [](int answer) {
+    const std::string file = path("choices.jsonl");
+    std::string rows;
+    for (const char* choice : {"a stone", "a very long answer"}) {
+      rows += R"({"question": "The sky is", "choices": ["blue", ")" + std::string(choice) +
+              R"("], "answer": )" + std::to_string(answer) + "}\n";
+    }
+    write_file_atomically(file, rows);
+    const ProgramResult result = run("evaluate --json --model " + model() + " --choices " + file);
+    EXPECT_EQ(result.code, 0) << result.err;
+    return nlohmann::json::parse(result.out);
+  };
+  const auto first = accuracy(0);
+  const auto second = accuracy(1);
+  EXPECT_EQ(first.at("questions"), 2);
+  EXPECT_DOUBLE_EQ(double{first.at("acc")} + double{second.at("acc")}, 1);
+  EXPECT_DOUBLE_EQ(double{first.at("acc_norm")} + double{second.at("acc_norm")}, 1);
+  // Of two choices of a random model the shorter is likelier.
+  EXPECT_EQ(double{first.at("acc")}, 1);
+  EXPECT_EQ(run("evaluate --model " + model()).code, 2);
+  EXPECT_EQ(run("evaluate --model " + model() + " --choices x --data " + data()).code, 2);
 }
 
 TEST_F(Program, SaysWhatIsWrongAndWhere) {
