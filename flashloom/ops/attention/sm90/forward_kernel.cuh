@@ -146,6 +146,7 @@ class ForwardPipeline {
       wait_keys();
       take_turn();
       pass_turn();
+      __syncwarp();  // all lanes have seen the phase that the release may end
       release_keys();
     }
   }
@@ -154,6 +155,7 @@ class ForwardPipeline {
   __device__ __forceinline__ void skip_values() {
     for (; skip_ > 0; --skip_) {
       wait_values();
+      __syncwarp();
       release_values();
     }
   }
@@ -190,8 +192,10 @@ class ForwardPipeline {
       read_step();
       take_turn();
       pass_turn();
+      __syncwarp();
       release_keys();
       wait_values();
+      __syncwarp();
       release_values();
     } while (!last_);
     clear_results<typename Shape::T>(params_, barriers_.work[slot_],
