@@ -34,8 +34,11 @@ Pair encode_pair(const Question& question, const std::string& choice, const Toke
   if (context.empty()) {
     const std::optional<int32_t> prefix =
         tokenizer.bos_id() ? tokenizer.bos_id() : tokenizer.eos_id();
-    check(prefix.has_value(), kOp, question.place,
-          "a question, or a tokenizer with a BOS or end-of-sequence token", "neither");
+    if (!prefix) {
+      throw InvalidArgument(kOp, question.place,
+                            "a question, or a tokenizer with a BOS or end-of-sequence token",
+                            "neither");
+    }
     Pair pair = {.tokens = {*prefix}, .context = 1};
     tokenizer.encode_append(pair.tokens, continuation, {.add_special_tokens = false});
     return pair;
