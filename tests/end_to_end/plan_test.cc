@@ -152,6 +152,9 @@ MeasuredRun run_measured(const std::string& line, const std::string& folder) {
 }
 
 TEST_F(Plan, ItsCommandLineRunsAndTakesWhatItSays) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the sanitizer keeps freed memory and a shadow of all";
+#endif
   ModelConfig config = tiny_config();
   config.hidden_size = 256;
   config.intermediate_size = 768;
@@ -182,12 +185,10 @@ TEST_F(Plan, ItsCommandLineRunsAndTakesWhatItSays) {
     const MeasuredRun run = run_measured(json.at("command"), folder);
     ASSERT_EQ(run.code, 0) << json.at("command") << "\n" << run.err;
     EXPECT_TRUE(std::filesystem::exists(folder + "/run/metrics.jsonl"));
-#ifndef __SANITIZE_ADDRESS__
     // Of the room for the program, its tokenizer and what saving takes, this small one needs
     // little; all else is used.
     EXPECT_LE(run.peak, expected);
     EXPECT_GE(run.peak, expected - process);
-#endif
     std::printf("%s: plan %.1f MB, of them %.1f MB for the program; peak %.1f MB\n", flags.c_str(),
                 static_cast<double>(expected) / 1e6, static_cast<double>(process) / 1e6,
                 static_cast<double>(run.peak) / 1e6);

@@ -400,17 +400,16 @@ int64_t peak_anonymous_memory(const std::function<void()>& work) {
 }
 
 TEST(LinearCrossEntropy, TakesNoMemoryButItsWorkspace) {
+#ifdef __SANITIZE_ADDRESS__
+  GTEST_SKIP() << "the sanitizer keeps freed memory and a shadow of all";
+#endif
   Head<float> head(1536, 32, 40000);  // 246 MB of logits
   head.run();                         // threads have their stacks, and products their blocks
   const int64_t workspace = linear_cross_entropy_workspace_bytes(1536, 32, 40000, true);
   EXPECT_LT(workspace, 100 << 20);
   const int64_t before = anonymous_memory_bytes();
   const int64_t peak = peak_anonymous_memory([&] { head.run(); });
-#ifdef __SANITIZE_ADDRESS__
-  constexpr int64_t kNoise = 32 << 20;  // its shadow
-#else
   constexpr int64_t kNoise = 4 << 20;
-#endif
   EXPECT_LE(peak, before + workspace + kNoise);
   EXPECT_GE(peak, before + workspace / 2);  // it was seen
 }
