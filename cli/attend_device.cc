@@ -7,6 +7,7 @@
 
 #include "cli/arguments.h"
 #include "flashloom/core/memory_bandwidth.h"
+#include "flashloom/ops/attention/attention_option_views.h"
 #include "flashloom/ops/linear/peak_flops.h"
 
 namespace flashloom::cli {
@@ -57,45 +58,15 @@ class CpuDevice : public AttendDevice {
 
 // Calls visit(view, whether the call writes it) for every tensor of a call.
 template <class Visit>
-void for_each_view(AttendViews& views, Visit visit) {
-  AttentionOptions& options = views.options;
-  for (ConstTensorView* view : {&views.inputs.q,
-                                &views.inputs.k,
-                                &views.inputs.v,
-                                &views.saved.dout,
-                                &views.saved.dlse,
-                                &views.saved.dentropy,
-                                &options.sequences.cu_query,
-                                &options.sequences.cu_key,
-                                &options.sequences.used_query,
-                                &options.sequences.used_key,
-                                &options.sequences.page_table,
-                                &options.positions.query,
-                                &options.positions.key,
-                                &options.positions.query_count,
-                                &options.positions.key_count,
-                                &options.positions.output_index,
-                                &options.positions.query_bucket_offsets,
-                                &options.positions.key_bucket_offsets,
-                                &options.blocks.row_offsets,
-                                &options.blocks.columns,
-                                &options.blocks.partial,
-                                &options.blocks.bits,
-                                &options.blocks.column_offsets,
-                                &options.blocks.rows,
-                                &options.blocks.transposed_partial,
-                                &options.gate.threshold,
-                                &options.score.alibi_slopes,
-                                &options.score.bias,
-                                &options.score.sinks,
-                                &options.dropout.seed,
-                                &options.dropout.offset}) {
+void for_each_view(AttendViews& views, const Visit& visit) {
+  for (ConstTensorView* view : {&views.inputs.q, &views.inputs.k, &views.inputs.v,
+                                &views.saved.dout, &views.saved.dlse, &views.saved.dentropy}) {
     visit(*view, false);
   }
-  for (TensorView* view :
-       {&views.outputs.out, &views.outputs.lse, &views.outputs.entropy, &views.gradients.dq,
-        &views.gradients.dk, &views.gradients.dv, &views.gradients.dsinks, &views.gradients.dbias,
-        &options.gate.kept, &options.gate.dropped_mass}) {
+  for_each_option_view(views.options, visit);
+  for (TensorView* view : {&views.outputs.out, &views.outputs.lse, &views.outputs.entropy,
+                           &views.gradients.dq, &views.gradients.dk, &views.gradients.dv,
+                           &views.gradients.dsinks, &views.gradients.dbias}) {
     visit(*view, true);
   }
   // The forward pass's results once more.

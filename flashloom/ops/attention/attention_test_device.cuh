@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "flashloom/cuda/error.cuh"
+#include "flashloom/ops/attention/attention_option_views.h"
 #include "flashloom/ops/attention/attention_test_case.h"
 
 // Runs calls on tensors of the CPU through the GPU: copies every view of the call into one arena of
@@ -181,41 +182,7 @@ class DeviceArena {
 };
 
 inline void place_options(DeviceArena& arena, AttentionOptions& options) {
-  for (ConstTensorView* view : {&options.sequences.cu_query,
-                                &options.sequences.cu_key,
-                                &options.sequences.used_query,
-                                &options.sequences.used_key,
-                                &options.sequences.page_table,
-                                &options.positions.query,
-                                &options.positions.key,
-                                &options.positions.query_count,
-                                &options.positions.key_count,
-                                &options.positions.output_index,
-                                &options.positions.query_bucket_offsets,
-                                &options.positions.key_bucket_offsets,
-                                &options.blocks.row_offsets,
-                                &options.blocks.columns,
-                                &options.blocks.partial,
-                                &options.blocks.bits,
-                                &options.blocks.column_offsets,
-                                &options.blocks.rows,
-                                &options.blocks.transposed_partial,
-                                &options.gate.threshold,
-                                &options.score.alibi_slopes,
-                                &options.score.bias,
-                                &options.score.sinks,
-                                &options.dropout.seed,
-                                &options.dropout.offset,
-                                &options.fp8.q_scale,
-                                &options.fp8.k_scale,
-                                &options.fp8.v_scale,
-                                &options.fp8.out_scale}) {
-    arena.place(*view, false);
-  }
-  for (TensorView* view : {&options.gate.kept, &options.gate.dropped_mass, &options.fp8.amax_out,
-                           &options.execution.status}) {
-    arena.place(*view, true);
-  }
+  for_each_option_view(options, [&](auto& view, bool written) { arena.place(view, written); });
 }
 
 class DeviceExecutor : public Executor {

@@ -6,11 +6,14 @@
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
+#include <limits>
 #include <memory>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
+#include "flashloom/core/error.h"
 #include "flashloom/core/parallel.h"
 #include "flashloom/ops/attention/attention_test_contract.h"
 #include "flashloom/ops/attention/attention_test_device.cuh"
@@ -53,6 +56,67 @@ inline std::vector<std::unique_ptr<Law>> laws_of(const std::vector<const Contrac
   }
   set_thread_count(0);
   return laws;
+}
+
+/// Runs all cases on the Hopper kernels, references on all cores; returns how many they took.
+inline int expect_sm90_law(const std::vector<ContractCase>& cases, bool with_backward,
+                           double slack = 1) {
+  std::vector<const ContractCase*> pointers;
+  for (const ContractCase& c : cases) {
+    pointers.push_back(&c);
+  }
+  const std::vector<std::unique_ptr<Law>> laws = laws_of(pointers, with_backward);
+  int covered = 0;
+  for (size_t i = 0; i < cases.size(); ++i) {
+    SCOPED_TRACE(cases[i].name + ", D " + std::to_string(cases[i].call.dim));
+    try {
+      laws[i]->expect(AttentionBackend::sm90, DeviceExecutor(), slack);
+      ++covered;
+    } catch (const Unsupported& refusal) {
+      std::printf("  %s: %s\n", cases[i].name.c_str(), refusal.what());
+    }
+  }
+  return covered;
+}
+
+/// A packed batch whose rows behind the used lengths hold NaN; nothing of it may reach a result.
+inline ContractCase packed_with_nan_behind(int64_t dim, AttentionVisibility visibility,
+                                           uint64_t seed) {
+  static const std::vector<int32_t> used_query = {100, 0, 1, 128, 190, 5};
+  static const std::vector<int32_t> used_key = {130, 3, 0, 128, 255, 64};
+  static const std::vector<int32_t> offsets = {0, 140, 150, 160, 400, 660, 780};
+  static const Tensor queries = Tensor::index({6}, used_query);
+  static const Tensor keys = Tensor::index({6}, used_key);
+  ContractCase c;
+  c.name = "packed, left " + std::to_string(visibility.left) + ", right " +
+           std::to_string(visibility.right);
+  c.call = {.batch = 1,
+            .heads = 4,
+            .key_heads = 2,
+            .queries = 780,
+            .keys = 780,
+            .dim = dim,
+            .value_dim = dim,
+            .dtype = DType::bf16,
+            .seed = seed + static_cast<uint64_t>(dim)};
+  c.call.packed_queries = offsets;
+  c.call.packed_keys = offsets;
+  c.call.options.visibility = visibility;
+  c.call.options.sequences.used_query = queries;
+  c.call.options.sequences.used_key = keys;
+  c.call.change = [](Tensor& rows, char name) {
+    const TensorView& view = rows.view();
+    const auto& used = name == 'q' || name == 'd' ? used_query : used_key;
+    for (int64_t i = 0; i < rows.size(); ++i) {
+      const int64_t row = i / view.dim(2) % view.dim(1);
+      for (size_t n = 0; n < used.size(); ++n) {
+        if (row >= offsets[n] + used[n] && row < offsets[n + 1]) {
+          rows.set(i, std::numeric_limits<double>::quiet_NaN());
+        }
+      }
+    }
+  };
+  return c;
 }
 
 }  // namespace flashloom::attention_test

@@ -2,13 +2,11 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
-#include <limits>
 #include <string>
 #include <tuple>
 #include <utility>
 #include <vector>
 
-#include "flashloom/core/error.h"
 #include "flashloom/ops/attention/attention_test_contract.h"
 #include "flashloom/ops/attention/attention_test_device.cuh"
 #include "flashloom/ops/attention/attention_test_run.cuh"
@@ -23,34 +21,14 @@ using attention_test::Case;
 using attention_test::ContractCase;
 using attention_test::ContractCases;
 using attention_test::DeviceExecutor;
+using attention_test::expect_sm90_law;
 using attention_test::fresh_seed;
-using attention_test::laws_of;
+using attention_test::packed_with_nan_behind;
 using attention_test::Results;
-using attention_test::Tensor;
 
 // At most 1.2 times the law has been seen: kernels up to 64 and from 192 columns on take dS from
 // the P that they rounded for dV.
 constexpr double kSlack = 1.5;
-
-// Runs all cases on the Hopper kernels, references on all cores; returns how many they took.
-int expect_law(const std::vector<ContractCase>& cases) {
-  std::vector<const ContractCase*> pointers;
-  for (const ContractCase& c : cases) {
-    pointers.push_back(&c);
-  }
-  const auto laws = laws_of(pointers, true);
-  int covered = 0;
-  for (size_t i = 0; i < cases.size(); ++i) {
-    SCOPED_TRACE(cases[i].name + ", D " + std::to_string(cases[i].call.dim));
-    try {
-      laws[i]->expect(AttentionBackend::sm90, DeviceExecutor(), kSlack);
-      ++covered;
-    } catch (const Unsupported& refusal) {
-      std::printf("  %s: %s\n", cases[i].name.c_str(), refusal.what());
-    }
-  }
-  return covered;
-}
 
 class BackwardSm90 : public testing::TestWithParam<std::tuple<DType, int, int>> {};
 
@@ -58,7 +36,7 @@ TEST_P(BackwardSm90, HoldsTheLaw) {
   FLASHLOOM_NEEDS_GPU();
   const auto& [dtype, dim, tile] = GetParam();
   const ContractCases contract(dtype, dim, tile, fresh_seed());
-  const int covered = expect_law(contract.cases());
+  const int covered = expect_sm90_law(contract.cases(), true, kSlack);
   std::printf("%d of %zu calls\n", covered, contract.cases().size());
   EXPECT_GT(covered, 30);
 }
@@ -116,53 +94,20 @@ TEST(BackwardSm90Borders, WindowsAtEveryOffsetHoldTheLaw) {
       cases.push_back(c);
     }
   }
-  EXPECT_EQ(expect_law(cases), static_cast<int>(cases.size()));
+  EXPECT_EQ(expect_sm90_law(cases, true, kSlack), static_cast<int>(cases.size()));
 }
 
 // Rows of a packed batch behind the used lengths hold NaN; nothing of it may reach a result.
 TEST(BackwardSm90Borders, NanBehindPackedDocumentsStaysThere) {
   FLASHLOOM_NEEDS_GPU();
   const uint64_t seed = fresh_seed();
-  const std::vector<int32_t> used_query = {100, 0, 1, 128, 190, 5};
-  const std::vector<int32_t> used_key = {130, 3, 0, 128, 255, 64};
-  const std::vector<int32_t> offsets = {0, 140, 150, 160, 400, 660, 780};
-  const Tensor queries = Tensor::index({6}, used_query);
-  const Tensor keys = Tensor::index({6}, used_key);
   std::vector<ContractCase> cases;
   for (const int64_t dim : {64, 96, 128, 192, 256}) {
     for (const int64_t left : {-1, 50}) {
-      ContractCase c;
-      c.name = "packed, left " + std::to_string(left);
-      c.call = {.batch = 1,
-                .heads = 4,
-                .key_heads = 2,
-                .queries = 780,
-                .keys = 780,
-                .dim = dim,
-                .value_dim = dim,
-                .dtype = DType::bf16,
-                .seed = seed + static_cast<uint64_t>(dim)};
-      c.call.packed_queries = offsets;
-      c.call.packed_keys = offsets;
-      c.call.options.visibility = {left, 0};
-      c.call.options.sequences.used_query = queries;
-      c.call.options.sequences.used_key = keys;
-      c.call.change = [&](Tensor& rows, char name) {
-        const TensorView& view = rows.view();
-        const auto& used = name == 'q' || name == 'd' ? used_query : used_key;
-        for (int64_t i = 0; i < rows.size(); ++i) {
-          const int64_t row = i / view.dim(2) % view.dim(1);
-          for (size_t n = 0; n < used.size(); ++n) {
-            if (row >= offsets[n] + used[n] && row < offsets[n + 1]) {
-              rows.set(i, std::numeric_limits<double>::quiet_NaN());
-            }
-          }
-        }
-      };
-      cases.push_back(c);
+      cases.push_back(packed_with_nan_behind(dim, {.left = left, .right = 0}, seed));
     }
   }
-  EXPECT_EQ(expect_law(cases), static_cast<int>(cases.size()));
+  EXPECT_EQ(expect_sm90_law(cases, true, kSlack), static_cast<int>(cases.size()));
 }
 
 // 30 runs of every kernel in deterministic mode, grouped-query heads among them.
@@ -222,7 +167,7 @@ TEST(BackwardSm90Sanitizers, SmallCalls) {
       cases.push_back(c);
     }
   }
-  EXPECT_EQ(expect_law(cases), static_cast<int>(cases.size()));
+  EXPECT_EQ(expect_sm90_law(cases, true, kSlack), static_cast<int>(cases.size()));
 }
 
 }  // namespace

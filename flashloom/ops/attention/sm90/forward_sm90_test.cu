@@ -2,12 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
-#include <limits>
-#include <memory>
 #include <string>
+#include <tuple>
 #include <vector>
 
-#include "flashloom/core/error.h"
 #include "flashloom/ops/attention/attention_test_run.cuh"
 
 // The Hopper forward kernels at their own tiles and widths, beyond what attention_gpu_test.cu asks
@@ -16,30 +14,11 @@
 namespace flashloom {
 namespace {
 
-using attention_test::Case;
 using attention_test::ContractCase;
 using attention_test::ContractCases;
-using attention_test::DeviceExecutor;
+using attention_test::expect_sm90_law;
 using attention_test::fresh_seed;
-using attention_test::Law;
-using attention_test::laws_of;
-using attention_test::Tensor;
-
-// Runs all cases on the Hopper kernels; returns how many they took.
-int expect_law(const std::vector<const ContractCase*>& cases) {
-  const std::vector<std::unique_ptr<Law>> laws = laws_of(cases, false);
-  int covered = 0;
-  for (size_t i = 0; i < cases.size(); ++i) {
-    SCOPED_TRACE(cases[i]->name + ", D " + std::to_string(cases[i]->call.dim));
-    try {
-      laws[i]->expect(AttentionBackend::sm90, DeviceExecutor());
-      ++covered;
-    } catch (const Unsupported& refusal) {
-      std::printf("  %s: %s\n", cases[i]->name.c_str(), refusal.what());
-    }
-  }
-  return covered;
-}
+using attention_test::packed_with_nan_behind;
 
 class ForwardSm90 : public testing::TestWithParam<std::tuple<DType, int, int>> {};
 
@@ -47,12 +26,8 @@ TEST_P(ForwardSm90, HoldsTheLaw) {
   FLASHLOOM_NEEDS_GPU();
   const auto& [dtype, dim, tile] = GetParam();
   const ContractCases contract(dtype, dim, tile, fresh_seed());
-  std::vector<const ContractCase*> cases;
-  for (const ContractCase& c : contract.cases()) {
-    cases.push_back(&c);
-  }
-  const int covered = expect_law(cases);
-  std::printf("%d of %zu calls\n", covered, cases.size());
+  const int covered = expect_sm90_law(contract.cases(), false);
+  std::printf("%d of %zu calls\n", covered, contract.cases().size());
   EXPECT_GT(covered, 36);
 }
 
@@ -73,50 +48,13 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(ForwardSm90Borders, NanBehindPackedDocumentsStaysThere) {
   FLASHLOOM_NEEDS_GPU();
   const uint64_t seed = fresh_seed();
-  const std::vector<int32_t> used_query = {100, 0, 1, 128, 190, 5};
-  const std::vector<int32_t> used_key = {130, 3, 0, 128, 255, 64};
-  const std::vector<int32_t> offsets = {0, 140, 150, 160, 400, 660, 780};
-  const Tensor queries = Tensor::index({6}, used_query);
-  const Tensor keys = Tensor::index({6}, used_key);
   std::vector<ContractCase> cases;
   for (const int64_t dim : {64, 96, 128, 192, 256}) {
     for (const int64_t right : {-1, 0}) {
-      ContractCase c;
-      c.name = "packed, right " + std::to_string(right);
-      c.call = {.batch = 1,
-                .heads = 4,
-                .key_heads = 2,
-                .queries = 780,
-                .keys = 780,
-                .dim = dim,
-                .value_dim = dim,
-                .dtype = DType::bf16,
-                .seed = seed + static_cast<uint64_t>(dim)};
-      c.call.packed_queries = offsets;
-      c.call.packed_keys = offsets;
-      c.call.options.visibility.right = right;
-      c.call.options.sequences.used_query = queries;
-      c.call.options.sequences.used_key = keys;
-      c.call.change = [&](Tensor& rows, char name) {
-        const TensorView& view = rows.view();
-        const auto& used = name == 'q' || name == 'd' ? used_query : used_key;
-        for (int64_t i = 0; i < rows.size(); ++i) {
-          const int64_t row = i / view.dim(2) % view.dim(1);
-          for (size_t n = 0; n < used.size(); ++n) {
-            if (row >= offsets[n] + used[n] && row < offsets[n + 1]) {
-              rows.set(i, std::numeric_limits<double>::quiet_NaN());
-            }
-          }
-        }
-      };
-      cases.push_back(c);
+      cases.push_back(packed_with_nan_behind(dim, {.right = right}, seed));
     }
   }
-  std::vector<const ContractCase*> pointers;
-  for (const ContractCase& c : cases) {
-    pointers.push_back(&c);
-  }
-  EXPECT_EQ(expect_law(pointers), static_cast<int>(cases.size()));
+  EXPECT_EQ(expect_sm90_law(cases, false), static_cast<int>(cases.size()));
 }
 
 // Windows, whose tiles are walked by fewer warpgroups, and short rows beside long tiles.
@@ -150,11 +88,7 @@ TEST(ForwardSm90Borders, WindowsAtEveryOffsetHoldTheLaw) {
       cases.push_back(c);
     }
   }
-  std::vector<const ContractCase*> pointers;
-  for (const ContractCase& c : cases) {
-    pointers.push_back(&c);
-  }
-  EXPECT_EQ(expect_law(pointers), static_cast<int>(cases.size()));
+  EXPECT_EQ(expect_sm90_law(cases, false), static_cast<int>(cases.size()));
 }
 
 }  // namespace
