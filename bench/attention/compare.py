@@ -6,10 +6,12 @@ Rates in TFLOP/s of visible pairs: forward 4 D a pair and head, backward 2.5 tim
 in the same rounds, in turn; the figure is the median of five rounds.
 """
 import argparse
+import importlib
 import json
 import math
 import os
 import site
+import sys
 import time
 
 import torch
@@ -19,14 +21,19 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 for folder in (os.environ.get("PEERS"), "/tmp/site"):
     if folder and os.path.isdir(folder):
         site.addsitedir(folder)
-try:
-    import fa3_fwd_interface as fa3
-except Exception:  # a wheel that is not there or does not load
-    fa3 = None
-try:
-    from flash_attn.cute import interface as fa4
-except Exception:
-    fa4 = None
+
+
+def peer(module):
+    """A peer's module, or None if it is not there or does not load: then the reason is printed."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        print(f"without {module}: {error!r}", file=sys.stderr)
+        return None
+
+
+fa3 = peer("fa3_fwd_interface")
+fa4 = peer("flash_attn.cute.interface")
 
 from flashloom_attention import Attention
 
