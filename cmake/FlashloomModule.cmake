@@ -84,10 +84,10 @@ set(_flashloom_common_headers algorithm array cstdint filesystem functional map 
     string string_view utility variant vector fmt/format.h)
 
 # flashloom_module(<folder below flashloom/> [DEPENDS modules…] [PACKAGES targets…] [ALIAS name]
-#                  [PRECOMPILE])
+#                  [TEST_DEPENDS modules…] [PRECOMPILE])
 # makes flashloom_<name> (and flashloom::<name>), its test program and its benchmarks.
 function(flashloom_module folder)
-  cmake_parse_arguments(arg "PRECOMPILE" "ALIAS" "DEPENDS;PACKAGES" ${ARGN})
+  cmake_parse_arguments(arg "PRECOMPILE" "ALIAS" "DEPENDS;PACKAGES;TEST_DEPENDS" ${ARGN})
   string(REPLACE "/" "_" name ${folder})
   _flashloom_files(flashloom/${folder} files)
   _flashloom_prefixed(depends ${arg_DEPENDS})
@@ -135,7 +135,8 @@ function(flashloom_module folder)
     add_library(flashloom::${arg_ALIAS} ALIAS ${target})
   endif()
   if(files_test)
-    _flashloom_test_program(${name}_tests SOURCES ${files_test} LINK ${target})
+    _flashloom_prefixed(oracles ${arg_TEST_DEPENDS})
+    _flashloom_test_program(${name}_tests SOURCES ${files_test} LINK ${target} ${oracles})
   endif()
   if(files_cuda_test)
     _flashloom_gpu_test_program(${name}_gpu_tests SOURCES ${files_cuda_test} LINK ${target})
