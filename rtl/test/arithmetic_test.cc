@@ -1,5 +1,7 @@
-// The arithmetic units, verilated, against integers (float_model.h), bit for bit.
+// The arithmetic units, verilated, bit for bit against two statements of them in integers: the
+// benches' own (float_model.h) and the simulator's (flashloom/systolic/numeric).
 
+#include <VAccumulatorMac.h>
 #include <VCompare.h>
 #include <VNarrowBfloat16.h>
 #include <VNarrowHalf.h>
@@ -17,12 +19,18 @@
 #include <random>
 #include <vector>
 
+#include "flashloom/systolic/numeric/exp2.h"
+#include "flashloom/systolic/numeric/units.h"
 #include "rtl/test/float_model.h"
 
 namespace flashloom::rtl {
 namespace {
 
 using Random = std::mt19937_64;
+
+systolic::FloatFormat simulators(Format format) {
+  return {.exponent_bits = format.exponent_bits, .fraction_bits = format.mantissa_bits};
+}
 
 // Words of a format where faults live: zeros, subnormals, ends of the normal range, ones, halves of
 // the integers, infinities and NaNs, both signs.
@@ -80,9 +88,13 @@ struct PeMac {
     const Value exact = fma(decode(a, element), decode(b, element), decode(c, sum));
     const uint32_t wide = encode(exact, sum);
     const uint32_t narrow = encode(exact, element);
-    const bool same = unit->out == wide && unit->out_element == narrow && unit->hit == 0;
+    const systolic::DualRounded simulated =
+        systolic::fma_dual({simulators(element), simulators(sum)}, a, b, c);
+    const bool same = unit->out == wide && unit->out_element == narrow && unit->hit == 0 &&
+                      simulated.accumulator == wide && simulated.element == narrow;
     EXPECT_TRUE(same) << std::hex << "a " << a << " b " << b << " c " << c << ": " << unit->out
-                      << " and " << unit->out_element << ", expected " << wide << " and " << narrow;
+                      << " and " << unit->out_element << ", expected " << wide << " and " << narrow
+                      << ", simulator " << simulated.accumulator << " and " << simulated.element;
     return same;
   }
 };
@@ -106,7 +118,7 @@ void check_fma(Format element, int cases) {
     uint32_t b = any_word(random, element);
     uint32_t c = any_word(random, kFloat);
     switch (i % 4) {
-      case 0:
+      default:  // any words
         break;
       case 1:  // comparable magnitudes
         c = with_exponent(c, kFloat, static_cast<int>(random() % 40) - 20);
@@ -195,6 +207,12 @@ template <typename Model>
 void check_exp2(Format element, int pieces, uint32_t stride) {
   PeMac<Model> mac{element};
   const std::vector<Chord> table = chords(element, pieces);
+  const systolic::Exp2Table simulators_table =
+      systolic::exp2_table(simulators(element), systolic::kFp32, pieces);
+  for (size_t piece = 0; piece < table.size(); ++piece) {
+    ASSERT_EQ(table[piece].slope, simulators_table.slopes[piece]);
+    ASSERT_EQ(table[piece].intercept, simulators_table.intercepts[piece]);
+  }
   for (uint64_t a = 0; a < uint64_t{1} << element.bits(); a += stride) {
     const uint32_t word = static_cast<uint32_t>(a);
     const Value x = decode(word, element);
@@ -209,6 +227,13 @@ void check_exp2(Format element, int pieces, uint32_t stride) {
       ASSERT_EQ(mac.unit->hit, piece == parts.piece) << std::hex << word << " piece " << piece;
       ASSERT_EQ(mac.unit->out, encode(exact, kFloat)) << std::hex << word << " piece " << piece;
       ASSERT_EQ(mac.unit->out_element, encode(exact, element))
+          << std::hex << word << " piece " << piece;
+      const systolic::ElementExp2 simulated = systolic::element_exp2(
+          {simulators(element), systolic::kFp32}, word, chord.slope, tagged, pieces);
+      ASSERT_EQ(mac.unit->hit, simulated.hit) << std::hex << word << " piece " << piece;
+      ASSERT_EQ(mac.unit->out, simulated.value.accumulator)
+          << std::hex << word << " piece " << piece;
+      ASSERT_EQ(mac.unit->out_element, simulated.value.element)
           << std::hex << word << " piece " << piece;
     }
   }
@@ -230,6 +255,54 @@ TEST(PeMac, Exp2OfFloats) {
   check_exp2<VPeMacFloat>(kFloat, 8, 16'381);
 }
 
+// With the table that the generated package holds.
+TEST(AccumulatorMac, FmaAndExp2) {
+  const auto unit = std::make_unique<VAccumulatorMac>();
+  const systolic::Exp2Table simulators_table =
+      systolic::exp2_table(systolic::kFp32, systolic::kFp32, 8);
+  const std::vector<Chord> table = chords(kFloat, 8);
+  const auto check = [&](uint32_t a, uint32_t b, uint32_t c, bool power) {
+    unit->a = a;
+    unit->b = b;
+    unit->c = c;
+    unit->exp2 = power;
+    unit->eval();
+    const Value x = decode(a, kFloat);
+    Value exact;
+    uint32_t simulated;
+    if (power) {
+      const Exp2 parts = split(x, kFloat, 8);
+      const Chord& chord = table[static_cast<size_t>(parts.piece)];
+      exact = exp2(parts, x.nan, decode(chord.slope, kFloat), decode(chord.intercept, kFloat));
+      simulated = systolic::accumulator_exp2(systolic::kFp32, a, simulators_table);
+    } else {
+      exact = fma(x, decode(b, kFloat), decode(c, kFloat));
+      simulated = systolic::fma(systolic::kFp32, a, b, c);
+    }
+    const uint32_t expected = encode(exact, kFloat);
+    EXPECT_EQ(unit->out, expected) << std::hex << a << ' ' << b << ' ' << c << ' ' << power;
+    EXPECT_EQ(simulated, expected) << std::hex << a << ' ' << b << ' ' << c << ' ' << power;
+    return unit->out == expected && simulated == expected;
+  };
+  for (const uint32_t a : corners(kFloat)) {
+    if (!check(a, 0, 0, true)) {
+      return;
+    }
+  }
+  Random random(6);
+  for (int i = 0; i < 2'000'000; ++i) {
+    const uint32_t a = i % 2 == 0 ? any_word(random, kFloat)
+                                  : with_exponent(any_word(random, kFloat), kFloat,
+                                                  static_cast<int>(random() % 40) - 30);
+    const uint32_t b = any_word(random, kFloat);
+    const uint32_t c =
+        i % 3 == 0 ? near_product(random, kFloat, kFloat, a, b) : any_word(random, kFloat);
+    if (!check(a, b, c, i % 8 < 4)) {
+      return;
+    }
+  }
+}
+
 TEST(Compare, MaximumAndDifference) {
   const auto unit = std::make_unique<VCompare>();
   const auto check = [&](uint32_t a, uint32_t b) {
@@ -240,6 +313,9 @@ TEST(Compare, MaximumAndDifference) {
     const uint32_t maximum = difference >> 31 != 0 ? b : a;
     EXPECT_EQ(unit->difference, difference) << std::hex << a << " - " << b;
     EXPECT_EQ(unit->maximum, maximum) << std::hex << a << " or " << b;
+    const systolic::Compared simulated = systolic::compare(systolic::kFp32, a, b);
+    EXPECT_EQ(simulated.difference, difference) << std::hex << a << " - " << b;
+    EXPECT_EQ(simulated.larger, maximum) << std::hex << a << " or " << b;
     return unit->difference == difference && unit->maximum == maximum;
   };
   for (const uint32_t a : corners(kFloat)) {
@@ -270,6 +346,8 @@ void check_narrow(Format element) {
     unit->eval();
     const uint32_t expected = encode(decode(wide, kFloat), element);
     EXPECT_EQ(unit->narrow, expected) << std::hex << wide;
+    EXPECT_EQ(systolic::convert(simulators(element), systolic::kFp32, wide), expected)
+        << std::hex << wide;
     return unit->narrow == expected;
   };
   // Each element, and what lies around it and around the half way to the next one: all borders.
@@ -321,6 +399,7 @@ TEST(Reciprocal, CorrectlyRoundedInFifteenCycles) {
     }
     const uint32_t expected = reciprocal(x, kFloat);
     EXPECT_EQ(unit->quotient, expected) << std::hex << "1 / " << x;
+    EXPECT_EQ(systolic::reciprocal(systolic::kFp32, x), expected) << std::hex << "1 / " << x;
     EXPECT_EQ(cycles, 15);
     const bool good = unit->quotient == expected && cycles == 15;
     unit->start = 0;
