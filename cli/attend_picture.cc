@@ -110,11 +110,13 @@ void draw_sequence(Canvas& canvas, const HeadGeometry& geometry, TileShape tile,
       draw_pairs(canvas, geometry, tile, query_tile, run, row, key);
     }
   });
-  for (double i = tile.rows; i < rows; i += tile.rows) {
-    canvas.line(row + i, key, row + i, key + keys);
+  for (int64_t i = tile.rows; i < geometry.outer.count; i += tile.rows) {
+    const double down = row + static_cast<double>(i);
+    canvas.line(down, key, down, key + keys);
   }
-  for (double j = tile.keys; j < keys; j += tile.keys) {
-    canvas.line(row, key + j, row + rows, key + j);
+  for (int64_t j = tile.keys; j < geometry.inner.count; j += tile.keys) {
+    const double across = key + static_cast<double>(j);
+    canvas.line(row, across, row + rows, across);
   }
 }
 

@@ -139,6 +139,7 @@ GgufFile::GgufFile(std::string path) : file_(std::move(path)) {
   }
 
   std::vector<Located> located;
+  located.reserve(tensor_count);  // as many as the file has bytes for
   for (size_t i = 0; i < tensor_count; ++i) {
     located.push_back(read_tensor(cursor, name));
   }
@@ -196,8 +197,7 @@ std::optional<double> GgufFile::number(std::string_view key) const {
   }
   const auto* narrow = std::get_if<float>(&value->value);
   if (narrow == nullptr) {
-    const std::optional<int64_t> whole = integer(key);
-    return static_cast<double>(*whole);
+    return integer(key);
   }
   const std::string decimal = fmt::format("{}", *narrow);
   double parsed = *narrow;

@@ -24,10 +24,10 @@ enum class GgmlType : uint32_t {
 /// A row of the format's table: `block_bytes` hold `block_elements`.
 struct GgmlTypeInfo {
   uint32_t number;
+  bool decodable;  // by gguf_dequantize; the others are known by size only
   std::string_view name;
   int64_t block_elements;
   int64_t block_bytes;
-  bool decodable;  // by gguf_dequantize; the others are known by size only
 };
 
 /// Null for a number that the format does not define.

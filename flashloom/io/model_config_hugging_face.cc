@@ -28,9 +28,9 @@ class Fields {
   }
 
   int64_t integer(const char* name, std::optional<int64_t> otherwise = {}) const {
-    const json* value = find_or(name, otherwise.has_value());
+    const json* value = find(name);
     if (value == nullptr) {
-      return *otherwise;
+      return given(name, otherwise);
     }
     if (!value->is_number_integer() ||
         (value->is_number_unsigned() && value->get<uint64_t>() > uint64_t{1} << 62)) {
@@ -40,9 +40,9 @@ class Fields {
   }
 
   double number(const char* name, std::optional<double> otherwise = {}) const {
-    const json* value = find_or(name, otherwise.has_value());
+    const json* value = find(name);
     if (value == nullptr) {
-      return *otherwise;
+      return given(name, otherwise);
     }
     if (!value->is_number()) {
       wrong(name, "a number", *value);
@@ -61,10 +61,10 @@ class Fields {
     return value->get<bool>();
   }
 
-  std::string text(const char* name, std::optional<std::string> otherwise = {}) const {
-    const json* value = find_or(name, otherwise.has_value());
+  std::string text(const char* name, const std::optional<std::string>& otherwise = {}) const {
+    const json* value = find(name);
     if (value == nullptr) {
-      return *otherwise;
+      return given(name, otherwise);
     }
     if (!value->is_string()) {
       wrong(name, "a string", *value);
@@ -100,12 +100,13 @@ class Fields {
   }
 
  private:
-  const json* find_or(const char* name, bool optional) const {
-    const json* value = find(name);
-    if (value == nullptr && !optional) {
+  // What stands for an absent field.
+  template <class T>
+  T given(const char* name, const std::optional<T>& otherwise) const {
+    if (!otherwise) {
       throw IoError(file_, name, "missing");
     }
-    return value;
+    return *otherwise;
   }
 
   [[noreturn]] void wrong(const char* name, std::string_view expected, const json& value) const {

@@ -184,7 +184,8 @@ void ModelFiles::read_into(std::string_view name, TensorView out, bool require_f
 }
 
 const StoredVocabulary* ModelFiles::vocabulary() const {
-  return implementation_->vocabulary ? &*implementation_->vocabulary : nullptr;
+  const std::optional<StoredVocabulary>& vocabulary = implementation_->vocabulary;
+  return vocabulary ? &*vocabulary : nullptr;
 }
 
 const std::vector<std::pair<std::string, std::string>>& ModelFiles::metadata() const {

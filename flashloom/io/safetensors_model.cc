@@ -63,7 +63,7 @@ SafetensorsModel::SafetensorsModel(const std::string& directory) {
   }
   files_.reserve(names_of.size());  // tensors_ points into the files
   for (const auto& [file, names] : names_of) {
-    const SafetensorsFile& shard = files_.emplace_back(directory + "/" + file);
+    const SafetensorsFile& shard = files_.emplace_back(fmt::format("{}/{}", directory, file));
     const std::set<std::string_view> wanted(names.begin(), names.end());
     for (const SafetensorsTensor& tensor : shard.tensors()) {
       if (wanted.count(tensor.name) > 0) {

@@ -44,9 +44,9 @@ Matrix as_matrix(const EncodedTensor& tensor, const TensorView& out) {
   matrix.columns = split || out.rank == 0 ? 1 : out.dim(-1);
   matrix.rows = matrix.columns == 0 ? 0 : out.size() / matrix.columns;
   matrix.out_stride = out.rank == 2 ? out.stride(0) : matrix.columns;
-  matrix.block = tensor.ggml != nullptr ? tensor.ggml->block_elements : 1;
-  matrix.block_bytes = tensor.ggml != nullptr ? tensor.ggml->block_bytes
-                                              : static_cast<int64_t>(dtype_bytes(*tensor.dtype));
+  matrix.block = tensor.dtype ? 1 : tensor.ggml->block_elements;
+  matrix.block_bytes =
+      tensor.dtype ? static_cast<int64_t>(dtype_bytes(*tensor.dtype)) : tensor.ggml->block_bytes;
   check(matrix.columns % matrix.block == 0, kOp, "tensor", "rows of whole blocks",
         fmt::format("rows of {}", matrix.columns));
   matrix.row_bytes = matrix.columns / matrix.block * matrix.block_bytes;
@@ -73,11 +73,11 @@ int64_t stored_row(int64_t row, int64_t rows, int64_t heads) {
 
 void decode(const EncodedTensor& tensor, const std::byte* source, int64_t bytes, float* out,
             int64_t count) {
-  if (tensor.ggml != nullptr) {
+  if (tensor.dtype) {
+    decode_to_f32(*tensor.dtype, source, count, out);
+  } else {
     gguf_dequantize(static_cast<GgmlType>(tensor.ggml->number),
                     {source, static_cast<size_t>(bytes)}, {out, static_cast<size_t>(count)});
-  } else {
-    decode_to_f32(*tensor.dtype, source, count, out);
   }
 }
 
@@ -120,8 +120,8 @@ bool decode_row(const EncodedTensor& tensor, const Matrix& matrix, const std::by
 }  // namespace
 
 bool can_decode(const EncodedTensor& tensor) {
-  return tensor.ggml != nullptr ? tensor.ggml->decodable
-                                : tensor.dtype && is_convertible(*tensor.dtype);
+  return tensor.dtype ? is_convertible(*tensor.dtype)
+                      : tensor.ggml != nullptr && tensor.ggml->decodable;
 }
 
 std::optional<int64_t> decode_tensor(const EncodedTensor& tensor, TensorView out, bool find_bad) {

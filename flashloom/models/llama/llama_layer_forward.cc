@@ -1,6 +1,7 @@
 #include <array>
 #include <cstring>
 
+#include "flashloom/core/error.h"
 #include "flashloom/models/llama/llama_attention.h"
 #include "flashloom/models/llama/llama_layer.h"
 #include "flashloom/models/llama/llama_projection.h"
@@ -32,6 +33,10 @@ void rotate(const LlamaLayerActivations& a, const LlamaLayer& layer, ConstTensor
 
 /// Rows of k or v into the cache.
 void append_rows(TensorView cache, int64_t first, ConstTensorView rows) {
+  if (cache.data == nullptr) {
+    throw InvalidArgument("llama_layer_forward", "sequences", "a cache of keys and one of values",
+                          "one of them");
+  }
   const auto bytes = static_cast<size_t>(rows.dim(1)) * dtype_bytes(rows.dtype);
   for (int64_t t = 0; t < rows.dim(0); ++t) {
     std::memcpy(cache.select(0, first + t).data, rows.select(0, t).data, bytes);
