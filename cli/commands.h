@@ -13,6 +13,7 @@ Command plan_command();
 Command generate_command();
 Command tokenize_command();
 Command merge_command();
+Command export_command();
 Command inspect_command();
 Command attend_command();
 

@@ -113,6 +113,31 @@ std::string hugging_face_tensor_name(std::string_view gguf_name) {
   return std::string(gguf_name);
 }
 
+std::string gguf_tensor_name(std::string_view name) {
+  const size_t dot = name.rfind('.');
+  if (dot == std::string_view::npos) {
+    return std::string(name);
+  }
+  const std::string_view kind = name.substr(dot);
+  std::string_view stem = name.substr(0, dot);
+  for (const NamePair& pair : kTop) {
+    if (stem == pair.hugging_face) {
+      return fmt::format("{}{}", pair.gguf, kind);
+    }
+  }
+  constexpr std::string_view kLayers = "model.layers.";
+  const size_t end = stem.find('.', kLayers.size());
+  if (stem.starts_with(kLayers) && end != std::string_view::npos) {
+    for (const NamePair& pair : kInLayer) {
+      if (stem.substr(end + 1) == pair.hugging_face) {
+        return fmt::format("blk.{}.{}{}", stem.substr(kLayers.size(), end - kLayers.size()),
+                           pair.gguf, kind);
+      }
+    }
+  }
+  return std::string(name);
+}
+
 int64_t permuted_heads(const ModelConfig& config, std::string_view hugging_face_name) {
   if (config.architecture != "llama") {
     return 0;

@@ -43,6 +43,13 @@ ModelConfig read_gguf_config(const GgufFile& file);
 /// "model.layers.3.self_attn.q_proj.weight"); the name itself if there is none.
 std::string hugging_face_tensor_name(std::string_view gguf_name);
 
+/// The reverse of hugging_face_tensor_name(); the name itself if GGUF has none for it.
+std::string gguf_tensor_name(std::string_view hugging_face_name);
+
+/// Divisors of the rotary frequencies under llama3's scaling (Llama 3.1: long wavelengths are
+/// divided by rope_factor, short ones kept, those between interpolated); GGUF stores these.
+std::vector<double> llama3_divisors(const ModelConfig& config);
+
 /// Heads whose rows the file holds in another order than Hugging Face, 0 for none. llama.cpp's
 /// converter interleaves the two halves of each head of Q and K (weights and biases) for the
 /// architecture "llama" only: row h·d + 2i + half there is row h·d + half·d/2 + i here.

@@ -10,6 +10,30 @@
 #include "flashloom/io/gguf_model.h"
 
 namespace flashloom {
+
+std::vector<double> llama3_divisors(const ModelConfig& config) {
+  const double low_wavelength =
+      static_cast<double>(config.rope_original_positions) / config.rope_low_frequency_factor;
+  const double high_wavelength =
+      static_cast<double>(config.rope_original_positions) / config.rope_high_frequency_factor;
+  std::vector<double> divisors;
+  for (int64_t i = 0; i < config.head_dim / 2; ++i) {
+    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim);
+    const double wavelength = 2 * std::numbers::pi * std::pow(config.rope_theta, exponent);
+    if (wavelength < high_wavelength) {
+      divisors.push_back(1);
+    } else if (wavelength > low_wavelength) {
+      divisors.push_back(config.rope_factor);
+    } else {
+      const double smooth = (static_cast<double>(config.rope_original_positions) / wavelength -
+                             config.rope_low_frequency_factor) /
+                            (config.rope_high_frequency_factor - config.rope_low_frequency_factor);
+      divisors.push_back(1 / ((1 - smooth) / config.rope_factor + smooth));
+    }
+  }
+  return divisors;
+}
+
 namespace {
 
 using RopeScaling = ModelConfig::RopeScaling;
@@ -48,31 +72,6 @@ class Keys {
   const GgufFile& file_;
   std::string prefix_;
 };
-
-// Divisors of the rotary frequencies under llama3's scaling (Llama 3.1: long wavelengths are
-// divided by `factor`, short ones kept, those between interpolated).
-std::vector<double> llama3_divisors(const ModelConfig& config) {
-  const double low_wavelength =
-      static_cast<double>(config.rope_original_positions) / config.rope_low_frequency_factor;
-  const double high_wavelength =
-      static_cast<double>(config.rope_original_positions) / config.rope_high_frequency_factor;
-  std::vector<double> divisors;
-  for (int64_t i = 0; i < config.head_dim / 2; ++i) {
-    const double exponent = 2.0 * static_cast<double>(i) / static_cast<double>(config.head_dim);
-    const double wavelength = 2 * std::numbers::pi * std::pow(config.rope_theta, exponent);
-    if (wavelength < high_wavelength) {
-      divisors.push_back(1);
-    } else if (wavelength > low_wavelength) {
-      divisors.push_back(config.rope_factor);
-    } else {
-      const double smooth = (static_cast<double>(config.rope_original_positions) / wavelength -
-                             config.rope_low_frequency_factor) /
-                            (config.rope_high_frequency_factor - config.rope_low_frequency_factor);
-      divisors.push_back(1 / ((1 - smooth) / config.rope_factor + smooth));
-    }
-  }
-  return divisors;
-}
 
 // GGUF stores llama3's scaling as a tensor of divisors only. Every published Llama 3.1, 3.2 and 3.3
 // has low 1, high 4, original positions 8192; the factor is the largest divisor.

@@ -59,18 +59,6 @@ Matrix as_matrix(const EncodedTensor& tensor, const TensorView& out) {
   return matrix;
 }
 
-// Where row `row` of a head-wise half-split tensor lies among interleaved rows.
-int64_t stored_row(int64_t row, int64_t rows, int64_t heads) {
-  if (heads == 0) {
-    return row;
-  }
-  const int64_t head_dim = rows / heads;
-  const int64_t within = row % head_dim;
-  const int64_t half = within / (head_dim / 2);
-  const int64_t pair = within % (head_dim / 2);
-  return row - within + 2 * pair + half;
-}
-
 void decode(const EncodedTensor& tensor, const std::byte* source, int64_t bytes, float* out,
             int64_t count) {
   if (tensor.dtype) {
@@ -119,6 +107,26 @@ bool decode_row(const EncodedTensor& tensor, const Matrix& matrix, const std::by
 
 }  // namespace
 
+int64_t interleaved_row(int64_t row, int64_t rows, int64_t heads) {
+  if (heads == 0) {
+    return row;
+  }
+  const int64_t head_dim = rows / heads;
+  const int64_t within = row % head_dim;
+  const int64_t half = within / (head_dim / 2);
+  const int64_t pair = within % (head_dim / 2);
+  return row - within + 2 * pair + half;
+}
+
+int64_t half_split_row(int64_t stored, int64_t rows, int64_t heads) {
+  if (heads == 0) {
+    return stored;
+  }
+  const int64_t head_dim = rows / heads;
+  const int64_t within = stored % head_dim;
+  return stored - within + within % 2 * (head_dim / 2) + within / 2;
+}
+
 bool can_decode(const EncodedTensor& tensor) {
   return tensor.dtype ? is_convertible(*tensor.dtype)
                       : tensor.ggml != nullptr && tensor.ggml->decodable;
@@ -137,7 +145,7 @@ std::optional<int64_t> decode_tensor(const EncodedTensor& tensor, TensorView out
   parallel_for(tile_count(matrix.rows, tile), [&](int64_t index) {
     const int64_t end = std::min(matrix.rows, (index + 1) * tile);
     for (int64_t row = index * tile; row < end; ++row) {
-      const int64_t stored = stored_row(row, matrix.rows, tensor.interleaved_heads);
+      const int64_t stored = interleaved_row(row, matrix.rows, tensor.interleaved_heads);
       if (!decode_row(tensor, matrix, tensor.bytes.data() + stored * matrix.row_bytes, out.dtype,
                       target + row * matrix.out_stride * width, find_bad)) {
         int64_t known = first_bad;

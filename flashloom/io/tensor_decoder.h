@@ -28,4 +28,11 @@ bool can_decode(const EncodedTensor& tensor);
 /// shape needs. Throws InvalidArgument for other views.
 std::optional<int64_t> decode_tensor(const EncodedTensor& tensor, TensorView out, bool find_bad);
 
+/// Where row `row` of a tensor whose heads have their halves one behind the other lies in a file
+/// that interleaves them: row h·d + 2i + half for row h·d + half·d/2 + i. `heads` 0: `row` itself.
+int64_t interleaved_row(int64_t row, int64_t rows, int64_t heads);
+
+/// The reverse: which row stands in place `stored` of such a file.
+int64_t half_split_row(int64_t stored, int64_t rows, int64_t heads);
+
 }  // namespace flashloom

@@ -56,6 +56,8 @@ struct PreTokenizerStage {
   SplitBehavior behavior = SplitBehavior::kIsolated;
   bool invert = false;
   bool individual = false;
+
+  bool operator==(const PreTokenizerStage&) const = default;
 };
 
 /// Known patterns are recognised by their text; any other goes to PCRE2 (with JIT, Unicode 14).

@@ -107,6 +107,11 @@ class Tokenizer {
   /// read by from_directory come back as they were.
   std::vector<std::pair<std::string, std::string>> files() const;
 
+  /// The same as the keys of a GGUF file: what from_vocabulary() makes this tokenizer of. Ids
+  /// without a token become unused tokens. Throws IoError if llama.cpp has no name for the
+  /// pre-tokenizer, or other ids than BOS and EOS are put around a text.
+  GgufVocabulary vocabulary() const;
+
   struct Data;
 
   explicit Tokenizer(std::shared_ptr<const Data> data) : data_(std::move(data)) {}

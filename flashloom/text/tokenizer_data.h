@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "flashloom/core/function_ref.h"
 #include "flashloom/text/bpe.h"
 #include "flashloom/text/pre_tokenizer.h"
 #include "flashloom/text/tokenizer.h"
@@ -82,6 +83,10 @@ struct Tokenizer::Data {
 
 /// Checks a description and builds what encode and decode need. Throws IoError.
 std::shared_ptr<Tokenizer::Data> make_tokenizer_data(const TokenizerDescription& description);
+
+/// Calls `use` with what a tokenizer.json says, whose views end with the call. Throws IoError.
+void parse_tokenizer_json(std::string_view text, std::string_view file_name,
+                          FunctionRef<void(const TokenizerDescription&)> use);
 
 /// Reads tokenizer.json. Throws IoError.
 std::shared_ptr<Tokenizer::Data> read_tokenizer_json(std::string_view text,

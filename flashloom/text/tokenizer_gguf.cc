@@ -71,18 +71,32 @@ std::vector<std::string_view> Tokenizer::supported_pre_names() {
 
 std::vector<PreTokenizerStage> stages_of(KnownPattern pattern) {
   std::vector<PreTokenizerStage> stages;
-  PreTokenizerStage stage;
   if (pattern == KnownPattern::kDigitsGpt2) {
-    stage.kind = PreTokenizerStage::kDigits;
-    stage.individual = true;
-    stages.push_back(stage);
+    PreTokenizerStage digits;
+    digits.kind = PreTokenizerStage::kDigits;
+    digits.individual = true;
+    stages.push_back(digits);
   }
+  PreTokenizerStage stage;
   stage.kind = PreTokenizerStage::kPattern;
   stage.pattern = pattern == KnownPattern::kQwen2    ? kQwen2Pattern
                   : pattern == KnownPattern::kLlama3 ? kLlama3Pattern
                                                      : kGpt2Pattern;
   stages.push_back(stage);
   return stages;
+}
+
+std::string_view gguf_pre_name(const std::vector<PreTokenizerStage>& stages, bool ignore_merges) {
+  for (const GgufPreTokenizer& known : kPreTokenizers) {
+    if (known.ignore_merges == ignore_merges && stages_of(known.pattern) == stages) {
+      return known.name;
+    }
+  }
+  return {};
+}
+
+bool is_known_end_token(std::string_view token) {
+  return std::find(kEndTokens.begin(), kEndTokens.end(), token) != kEndTokens.end();
 }
 
 std::vector<AddedToken> gguf_added_tokens(const GgufVocabulary& vocabulary) {

@@ -349,8 +349,8 @@ void read_model(const Node& model, TokenizerDescription& description) {
 
 }  // namespace
 
-std::shared_ptr<Tokenizer::Data> read_tokenizer_json(std::string_view text,
-                                                     std::string_view file_name) {
+void parse_tokenizer_json(std::string_view text, std::string_view file_name,
+                          FunctionRef<void(const TokenizerDescription&)> use) {
   simdjson::dom::parser parser;
   element document;
   const auto code = parser.parse(text.data(), text.size()).get(document);
@@ -395,7 +395,15 @@ std::shared_ptr<Tokenizer::Data> read_tokenizer_json(std::string_view text,
       description.added.push_back(std::move(added));
     });
   }
-  auto data = make_tokenizer_data(description);
+  use(description);
+}
+
+std::shared_ptr<Tokenizer::Data> read_tokenizer_json(std::string_view text,
+                                                     std::string_view file_name) {
+  std::shared_ptr<Tokenizer::Data> data;
+  parse_tokenizer_json(text, file_name, [&](const TokenizerDescription& description) {
+    data = make_tokenizer_data(description);
+  });
   data->source_files = {{"tokenizer.json", std::string(text)}};
   return data;
 }

@@ -9,4 +9,7 @@ namespace flashloom {
 /// `files` must have one.
 GgufVocabulary gguf_vocabulary(const ModelFiles& files);
 
+/// The reverse, for a file to be written. `tokenizer` is any.
+StoredVocabulary stored_vocabulary(const Tokenizer& tokenizer);
+
 }  // namespace flashloom
