@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "flashloom/systolic/machine/machine_config.h"
+
+namespace flashloom::systolic {
+
+/// A registered output.
+struct Link {
+  bool valid = false;
+  uint32_t data = 0;
+
+  bool operator==(const Link&) const = default;
+};
+
+/// The registers of a PE.
+struct PeState {
+  uint32_t reg = 0;
+  bool exp2_done = false;
+  Link right;
+  Link down;
+  Link up;
+
+  bool operator==(const PeState&) const = default;
+};
+
+/// The registers of a column's comparator, but for its piece counter.
+struct ComparatorState {
+  uint32_t old_max = 0;  // -inf after a reset
+  uint32_t new_max = 0;
+  Link out;
+
+  bool operator==(const ComparatorState&) const = default;
+};
+
+/// Every register that the array and the RTL must agree on, at the beginning of a cycle.
+struct ArrayState {
+  explicit ArrayState(const MachineConfig& config);
+
+  PeState& pe(int row, int column) { return pes[static_cast<size_t>(row * columns + column)]; }
+
+  const PeState& pe(int row, int column) const {
+    return pes[static_cast<size_t>(row * columns + column)];
+  }
+
+  bool operator==(const ArrayState&) const = default;
+
+  int rows;
+  int columns;
+  std::vector<PeState> pes;                  // row by row
+  std::vector<ComparatorState> comparators;  // a column each
+  std::vector<uint32_t> scales;              // of the accumulators, a column each
+};
+
+inline constexpr int kPeWords = 8;
+inline constexpr int kComparatorWords = 4;
+
+/// The dump: for each row, for each column reg, exp2_done, right_valid, right, down_valid, down,
+/// up_valid, up; then for each column old_max, new_max, out_valid, out; then each column's scale.
+std::vector<uint32_t> dump(const ArrayState& state);
+/// "pe[3][0].down": what a place of the dump holds.
+std::string dump_name(const MachineConfig& config, size_t index);
+
+}  // namespace flashloom::systolic

@@ -1,0 +1,80 @@
+#include "flashloom/systolic/memory/memory_timing.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "flashloom/core/parallel.h"
+#include "flashloom/core/philox.h"
+
+namespace flashloom::systolic {
+namespace {
+
+constexpr int64_t kTicks = 1 << 16;  // of a cycle, so that odd bandwidths do not round
+
+// The digits of the block's number to the base of the channels, added: rows a power of two apart,
+// as V^T's are, still meet all channels.
+size_t channel_of(int64_t address, const MemoryConfig& config) {
+  int64_t sum = 0;
+  for (int64_t block = address / config.interleave; block > 0 && config.channels > 1;
+       block /= config.channels) {
+    sum += block % config.channels;
+  }
+  return static_cast<size_t>(sum % config.channels);
+}
+
+}  // namespace
+
+MemoryTiming::MemoryTiming(const MachineConfig& config)
+    : config_(config.memory),
+      beat_bytes_(config.beat_bytes()),
+      channel_free_(static_cast<size_t>(config.memory.channels)),
+      ports_(static_cast<size_t>(2 * config.port_count())),
+      port_count_(config.port_count()) {
+  for (Port& port : ports_) {
+    port.under_way.resize(static_cast<size_t>(config.dma.outstanding), -1);
+  }
+}
+
+int64_t MemoryTiming::earliest_issue(int port, bool is_write, int64_t cycle) const {
+  const Port& of = ports_[static_cast<size_t>(port + (is_write ? port_count_ : 0))];
+  return std::max({cycle, of.next_issue, of.under_way[of.next] + 1});
+}
+
+void MemoryTiming::request(MemoryRequest& request) {
+  Port& port = ports_[static_cast<size_t>(request.port + (request.is_write ? port_count_ : 0))];
+  request.issued = earliest_issue(request.port, request.is_write, request.issued);
+  port.next_issue = request.issued + 1;
+  const int64_t beats = tile_count(request.bytes, beat_bytes_);
+  int64_t arrival = request.issued + 1;
+  if (request.is_write) {
+    port.data_free = std::max(port.data_free, arrival) + beats;
+    arrival = port.data_free;
+  }
+  int64_t& channel_free = channel_free_[channel_of(request.address, config_)];
+  const double ticks =
+      static_cast<double>(request.bytes) * config_.channels * kTicks / config_.bytes_per_cycle;
+  channel_free = std::max(channel_free, (arrival + extra_stall()) * kTicks) +
+                 static_cast<int64_t>(std::ceil(ticks));
+  const int64_t served = tile_count(channel_free, kTicks) + config_.latency;
+  request.finished = served;
+  if (!request.is_write) {
+    port.data_free = std::max(port.data_free + beats, served);
+    request.finished = port.data_free;
+  }
+  port.under_way[port.next] = request.finished;
+  port.next = (port.next + 1) % port.under_way.size();
+  ++count_;
+}
+
+int64_t MemoryTiming::extra_stall() {
+  if (config_.stall_chance == 0) {
+    return 0;
+  }
+  const auto bits = philox(config_.seed, count_, static_cast<uint64_t>(RandomStream::test));
+  if (uniform_from_bits(bits[0]) >= static_cast<float>(config_.stall_chance)) {
+    return 0;
+  }
+  return 1 + bits[1] % static_cast<uint32_t>(config_.stall_cycles);
+}
+
+}  // namespace flashloom::systolic
