@@ -16,6 +16,11 @@ Command merge_command();
 Command export_command();
 Command inspect_command();
 Command attend_command();
+Command report_command();
+Command compare_command();
+
+/// The page of the run in a directory; without `output`, report.html there. Throws IoError.
+void write_report(const std::string& run, const std::string& output);
 
 /// Version, build and CPU features in use, for --version.
 std::string version_text();

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <exception>
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
@@ -24,6 +25,7 @@
 #include "flashloom/train/export.h"
 #include "flashloom/train/fine_tune.h"
 #include "flashloom/train/memory_choices.h"
+#include "flashloom/train/report/run_facts.h"
 
 namespace flashloom::cli {
 namespace {
@@ -80,10 +82,24 @@ void require_memory(const FinetuneOptions& options, const ModelBundle& bundle) {
   }
 }
 
+// A report that cannot be written (a full disk, say) takes nothing from the run.
+void try_report(const std::string& output) {
+  try {
+    write_report(output, "");
+  } catch (const std::exception& error) {
+    note(fmt::format("warning: no report: {}", error.what()));
+  }
+}
+
 int train(const FinetuneOptions& options, const ModelBundle& bundle, const SupervisedData& data,
           const SupervisedData* held_out) {
   FineTuneOptions training = training_options(options, bundle.files.config());
   training.process_bytes = process_bytes(anonymous_memory_bytes(), thread_count());
+  const SupervisedOptions supervised = supervised_options(options);
+  training.report.data_rows = describe(data.counts, supervised);
+  if (held_out != nullptr) {
+    training.report.held_out_rows = describe(held_out->counts, supervised);
+  }
   FineTune run(bundle, data.documents, held_out != nullptr ? &held_out->documents : nullptr,
                training, budget_of(options));
   note(fmt::format("memory plan\n{}", run.plan_table()));
@@ -129,7 +145,15 @@ int train(const FinetuneOptions& options, const ModelBundle& bundle, const Super
                      finding.text()));
   };
   observer.stop = interrupted;
-  const FineTuneResult result = run.run(observer);
+  FineTuneResult result;
+  try {
+    result = run.run(observer);
+  } catch (const std::exception& error) {
+    status.end();
+    record_failure(options.output, error.what());
+    try_report(options.output);
+    throw;
+  }
   if (result.stopped) {
     note(
         fmt::format("interrupted after step {}; what was trained is saved, and the same command "
@@ -138,6 +162,7 @@ int train(const FinetuneOptions& options, const ModelBundle& bundle, const Super
   }
   note(fmt::format("{} steps, {} tokens in {}", result.state.step, result.state.tokens,
                    format_duration(result.state.seconds)));
+  try_report(options.output);
   if (options.json) {
     fmt::print("{}\n", result_json(result, options.output, run.planned_bytes()).dump());
   }

@@ -52,6 +52,7 @@ void validate(const FinetuneOptions& options) {
   require_at_least("--save-steps", static_cast<double>(options.save_steps), 0);
   require_at_least("--seed", static_cast<double>(options.seed), 0);
   require_at_least("--preview", static_cast<double>(options.preview), 0);
+  require_at_least("--samples", static_cast<double>(options.samples), 0);
   if (options.preview == 0 && options.output.empty()) {
     throw UsageError("--output: a directory is needed (or --preview N to look at the data)");
   }
@@ -119,6 +120,11 @@ FineTuneOptions training_options(const FinetuneOptions& options, const ModelConf
       .seed = static_cast<uint64_t>(options.seed),
       .guards = options.guards == "on",
       .data_settings = data_settings(options),
+      .report = {.samples = options.samples,
+                 .tensorboard = options.tensorboard,
+                 .program = "flashloom " FLASHLOOM_VERSION,
+                 .data_files = options.data,
+                 .held_out_files = options.eval_data},
   };
   if (flags.lora()) {
     training.lora = LoraOptions{
@@ -188,6 +194,8 @@ std::vector<Flag> finetune_flags(FinetuneOptions& o) {
       {"--guards", &o.guards, "warn of signs that the run does not train", false, {"on", "off"}},
       {"--seed", &o.seed, "of data order and adapter"},
       {"--preview", &o.preview, "print so many examples with their loss mask, and stop"},
+      {"--samples", &o.samples, "questions of the data to answer before and after, for the report"},
+      {"--tensorboard", &o.tensorboard, "write TensorBoard's event files into OUTPUT/tensorboard"},
       {"--json", &o.json, "one JSON object on standard output at the end"},
   };
   flags.insert(flags.end(), own.begin(), own.end());

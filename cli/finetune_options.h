@@ -41,6 +41,8 @@ struct FinetuneOptions {
   std::string guards = "on";
   int64_t seed = 0;
   int64_t preview = 0;
+  int64_t samples = 3;
+  bool tensorboard = false;
   bool json = false;
 };
 

@@ -9,5 +9,6 @@ int main(int argc, char** argv) {
       "usage, 130 interrupted (what was trained is saved).",
       version_text(),
       {finetune_command(), plan_command(), evaluate_command(), generate_command(), merge_command(),
-       export_command(), tokenize_command(), inspect_command(), attend_command()});
+       export_command(), report_command(), compare_command(), tokenize_command(), inspect_command(),
+       attend_command()});
 }

@@ -253,6 +253,21 @@ function(flashloom_fuzz_targets)
   endif()
 endfunction()
 
+# flashloom_embed(<module> <folder> NAMESPACE n HEADER <folder>/h.h FILES a.js b.css …): files of a
+# folder as string constants of the module, declared by hand in the header.
+function(flashloom_embed name folder)
+  cmake_parse_arguments(arg "" "NAMESPACE;HEADER" "FILES" ${ARGN})
+  list(TRANSFORM arg_FILES PREPEND ${PROJECT_SOURCE_DIR}/${folder}/ OUTPUT_VARIABLE files)
+  string(REPLACE ";" "," list "${files}")
+  string(REPLACE "/" "_" stem ${folder})
+  set(source ${PROJECT_BINARY_DIR}/embedded/${stem}.cc)
+  set(script ${PROJECT_SOURCE_DIR}/cmake/EmbedFiles.cmake)
+  add_custom_command(OUTPUT ${source} DEPENDS ${files} ${script} VERBATIM
+    COMMAND ${CMAKE_COMMAND} -DOUTPUT=${source} -DHEADER=${folder}/${arg_HEADER}
+            -DNAMESPACE=${arg_NAMESPACE} -DFILES=${list} -P ${script})
+  target_sources(flashloom_${name} PRIVATE ${source})
+endfunction()
+
 # flashloom_instantiate(<ops folder>/<file>.cu.in NAME v1 v2 …) writes one .cu a value into the
 # build folder (never into git) and returns the list in flashloom_instances.
 function(flashloom_instantiate template name)

@@ -95,8 +95,8 @@ int64_t MemoryPlan::kind_bytes(MemoryKind kind) const {
   return bytes;
 }
 
-std::string MemoryPlan::table() const {
-  std::string text;
+std::vector<MemoryPlan::Row> MemoryPlan::rows() const {
+  std::vector<Row> rows;
   for (size_t k = 0; k < kKinds; ++k) {
     const auto kind = static_cast<MemoryKind>(k);
     int64_t count = 0;
@@ -110,18 +110,27 @@ std::string MemoryPlan::table() const {
       }
     }
     if (count > 0) {
-      text += fmt::format("  {:<12} {:>9}  {} buffers, largest {} {}\n", memory_kind_name(kind),
-                          format_bytes(kind_bytes(kind)), count, largest->name,
-                          describe(largest->view));
+      rows.push_back({memory_kind_name(kind), kind_bytes(kind), count,
+                      fmt::format("{} {}", largest->name, describe(largest->view))});
     }
   }
   if (scope_bytes_ > 0) {
-    text += fmt::format("  {:<12} {:>9}  shared by {} stages\n", "shared",
-                        format_bytes(scope_bytes_), scopes_);
+    rows.push_back({"shared", scope_bytes_, scopes_, ""});
   }
   for (const Outside& outside : outside_) {
-    text += fmt::format("  {:<12} {:>9}  {}\n", memory_kind_name(MemoryKind::process),
-                        format_bytes(outside.bytes), outside.name);
+    rows.push_back({memory_kind_name(MemoryKind::process), outside.bytes, 0, outside.name});
+  }
+  return rows;
+}
+
+std::string MemoryPlan::table() const {
+  std::string text;
+  for (const Row& row : rows()) {
+    const std::string what = row.largest.empty() ? fmt::format("shared by {} stages", row.buffers)
+                             : row.buffers == 0
+                                 ? row.largest
+                                 : fmt::format("{} buffers, largest {}", row.buffers, row.largest);
+    text += fmt::format("  {:<12} {:>9}  {}\n", row.kind, format_bytes(row.bytes), what);
   }
   return text + fmt::format("  {:<12} {:>9}\n", "together", format_bytes(total_bytes()));
 }

@@ -60,6 +60,16 @@ class MemoryPlan {
 
   int64_t shared_bytes() const { return scope_bytes_; }
 
+  /// What a purpose takes: a line of the table.
+  struct Row {
+    std::string_view kind;  // memory_kind_name(), or "shared": by stages that run one after another
+    int64_t bytes = 0;
+    int64_t buffers = 0;  // or stages
+    std::string largest;  // buffer with its type and shape; what else the program holds
+  };
+
+  std::vector<Row> rows() const;
+
   /// The table: a line for each kind with bytes and number of buffers, the largest buffers, the
   /// sum.
   std::string table() const;

@@ -18,6 +18,7 @@
 #include "flashloom/io/atomic_file.h"
 #include "flashloom/io/mapped_file.h"
 #include "flashloom/io/strict_json.h"
+#include "flashloom/io/write_all.h"
 
 namespace flashloom {
 namespace {
@@ -95,18 +96,8 @@ void MetricLog::append(std::span<const Metric> metrics) {
     line[std::string(metric.name)] = to_json(metric);
   }
   // Text that is not UTF-8 is replaced, not refused: a log line must not end a run.
-  std::string text = line.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
-  std::string_view rest = text;
-  while (!rest.empty()) {
-    const ssize_t written = ::write(descriptor_, rest.data(), rest.size());
-    if (written < 0 && errno == EINTR) {
-      continue;
-    }
-    if (written <= 0) {
-      fail(path_, "append", written < 0 ? errno : ENOSPC);
-    }
-    rest.remove_prefix(static_cast<size_t>(written));
-  }
+  const std::string text = line.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+  write_all(descriptor_, path_, text);
 }
 
 void cut_metric_log(const std::string& path, int64_t step) {

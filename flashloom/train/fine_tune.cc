@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "flashloom/core/check.h"
+#include "flashloom/core/process_memory.h"
 #include "flashloom/core/progress.h"
 #include "flashloom/models/llama/llama_flops.h"
 #include "flashloom/ops/linear/peak_flops.h"
@@ -68,7 +69,11 @@ StepShape largest_bins(int64_t batch_tokens, int64_t most, int64_t longest,
 
 FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
                    const TokenDocuments* held_out, FineTuneOptions options, int64_t memory_budget)
-    : bundle_(bundle), options_(std::move(options)), held_out_(held_out) {
+    : bundle_(bundle),
+      options_(std::move(options)),
+      train_(train),
+      held_out_(held_out),
+      memory_budget_(memory_budget) {
   validate(options_, train);
   frozen_name_ = describe(options_.frozen);
   if (options_.lora) {
@@ -236,6 +241,7 @@ StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
   report.gradient_norm = update.gradient_norm;
   report.seconds = seconds_since(start);
   report.utilisation = flops / report.seconds / peak_flops_;
+  report.memory_bytes = anonymous_memory_bytes();
   return report;
 }
 
@@ -294,7 +300,8 @@ void FineTune::log_step(MetricLog& log, const StepReport& report) {
        {"real_tokens_per_second", static_cast<double>(report.tokens) * rate},
        {"loss_tokens_per_second", static_cast<double>(report.loss_tokens) * rate},
        {"packing", static_cast<double>(report.tokens) / static_cast<double>(report.capacity)},
-       {"mfu", report.utilisation}});
+       {"mfu", report.utilisation},
+       {"memory_bytes", report.memory_bytes}});
 }
 
 }  // namespace flashloom

@@ -19,6 +19,7 @@
 #include "flashloom/train/guards.h"
 #include "flashloom/train/model_bundle.h"
 #include "flashloom/train/optimizer.h"
+#include "flashloom/train/report/run_journal.h"
 #include "flashloom/train/schedule.h"
 
 namespace flashloom {
@@ -48,6 +49,7 @@ struct FineTuneOptions {
   /// What decided the data beside the rows themselves, by name: a run that goes on must have the
   /// same.
   std::vector<std::pair<std::string, std::string>> data_settings = {};
+  ReportOptions report = {};
 };
 
 /// One optimizer step, as the metrics record it. Rates are over the step's own time.
@@ -66,8 +68,9 @@ struct StepReport {
   double utilisation = 0;    // MFU: FLOPs of the step / seconds / measure_peak_flops()
   std::string largest_gradient, smallest_gradient;  // of all tensors, by norm
   double largest_gradient_norm = 0, smallest_gradient_norm = 0;
-  double update_ratio = 0;  // |dw| / |w|, sampled by the guards
-  double lost_updates = 0;  // share of updates that rounding swallowed, sampled by the guards
+  double update_ratio = 0;   // |dw| / |w|, sampled by the guards
+  double lost_updates = 0;   // share of updates that rounding swallowed, sampled by the guards
+  int64_t memory_bytes = 0;  // anonymous_memory_bytes() after the step
 };
 
 /// What a run tells its caller; every function may be empty.
@@ -122,9 +125,10 @@ class FineTune {
   const StepShape& step_shape() const { return shape_; }
 
   /// Trains, and writes into the output directory: at its top the adapter or the Hugging Face
-  /// directory, `metrics.jsonl`, `checkpoint-N` for each save, the last two kept, and `best` for
-  /// the lowest held-out loss. A run that is stopped saves what it has. With options.resume it goes
-  /// on after the newest whole checkpoint; a finished run changes nothing.
+  /// directory, `metrics.jsonl`, what a report needs (`run.json`, `facts.json`), `checkpoint-N` for
+  /// each save, the last two kept, and `best` for the lowest held-out loss. A run that is stopped
+  /// saves what it has. With options.resume it goes on after the newest whole checkpoint; a
+  /// finished run changes nothing.
   FineTuneResult run(const FineTuneObserver& observer);
 
   const LlamaModel& model() const { return *model_; }
@@ -143,6 +147,8 @@ class FineTune {
   double mean_loss(std::span<const PackedBatch> batches);
   void probe(TrainingGuards& guards);
   void describe_gradients(StepReport& report) const;
+  // What a report shows of the run.
+  RunFacts facts() const;
   [[noreturn]] void fail_not_finite(int64_t step, const std::string& what);
   static void log_step(MetricLog& log, const StepReport& report);
   std::vector<Metric> settings() const;
@@ -152,7 +158,9 @@ class FineTune {
 
   const ModelBundle& bundle_;
   FineTuneOptions options_;
+  const TokenDocuments& train_;
   const TokenDocuments* held_out_;
+  int64_t memory_budget_;
   std::string frozen_name_;
   std::string model_sum_, data_sum_, held_out_sum_;  // checksums of what the run starts from
   std::optional<DirectoryLock> lock_;

@@ -1,15 +1,19 @@
 // A run over its output directory: evaluation, checkpoints, and going on from one.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 
 #include "flashloom/core/check.h"
+#include "flashloom/core/parallel.h"
+#include "flashloom/core/process_memory.h"
 #include "flashloom/io/atomic_file.h"
 #include "flashloom/io/checksum.h"
 #include "flashloom/train/adapter_files.h"
 #include "flashloom/train/export.h"
 #include "flashloom/train/fine_tune.h"
+#include "flashloom/train/report/run_facts.h"
 #include "flashloom/train/run_record.h"
 
 namespace flashloom {
@@ -42,6 +46,8 @@ std::optional<StepShape> FineTune::open_output() {
   if (!shape) {
     CheckpointFolders(output).clear();
     fs::remove(log_path());
+    fs::remove(output + "/facts.json");
+    fs::remove(output + "/report.html");
   }
   return shape;
 }
@@ -93,6 +99,42 @@ std::vector<Metric> FineTune::settings() const {
   return settings;
 }
 
+RunFacts FineTune::facts() const {
+  const ModelConfig& config = model_->config();
+  RunFacts facts = {
+      .program = options_.report.program,
+      .model_path = bundle_.path,
+      .architecture = config.architecture,
+      .parameters = parameter_count(config),
+      .trained_parameters = trainable_parameters(),
+      .layers = config.layers,
+      .hidden_size = config.hidden_size,
+      .vocabulary_size = config.vocabulary_size,
+      .length_bin =
+          length_bin(std::max(train_.longest(), held_out_ != nullptr ? held_out_->longest() : 0)),
+      .steps = steps_,
+      .choices = {{"recompute", std::string(llama_recompute_name(options_.recompute))},
+                  {"eval_steps", fmt::format("{}", options_.eval_steps)},
+                  {"save_steps", fmt::format("{}", options_.save_steps)},
+                  {"guards", options_.guards ? "on" : "off"},
+                  {"micro_batch", fmt::format("{} tokens", shape_.bin_capacity)},
+                  {"micro_batches", fmt::format("{} a step", shape_.bins_per_step)}},
+      .memory = plan_.rows(),
+      .planned_bytes = plan_.total_bytes(),
+      .budget_bytes = memory_budget_,
+      .processor = processor_name(),
+      .threads = thread_count()};
+  facts.train = data_facts(train_, facts.length_bin);
+  facts.train.files = options_.report.data_files;
+  facts.train.rows = options_.report.data_rows;
+  if (held_out_ != nullptr) {
+    facts.held_out = data_facts(*held_out_, facts.length_bin);
+    facts.held_out->files = options_.report.held_out_files;
+    facts.held_out->rows = options_.report.held_out_rows;
+  }
+  return facts;
+}
+
 std::vector<StateTensor> FineTune::state_tensors() const {
   std::vector<StateTensor> tensors = optimizer_->state();
   for (const Parameter& parameter : model_->parameters()) {
@@ -142,6 +184,7 @@ FineTuneResult FineTune::run(const FineTuneObserver& observer) {
   const double seconds_before = state.seconds;
   const auto start = Clock::now();
   MetricLog log(log_path());
+  RunJournal journal(options_.output, facts(), state.step, options_.report);
   const CheckpointFolders checkpoints(options_.output);
 
   const auto evaluate = [&] {
@@ -149,6 +192,7 @@ FineTuneResult FineTune::run(const FineTuneObserver& observer) {
         evaluate_documents(*model_, *held_out_, model_->options().max_tokens);
     log.append(
         {{"step", state.step}, {"eval_loss", held_out.loss}, {"eval_tokens", held_out.tokens}});
+    journal.evaluated(state.step, held_out.loss, anonymous_memory_bytes());
     if (observer.evaluated) {
       observer.evaluated(state.step, held_out);
     }
@@ -173,6 +217,10 @@ FineTuneResult FineTune::run(const FineTuneObserver& observer) {
       observer.saved(folder);
     }
   };
+  const auto answer = [&](RunJournal::When when) {
+    journal.answer(when, *model_, bundle_.tokenizer, held_out_ != nullptr ? *held_out_ : train_,
+                   memory_budget_ - plan_.total_bytes(), observer.stop);
+  };
   const auto due = [&](int64_t every) { return every > 0 && state.step % every == 0; };
 
   TrainingGuards guards(
@@ -191,11 +239,24 @@ FineTuneResult FineTune::run(const FineTuneObserver& observer) {
   if (held_out_ != nullptr && state.step == 0) {
     evaluate();
   }
+  if (state.step == 0) {
+    answer(RunJournal::When::before);
+  }
   while (state.step < steps_ && !result.stopped) {
     const StepReport report = step(state.step, options_.guards ? &guards : nullptr);
     ++state.step;
     state.tokens += report.tokens;
     log_step(log, report);
+    const double rate = 1 / report.seconds;
+    journal.stepped({.step = report.step,
+                     .loss = report.loss,
+                     .learning_rate = report.learning_rate,
+                     .gradient_norm = report.gradient_norm,
+                     .all_tokens_per_second = static_cast<double>(report.tokens) * rate,
+                     .real_tokens_per_second = static_cast<double>(report.tokens) * rate,
+                     .loss_tokens_per_second = static_cast<double>(report.loss_tokens) * rate,
+                     .utilisation = report.utilisation,
+                     .memory_bytes = report.memory_bytes});
     if (observer.stepped) {
       observer.stepped(report);
     }
@@ -213,8 +274,10 @@ FineTuneResult FineTune::run(const FineTuneObserver& observer) {
     observer.saved(options_.output);
   }
   if (!result.stopped) {
+    answer(RunJournal::When::after);
     checkpoint();
   }
+  journal.finish(result.stopped ? "stopped" : "finished");
   return result;
 }
 
