@@ -57,6 +57,11 @@ class Stage {
     fs::create_directories(folder_ / "docs/images");
     fs::create_directories(folder_ / "bin");
     fs::create_symlink(FLASHLOOM_PROGRAM, folder_ / "bin/flashloom");
+    // Guides that begin behind training have its adapter.
+    const auto [code, output] =
+        run("flashloom finetune --model MODEL --data train.jsonl --output adapter --steps 1 "
+            "--samples 0");
+    EXPECT_EQ(code, 0) << output;
   }
 
   void write(const std::string& name, const std::string& content) {
