@@ -16,6 +16,7 @@ Command merge_command();
 Command export_command();
 Command inspect_command();
 Command attend_command();
+Command simulate_command();
 Command report_command();
 Command compare_command();
 

@@ -10,5 +10,5 @@ int main(int argc, char** argv) {
       version_text(),
       {finetune_command(), plan_command(), evaluate_command(), generate_command(), merge_command(),
        export_command(), report_command(), compare_command(), tokenize_command(), inspect_command(),
-       attend_command()});
+       attend_command(), simulate_command()});
 }

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <cmath>
+#include <algorithm>
 #include <vector>
 
 #include "flashloom/systolic/array/collapsed_run.h"
@@ -22,7 +22,7 @@ struct AttentionCase {
                 Distribution distribution = Distribution::normal, uint64_t seed = 1)
       : problem(checked_problem(machine, given)),
         config(machine_for(machine, problem)),
-        data(random_data(config, problem, distribution, seed)),
+        data(random_inputs(config, problem, distribution, seed)),
         memory_bytes(layout_of(config, problem).bytes),
         words(flash_attention(config, problem).words()),
         schedule(run_engine(config, words, {.memory_bytes = memory_bytes, .keep_requests = true})) {
@@ -44,21 +44,6 @@ struct AttentionCase {
     MachineState state = fresh();
     run_collapsed(config, schedule, state, {.soft = soft});
     return state;
-  }
-
-  double mean_error(const MachineState& state) const {
-    double sum = 0;
-    int64_t count = 0;
-    for (int head = 0; head < problem.heads; ++head) {
-      for (int query = 0; query < problem.queries; ++query) {
-        const auto row = read_output(config, problem, state.memory, head, query);
-        const auto exact = reference_row(config, problem, data, head, query);
-        for (size_t e = 0; e < row.size(); ++e, ++count) {
-          sum += std::abs(row[e] - exact[e]);
-        }
-      }
-    }
-    return sum / static_cast<double>(count);
   }
 
   AttentionProblem problem;

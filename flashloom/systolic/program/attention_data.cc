@@ -8,6 +8,7 @@
 #include <string>
 
 #include "flashloom/core/error.h"
+#include "flashloom/core/parallel.h"
 #include "flashloom/core/philox.h"
 #include "flashloom/systolic/numeric/exp2.h"
 
@@ -33,79 +34,90 @@ Place place_of(const AttentionProblem& problem, const AttentionTiling& tiling, i
   return {head / per_group, head % per_group * problem.queries + query};
 }
 
+// Inputs of one tensor. Each row has random numbers of its own, so rows are made in parallel.
 class Source {
  public:
   Source(FloatFormat format, Distribution distribution, uint64_t seed)
-      : format_(format), distribution_(distribution), random_(seed, RandomStream::test) {}
-
-  std::vector<uint32_t> queries(int rows, int dim) {
-    return fill(rows, dim, [&](int, int d) { return number(d); });
-  }
+      : format_(format), distribution_(distribution), seed_(seed) {}
 
   // `sequence`: rows of a head, for what changes along it.
-  std::vector<uint32_t> keys(int rows, int dim, int sequence) {
-    if (distribution_ == Distribution::constant_keys) {
-      std::vector<double> row(static_cast<size_t>(dim));
-      std::ranges::generate(row, [&] { return random_.normal(); });
-      return fill(rows, dim, [&](int, int d) { return row[static_cast<size_t>(d)]; });
-    }
-    return fill(rows, dim, [&](int r, int d) {
-      const double value = number(d);
-      return distribution_ == Distribution::negative ? -0.3 * std::abs(value)
-             : distribution_ == Distribution::rising
-                 ? std::abs(value) * (1 + 8.0 * (r % sequence) / sequence)
-                 : value;
+  std::vector<uint32_t> queries(int rows, int dim) const {
+    return fill(rows, dim, [&](Row& row, int) { return number(row); });
+  }
+
+  std::vector<uint32_t> keys(int rows, int dim, int sequence) const {
+    return fill(rows, dim, [&](Row& row, int r) {
+      const double value = number(row);
+      switch (distribution_) {
+        case Distribution::negative:
+          return -0.3 * value;
+        case Distribution::rising:
+          return value * (1 + 8.0 * (r % sequence) / sequence);
+        default:
+          return value;
+      }
     });
   }
 
-  std::vector<uint32_t> values(int rows, int dim) {
-    return fill(rows, dim, [&](int, int) {
-      return distribution_ == Distribution::outliers ? outlier() : random_.normal();
+  std::vector<uint32_t> values(int rows, int dim) const {
+    return fill(rows, dim, [&](Row& row, int) {
+      return distribution_ == Distribution::outliers ? outlier(row.random) : row.random.normal();
     });
   }
 
  private:
+  struct Row {
+    RandomSequence random;
+    int hot;
+    int d = 0;
+  };
+
+  // Draws of a number: two for a normal, one for the choice, two for an outlier, two for
+  // subnormals.
+  static constexpr uint64_t kDraws = 8;
+
   template <class Number>
-  std::vector<uint32_t> fill(int rows, int dim, const Number& make) {
-    std::vector<uint32_t> bits;
-    bits.reserve(static_cast<size_t>(rows) * dim);
-    for (int r = 0; r < rows; ++r) {
-      hot_ = static_cast<int>(random_.below(static_cast<uint32_t>(dim)));
-      for (int d = 0; d < dim; ++d) {
-        bits.push_back(round_double(format_, make(r, d)));
-        if (distribution_ == Distribution::subnormal && random_.below(4) == 0) {
-          bits.back() = random_.bits() & (format_.sign_bit() | format_.fraction_mask());
+  std::vector<uint32_t> fill(int rows, int dim, const Number& make) const {
+    std::vector<uint32_t> bits(static_cast<size_t>(rows) * dim);
+    parallel_for(rows, [&](int64_t r) {
+      const auto source = static_cast<uint64_t>(r) * (dim + 1) * kDraws;
+      Row row{.random = RandomSequence(seed_, RandomStream::test, source)};
+      row.hot = static_cast<int>(row.random.below(static_cast<uint32_t>(dim)));
+      for (row.d = 0; row.d < dim; ++row.d) {
+        uint32_t& to = bits[static_cast<size_t>(r * dim + row.d)];
+        to = round_double(format_, make(row, static_cast<int>(r)));
+        if (distribution_ == Distribution::subnormal && row.random.below(4) == 0) {
+          to = row.random.bits() & (format_.sign_bit() | format_.fraction_mask());
         }
       }
-    }
+    });
     return bits;
   }
 
-  double outlier() {
-    const double value = random_.normal();
-    return random_.below(1000) == 0 ? value + 10.0 * random_.normal() : value;
+  static double outlier(RandomSequence& random) {
+    const double value = random.normal();
+    return random.below(1000) == 0 ? value + 10.0 * random.normal() : value;
   }
 
-  double number(int d) {
+  double number(Row& row) const {
     switch (distribution_) {
       case Distribution::outliers:
-        return outlier();
+        return outlier(row.random);
       case Distribution::negative:
       case Distribution::rising:
-        return std::abs(random_.normal());
+        return std::abs(row.random.normal());
       case Distribution::one_hot:
-        return d == hot_ ? 8.0 : 0.0;
+        return row.d == row.hot ? 8.0 : 0.0;
       case Distribution::large_scores:
-        return 16.0 * random_.normal();
+        return 16.0 * row.random.normal();
       default:
-        return random_.normal();
+        return row.random.normal();
     }
   }
 
   FloatFormat format_;
   Distribution distribution_;
-  RandomSequence random_;
-  int hot_ = 0;
+  uint64_t seed_;
 };
 
 }  // namespace
@@ -126,13 +138,21 @@ Distribution parse_distribution(std::string_view name) {
   return static_cast<Distribution>(found - std::begin(kNames));
 }
 
-AttentionData random_data(const MachineConfig& config, const AttentionProblem& problem,
-                          Distribution distribution, uint64_t seed) {
-  Source source(config.formats.element, distribution, seed);
+AttentionData random_inputs(const MachineConfig& config, const AttentionProblem& problem,
+                            Distribution distribution, uint64_t seed) {
+  const auto source = [&](uint64_t tensor) {
+    return Source(config.formats.element, distribution, 3 * seed + tensor);
+  };
   AttentionData data;
-  data.query = source.queries(problem.heads * problem.queries, problem.head_dim);
-  data.key = source.keys(problem.key_heads * problem.keys, problem.head_dim, problem.keys);
-  data.value = source.values(problem.key_heads * problem.keys, problem.value_dim);
+  data.query = source(0).queries(problem.heads * problem.queries, problem.head_dim);
+  data.key = source(1).keys(problem.key_heads * problem.keys, problem.head_dim, problem.keys);
+  data.value = source(2).values(problem.key_heads * problem.keys, problem.value_dim);
+  if (distribution == Distribution::constant_keys) {
+    const auto dim = static_cast<size_t>(problem.head_dim);
+    for (size_t i = dim; i < data.key.size(); ++i) {
+      data.key[i] = data.key[i - dim];
+    }
+  }
   return data;
 }
 
@@ -185,35 +205,52 @@ std::vector<double> read_output(const MachineConfig& config, const AttentionProb
   return row;
 }
 
-std::vector<double> reference_row(const MachineConfig& config, const AttentionProblem& problem,
-                                  const AttentionData& data, int head, int query) {
-  const FloatFormat format = config.formats.element;
-  const int key_head = head / (problem.heads / problem.key_heads);
-  const int visible = problem.causal ? query + problem.keys - problem.queries + 1 : problem.keys;
-  const auto dim = static_cast<size_t>(problem.head_dim);
-  const auto value_dim = static_cast<size_t>(problem.value_dim);
-  std::vector<double> q(dim);
-  const size_t q_row = (static_cast<size_t>(head) * problem.queries + query) * dim;
-  for (size_t d = 0; d < dim; ++d) {
-    q[d] = to_double(format, data.query[q_row + d]);
+namespace {
+
+std::vector<double> doubles(FloatFormat format, const std::vector<uint32_t>& bits) {
+  std::vector<double> numbers(bits.size());
+  for (size_t i = 0; i < bits.size(); ++i) {
+    numbers[i] = to_double(format, bits[i]);
   }
+  return numbers;
+}
+
+}  // namespace
+
+AttentionReference::AttentionReference(const MachineConfig& config, const AttentionProblem& problem,
+                                       const AttentionData& data)
+    : problem_(problem),
+      scale_(config.scale()),
+      query_(doubles(config.formats.element, data.query)),
+      key_(doubles(config.formats.element, data.key)),
+      value_(doubles(config.formats.element, data.value)) {}
+
+std::vector<double> AttentionReference::row(int head, int query) const {
+  const int key_head = head / (problem_.heads / problem_.key_heads);
+  const int visible =
+      problem_.causal ? query + problem_.keys - problem_.queries + 1 : problem_.keys;
+  const auto dim = static_cast<size_t>(problem_.head_dim);
+  const auto value_dim = static_cast<size_t>(problem_.value_dim);
+  const size_t first = static_cast<size_t>(key_head) * problem_.keys;
+  const double* q = query_.data() + (static_cast<size_t>(head) * problem_.queries + query) * dim;
   std::vector<double> scores(static_cast<size_t>(visible));
   double maximum = -std::numeric_limits<double>::infinity();
-  const size_t first = static_cast<size_t>(key_head) * problem.keys;
   for (size_t j = 0; j < scores.size(); ++j) {
+    const double* k = key_.data() + (first + j) * dim;
     for (size_t d = 0; d < dim; ++d) {
-      scores[j] += q[d] * to_double(format, data.key[(first + j) * dim + d]);
+      scores[j] += q[d] * k[d];
     }
-    scores[j] *= config.scale();
+    scores[j] *= scale_;
     maximum = std::max(maximum, scores[j]);
   }
   double sum = 0;
   std::vector<double> row(value_dim);
   for (size_t j = 0; j < scores.size(); ++j) {
     const double p = std::exp(scores[j] - maximum);
+    const double* v = value_.data() + (first + j) * value_dim;
     sum += p;
     for (size_t e = 0; e < value_dim; ++e) {
-      row[e] += p * to_double(format, data.value[(first + j) * value_dim + e]);
+      row[e] += p * v[e];
     }
   }
   for (double& number : row) {

@@ -32,8 +32,8 @@ std::string_view distribution_name(Distribution distribution);
 Distribution parse_distribution(std::string_view name);
 
 /// Seeded; independent for queries, keys and values.
-AttentionData random_data(const MachineConfig& config, const AttentionProblem& problem,
-                          Distribution distribution, uint64_t seed);
+AttentionData random_inputs(const MachineConfig& config, const AttentionProblem& problem,
+                            Distribution distribution, uint64_t seed);
 
 /// Writes the inputs where layout_of() says; the padding is zero.
 void place_inputs(const MachineConfig& config, const AttentionProblem& problem,
@@ -43,9 +43,21 @@ void place_inputs(const MachineConfig& config, const AttentionProblem& problem,
 std::vector<double> read_output(const MachineConfig& config, const AttentionProblem& problem,
                                 const MainMemory& memory, int head, int query);
 
-/// The same row in float64 from the same inputs: softmax(scale · q k) v; the oracle of reports. A
+/// The same rows in float64 from the same inputs: softmax(scale · q k) v; the oracle of reports. A
 /// test holds it to ops/attention's reference.
-std::vector<double> reference_row(const MachineConfig& config, const AttentionProblem& problem,
-                                  const AttentionData& data, int head, int query);
+class AttentionReference {
+ public:
+  AttentionReference(const MachineConfig& config, const AttentionProblem& problem,
+                     const AttentionData& data);
+
+  std::vector<double> row(int head, int query) const;
+
+ private:
+  AttentionProblem problem_;
+  double scale_;
+  std::vector<double> query_;  // as AttentionData
+  std::vector<double> key_;
+  std::vector<double> value_;
+};
 
 }  // namespace flashloom::systolic
