@@ -1,5 +1,4 @@
 #include <fmt/format.h>
-#include <hwy/targets.h>
 
 #include <memory>
 #include <string>
@@ -10,6 +9,7 @@
 #include "cli/attend_report.h"
 #include "cli/attend_tiles.h"
 #include "cli/commands.h"
+#include "cli/instructions.h"
 #include "cli/terminal.h"
 #include "flashloom/core/parallel.h"
 #include "flashloom/io/atomic_file.h"
@@ -33,37 +33,6 @@ struct Options {
 
 /// A reference that would take longer is left out unless asked for.
 constexpr double kReferenceSeconds = 30;
-
-struct Instructions {
-  const char* flag;
-  const char* name;
-  int64_t target;
-};
-
-// What the attention kernels are compiled for, best first.
-constexpr Instructions kInstructions[] = {{"avx512", "AVX-512", HWY_AVX3},
-                                          {"avx2", "AVX2", HWY_AVX2},
-                                          {"sse4", "SSE4", HWY_SSE4},
-                                          {"portable", "portable code", HWY_STATIC_TARGET}};
-
-// Makes the kernels use these; the best of the machine by default. Returns their name.
-std::string choose_instructions(const std::string& flag) {
-  for (const Instructions& choice : kInstructions) {
-    const bool supported = (hwy::SupportedTargets() & choice.target) != 0;
-    if (flag == choice.flag) {
-      if (!supported) {
-        throw UsageError(
-            fmt::format("--instructions: expected what this machine has, got {}", choice.flag));
-      }
-      hwy::SetSupportedTargetsForTest(choice.target);
-      hwy::GetChosenTarget().Update(hwy::SupportedTargets());
-    }
-    if (supported && (flag == choice.flag || flag == "best")) {
-      return choice.name;
-    }
-  }
-  return hwy::TargetName(HWY_STATIC_TARGET);
-}
 
 void check(const Options& options, const AttendCase& call, const AttendResults& results,
            AttendReport& report) {
@@ -193,11 +162,7 @@ Command attend_command() {
             "where the call runs; the check runs on the CPU",
             false,
             {"cpu", "cuda"}},
-           {"--instructions",
-            &options->instructions,
-            "of the CPU",
-            false,
-            {"best", "avx512", "avx2", "sse4", "portable"}},
+           {"--instructions", &options->instructions, "of the CPU", false, instruction_choices()},
            {"--threads", &options->threads, "0: all cores"},
            {"--seed", &call->seed, "of all random numbers"},
            {"--seconds", &options->seconds, "least time to measure a pass"},

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cli/commands.h"
+#include "cli/instructions.h"
 #include "cli/simulate_flags.h"
 #include "cli/simulate_report.h"
 #include "cli/simulate_sweep.h"
@@ -39,6 +40,7 @@ struct Options {
   std::string save_program;
   std::string program;
   int64_t lanes = 128;
+  std::string instructions = "best";
   int64_t threads = 0;
   bool json = false;
 };
@@ -155,7 +157,9 @@ int run(const Options& options) {
   };
   FunctionRef<void(std::string_view, double)> progress(show);
   simulation.progress = &progress;
-  SimulateReport report;
+  SimulateReport report{
+      .runs_on =
+          fmt::format("{}, {} threads", choose_instructions(options.instructions), thread_count())};
   if (!options.model.empty()) {
     use_model(options, problem, report);
   }
@@ -238,6 +242,7 @@ Command simulate_command() {
             "write the program: .txt a listing, else words"},
            {"--program", &options->program, "run this program on the problem's memory"},
            {"--lanes", &options->lanes, "of the plain array's vector unit"},
+           {"--instructions", &options->instructions, "of the CPU", false, instruction_choices()},
            {"--threads", &options->threads, "0: all cores"},
            {"--json", &options->json, "one JSON object on standard output"}}) {
     flags.push_back(std::move(flag));

@@ -158,8 +158,8 @@ void SimulateReport::print() const {
             ? fmt::format("; {} outputs are NaN where float64's are not", run.errors.not_numbers)
             : "");
   }
-  fmt::print("simulated in     {:.2f} s cycles + {:.2f} s values\n", run.engine_seconds,
-             run.value_seconds);
+  fmt::print("simulated in     {:.2f} s cycles + {:.2f} s values ({}): {:.3g} PE-cycles/s\n",
+             run.engine_seconds, run.value_seconds, runs_on, run.pe_cycles_per_second());
   print_where(run);
   print_costs(run);
   if (plain) {
@@ -186,6 +186,7 @@ std::string SimulateReport::json() const {
             {"bytes_read", run.schedule.bytes_read},
             {"bytes_written", run.schedule.bytes_written},
             {"bandwidth", run.bytes_per_cycle()},
+            {"runs_on", runs_on},
             {"engine_seconds", run.engine_seconds},
             {"value_seconds", run.value_seconds},
             {"pe_cycles_per_second", run.pe_cycles_per_second()}};

@@ -10,10 +10,11 @@ namespace flashloom::cli {
 
 /// What `flashloom simulate` prints of one run.
 struct SimulateReport {
-  systolic::Simulation simulation;
-  std::optional<systolic::PlainArrayRun> plain;
-  int64_t layers = 1;  // of a model, all alike
-  std::string model;   // its name; empty without one
+  systolic::Simulation simulation = {};
+  std::optional<systolic::PlainArrayRun> plain = {};
+  std::string runs_on;  // "AVX-512, 2 threads"
+  int64_t layers = 1;   // of a model, all alike
+  std::string model;    // its name; empty without one
 
   void print() const;
   std::string json() const;

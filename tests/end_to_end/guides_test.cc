@@ -118,14 +118,15 @@ TEST(Guides, EveryCommandRuns) {
 TEST(Guides, NameNoFlagThatIsNotThere) {
   std::string help;
   for (const char* job : {"finetune", "plan", "evaluate", "generate", "merge", "report", "compare",
-                          "tokenize", "inspect", "attend"}) {
+                          "tokenize", "inspect", "attend", "simulate"}) {
     const TemporaryDirectory folder;
     help += run_program(std::string(job) + " --help", folder.path()).out;
   }
   // Of other programs: Google Test, CMake, ctest.
   const std::set<std::string> foreign = {"--logdir"};
   const std::regex flag("`(--[a-z][a-z0-9-]*)");
-  for (const char* name : {"docs/fine_tuning.md", "docs/attention.md", "docs/reports.md"}) {
+  for (const char* name :
+       {"docs/fine_tuning.md", "docs/attention.md", "docs/reports.md", "docs/systolic.md"}) {
     const std::string text = read_for_test(std::string(FLASHLOOM_SOURCE_DIR) + "/" + name);
     for (auto i = std::sregex_iterator(text.begin(), text.end(), flag); i != std::sregex_iterator();
          ++i) {

@@ -19,6 +19,9 @@ constexpr int kBitsPerByte = 8;
 constexpr int kMostRows = 256;
 constexpr int kMostRowBytes = 1024;
 
+// Bytes a cycle: cycles of a long run stay far from the ends of their integers.
+constexpr double kLeastBandwidth = 0.01;
+
 void check(bool ok, std::string_view what, std::string_view expected, std::string_view actual) {
   if (!ok) {
     throw InvalidArgument("systolic", what, expected, actual);
@@ -105,6 +108,9 @@ void check_machine(const MachineConfig& config) {
   check_range("memory.latency", config.memory.latency, 0, 1 << 20);
   check_range("memory.stall_cycles", config.memory.stall_cycles, 1, 1 << 20);
   check_positive("memory.bytes_per_cycle", config.memory.bytes_per_cycle);
+  check(config.memory.bytes_per_cycle >= kLeastBandwidth, "memory.bytes_per_cycle",
+        fmt::format("at least {}", kLeastBandwidth),
+        fmt::format("{}", config.memory.bytes_per_cycle));
   check(config.memory.stall_chance >= 0 && config.memory.stall_chance <= 1, "memory.stall_chance",
         "from 0 to 1", fmt::format("{}", config.memory.stall_chance));
   check_range("array.spad_rows", config.spad_row_count(), config.shape.rows, 1 << 20);
