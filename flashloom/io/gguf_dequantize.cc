@@ -28,7 +28,7 @@ struct Q4_0 {
   static constexpr int kElements = 32;
   static constexpr int kBytes = 18;
 
-  static void decode(const uint8_t* block, float* out) {
+  static void decode_group(const uint8_t* block, int64_t, float* out) {
     const float d = half_at(block);
     for (int j = 0; j < 16; ++j) {
       const int pair = block[2 + j];
@@ -43,7 +43,7 @@ struct Q4_1 {
   static constexpr int kElements = 32;
   static constexpr int kBytes = 20;
 
-  static void decode(const uint8_t* block, float* out) {
+  static void decode_group(const uint8_t* block, int64_t, float* out) {
     const float d = half_at(block);
     const float m = half_at(block + 2);
     for (int j = 0; j < 16; ++j) {
@@ -66,7 +66,7 @@ struct Q5_0 {
   static constexpr int kElements = 32;
   static constexpr int kBytes = 22;
 
-  static void decode(const uint8_t* block, float* out) {
+  static void decode_group(const uint8_t* block, int64_t, float* out) {
     const float d = half_at(block);
     const uint32_t high = fifth_bits(block + 2);
     for (int j = 0; j < 16; ++j) {
@@ -84,7 +84,7 @@ struct Q5_1 {
   static constexpr int kElements = 32;
   static constexpr int kBytes = 24;
 
-  static void decode(const uint8_t* block, float* out) {
+  static void decode_group(const uint8_t* block, int64_t, float* out) {
     const float d = half_at(block);
     const float m = half_at(block + 2);
     const uint32_t high = fifth_bits(block + 4);
@@ -103,7 +103,7 @@ struct Q8_0 {
   static constexpr int kElements = 32;
   static constexpr int kBytes = 34;
 
-  static void decode(const uint8_t* block, float* out) {
+  static void decode_group(const uint8_t* block, int64_t, float* out) {
     const float d = half_at(block);
     for (int j = 0; j < 32; ++j) {
       out[j] = d * static_cast<float>(static_cast<int8_t>(block[2 + j]));
@@ -118,7 +118,7 @@ struct ScaleAndOffset {
   int scale;
   int offset;
 
-  ScaleAndOffset(const uint8_t* packed, int i) {
+  ScaleAndOffset(const uint8_t* packed, int64_t i) {
     if (i < 4) {
       scale = packed[i] & 63;
       offset = packed[i + 4] & 63;
@@ -134,18 +134,14 @@ struct Q4_K {
   static constexpr int kElements = 256;
   static constexpr int kBytes = 144;
 
-  static void decode(const uint8_t* block, float* out) {
-    const float d = half_at(block);
-    const float m = half_at(block + 2);
-    for (int i = 0; i < 8; ++i) {
-      const ScaleAndOffset packed(block + 4, i);
-      const float scale = d * static_cast<float>(packed.scale);
-      const float offset = m * static_cast<float>(packed.offset);
-      const uint8_t* pairs = block + 16 + i / 2 * 32;
-      const int shift = i % 2 * 4;
-      for (int j = 0; j < 32; ++j) {
-        out[i * 32 + j] = scale * static_cast<float>(pairs[j] >> shift & 15) - offset;
-      }
+  static void decode_group(const uint8_t* block, int64_t i, float* out) {
+    const ScaleAndOffset packed(block + 4, i);
+    const float scale = half_at(block) * static_cast<float>(packed.scale);
+    const float offset = half_at(block + 2) * static_cast<float>(packed.offset);
+    const uint8_t* pairs = block + 16 + i / 2 * 32;
+    const int shift = i % 2 * 4;
+    for (int j = 0; j < 32; ++j) {
+      out[j] = scale * static_cast<float>(pairs[j] >> shift & 15) - offset;
     }
   }
 };
@@ -155,20 +151,16 @@ struct Q5_K {
   static constexpr int kElements = 256;
   static constexpr int kBytes = 176;
 
-  static void decode(const uint8_t* block, float* out) {
-    const float d = half_at(block);
-    const float m = half_at(block + 2);
+  static void decode_group(const uint8_t* block, int64_t i, float* out) {
+    const ScaleAndOffset packed(block + 4, i);
+    const float scale = half_at(block) * static_cast<float>(packed.scale);
+    const float offset = half_at(block + 2) * static_cast<float>(packed.offset);
     const uint8_t* high = block + 16;
-    for (int i = 0; i < 8; ++i) {
-      const ScaleAndOffset packed(block + 4, i);
-      const float scale = d * static_cast<float>(packed.scale);
-      const float offset = m * static_cast<float>(packed.offset);
-      const uint8_t* pairs = block + 48 + i / 2 * 32;
-      const int shift = i % 2 * 4;
-      for (int j = 0; j < 32; ++j) {
-        const int number = (pairs[j] >> shift & 15) | (high[j] >> i & 1) << 4;
-        out[i * 32 + j] = scale * static_cast<float>(number) - offset;
-      }
+    const uint8_t* pairs = block + 48 + i / 2 * 32;
+    const int shift = i % 2 * 4;
+    for (int j = 0; j < 32; ++j) {
+      const int number = (pairs[j] >> shift & 15) | (high[j] >> i & 1) << 4;
+      out[j] = scale * static_cast<float>(number) - offset;
     }
   }
 };
@@ -178,34 +170,47 @@ struct Q6_K {
   static constexpr int kElements = 256;
   static constexpr int kBytes = 210;
 
-  static void decode(const uint8_t* block, float* out) {
+  static void decode_group(const uint8_t* block, int64_t group, float* out) {
     const float d = half_at(block + 208);
-    for (int group = 0; group < 8; ++group) {  // of 32 elements
-      const int half = group / 4;
-      const int quarter = group % 4;
-      const uint8_t* low = block + half * 64 + quarter % 2 * 32;
-      const uint8_t* high = block + 128 + half * 32;
-      const int low_shift = quarter / 2 * 4;
-      const int high_shift = quarter * 2;
-      for (int part = 0; part < 2; ++part) {  // of 16, with one scale
-        const auto packed = static_cast<int8_t>(block[192 + group * 2 + part]);
-        const float scale = d * static_cast<float>(packed);
-        for (int j = part * 16; j < part * 16 + 16; ++j) {
-          const int number = (low[j] >> low_shift & 15) | (high[j] >> high_shift & 3) << 4;
-          out[group * 32 + j] = scale * static_cast<float>(number - 32);
-        }
+    const int64_t half = group / 4;
+    const int64_t quarter = group % 4;
+    const uint8_t* low = block + half * 64 + quarter % 2 * 32;
+    const uint8_t* high = block + 128 + half * 32;
+    const int64_t low_shift = quarter / 2 * 4;
+    const int64_t high_shift = quarter * 2;
+    for (int part = 0; part < 2; ++part) {  // of 16, with one scale
+      const auto packed = static_cast<int8_t>(block[192 + group * 2 + part]);
+      const float scale = d * static_cast<float>(packed);
+      for (int j = part * 16; j < part * 16 + 16; ++j) {
+        const int number = (low[j] >> low_shift & 15) | (high[j] >> high_shift & 3) << 4;
+        out[j] = scale * static_cast<float>(number - 32);
       }
     }
   }
 };
 
+constexpr int64_t kGroup = 32;  // elements that every type can decode by themselves
+
 template <class Block>
-void decode_blocks(std::span<const std::byte> blocks, float* out) {
-  const auto* bytes = reinterpret_cast<const uint8_t*>(blocks.data());
-  const auto count = static_cast<int64_t>(blocks.size()) / Block::kBytes;
-  for (int64_t i = 0; i < count; ++i) {
-    Block::decode(bytes + i * Block::kBytes, out + i * Block::kElements);
+void decode_row(const std::byte* row, int64_t first, int64_t count, float* out) {
+  const auto* bytes = reinterpret_cast<const uint8_t*>(row);
+  constexpr int64_t kGroups = Block::kElements / kGroup;
+  for (int64_t group = first / kGroup; group < (first + count) / kGroup; ++group) {
+    Block::decode_group(bytes + group / kGroups * Block::kBytes, group % kGroups, out);
+    out += kGroup;
   }
+}
+
+template <class Block>
+const BlockFormat* format_of(GgmlType type) {
+  static const BlockFormat kFormat = {
+      .name = find_ggml_type(static_cast<uint32_t>(type))->name,
+      .block_elements = Block::kElements,
+      .block_bytes = Block::kBytes,
+      .group_elements = kGroup,
+      .decode = decode_row<Block>,
+  };
+  return &kFormat;
 }
 
 }  // namespace
@@ -233,23 +238,35 @@ void gguf_dequantize(GgmlType type, std::span<const std::byte> blocks, std::span
       return decode_to_f32(DType::f16, blocks.data(), elements, out.data());
     case GgmlType::bf16:
       return decode_to_f32(DType::bf16, blocks.data(), elements, out.data());
-    case GgmlType::q4_0:
-      return decode_blocks<Q4_0>(blocks, out.data());
-    case GgmlType::q4_1:
-      return decode_blocks<Q4_1>(blocks, out.data());
-    case GgmlType::q5_0:
-      return decode_blocks<Q5_0>(blocks, out.data());
-    case GgmlType::q5_1:
-      return decode_blocks<Q5_1>(blocks, out.data());
-    case GgmlType::q8_0:
-      return decode_blocks<Q8_0>(blocks, out.data());
-    case GgmlType::q4_k:
-      return decode_blocks<Q4_K>(blocks, out.data());
-    case GgmlType::q5_k:
-      return decode_blocks<Q5_K>(blocks, out.data());
-    case GgmlType::q6_k:
-      return decode_blocks<Q6_K>(blocks, out.data());
+    default:
+      return gguf_block_format(type)->decode(blocks.data(), 0, elements, out.data());
   }
+}
+
+const BlockFormat* gguf_block_format(GgmlType type) {
+  switch (type) {
+    case GgmlType::q4_0:
+      return format_of<Q4_0>(type);
+    case GgmlType::q4_1:
+      return format_of<Q4_1>(type);
+    case GgmlType::q5_0:
+      return format_of<Q5_0>(type);
+    case GgmlType::q5_1:
+      return format_of<Q5_1>(type);
+    case GgmlType::q8_0:
+      return format_of<Q8_0>(type);
+    case GgmlType::q4_k:
+      return format_of<Q4_K>(type);
+    case GgmlType::q5_k:
+      return format_of<Q5_K>(type);
+    case GgmlType::q6_k:
+      return format_of<Q6_K>(type);
+    case GgmlType::f32:
+    case GgmlType::f16:
+    case GgmlType::bf16:
+      break;
+  }
+  return nullptr;
 }
 
 }  // namespace flashloom

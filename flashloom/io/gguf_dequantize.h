@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <span>
 
+#include "flashloom/core/block_format.h"
 #include "flashloom/io/gguf_types.h"
 
 namespace flashloom {
@@ -13,5 +14,10 @@ namespace flashloom {
 /// of ggml's reference, so results are those of the `gguf` Python package bit for bit.
 /// Throws InvalidArgument if the sizes do not match, Unsupported for other types.
 void gguf_dequantize(GgmlType type, std::span<const std::byte> blocks, std::span<float> out);
+
+/// The blocks of a quantised type as matrix products take them, with groups of 32 elements; null
+/// for types of plain numbers and those that cannot be decoded. The numbers are
+/// gguf_dequantize()'s.
+const BlockFormat* gguf_block_format(GgmlType type);
 
 }  // namespace flashloom

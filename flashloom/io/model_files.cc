@@ -10,6 +10,7 @@
 #include "flashloom/core/check.h"
 #include "flashloom/core/error.h"
 #include "flashloom/io/gguf.h"
+#include "flashloom/io/gguf_dequantize.h"
 #include "flashloom/io/mapped_file.h"
 #include "flashloom/io/safetensors_model.h"
 #include "flashloom/io/tensor_decoder.h"
@@ -178,6 +179,37 @@ void ModelFiles::read_into(std::string_view name, TensorView out, bool require_f
                   fmt::format("its {} rows are not {} heads of even size", out.dim(0), heads));
   }
   const std::optional<int64_t> bad_row = decode_tensor(encoded, out, require_finite);
+  if (bad_row) {
+    throw IoError(path(), place, fmt::format("row {} holds a NaN or an infinity", *bad_row));
+  }
+}
+
+const BlockFormat* ModelFiles::block_format(std::string_view name) const {
+  const ModelTensor* tensor = find(name);
+  if (tensor == nullptr || tensor->shape.size() != 2) {
+    return nullptr;
+  }
+  const GgmlTypeInfo* type =
+      implementation_->encoded[static_cast<size_t>(tensor - implementation_->tensors.data())].ggml;
+  return type != nullptr ? gguf_block_format(static_cast<GgmlType>(type->number)) : nullptr;
+}
+
+void ModelFiles::read_blocks(std::string_view name, const BlockMatrix& shape,
+                             std::byte* out) const {
+  const ModelTensor* tensor = find(name);
+  const std::string place = fmt::format("tensor {}", name);
+  if (tensor == nullptr || block_format(name) != shape.format ||
+      tensor->shape != std::vector<int64_t>{shape.rows, shape.columns}) {
+    throw IoError(
+        path(), place,
+        tensor == nullptr
+            ? std::string("missing")
+            : fmt::format("expected ({}, {}) {}, got ({}) {}", shape.rows, shape.columns,
+                          shape.format->name, fmt::join(tensor->shape, ", "), tensor->stored_type));
+  }
+  const auto index = static_cast<size_t>(tensor - implementation_->tensors.data());
+  const EncodedTensor& encoded = implementation_->encoded[index];
+  const std::optional<int64_t> bad_row = copy_blocks(encoded, shape, out);
   if (bad_row) {
     throw IoError(path(), place, fmt::format("row {} holds a NaN or an infinity", *bad_row));
   }

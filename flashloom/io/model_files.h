@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -7,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "flashloom/core/block_format.h"
 #include "flashloom/core/tensor_view.h"
 #include "flashloom/io/gguf_model.h"
 #include "flashloom/io/model_config.h"
@@ -50,6 +52,13 @@ class ModelFiles {
   /// the tensor if it is missing, its shape is not out's, its type cannot be decoded, or, with
   /// `require_finite`, it holds a NaN or an infinity.
   void read_into(std::string_view name, TensorView out, bool require_finite = false) const;
+
+  /// The blocks of a quantised matrix; null if there is no such tensor or it holds plain numbers.
+  const BlockFormat* block_format(std::string_view name) const;
+
+  /// Copies a quantised matrix as it is stored, its rows in Hugging Face's order; `out` has its
+  /// size. Throws IoError as read_into() does, finiteness required.
+  void read_blocks(std::string_view name, const BlockMatrix& shape, std::byte* out) const;
 
   /// Null for a Hugging Face directory, whose tokenizer is in files of its own.
   const StoredVocabulary* vocabulary() const;

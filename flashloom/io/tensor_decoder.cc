@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "flashloom/core/check.h"
+#include "flashloom/core/function_ref.h"
 #include "flashloom/core/parallel.h"
 #include "flashloom/io/element_conversion.h"
 #include "flashloom/io/gguf_dequantize.h"
@@ -105,6 +106,24 @@ bool decode_row(const EncodedTensor& tensor, const Matrix& matrix, const std::by
   return finite;
 }
 
+// Calls good(row) for every row, tiles of rows in parallel; the first row for which it is false.
+std::optional<int64_t> first_bad_row(int64_t rows, int64_t columns,
+                                     FunctionRef<bool(int64_t)> good) {
+  const int64_t tile = std::max<int64_t>(1, kTileElements / columns);
+  std::atomic<int64_t> first_bad = rows;
+  parallel_for(tile_count(rows, tile), [&](int64_t index) {
+    for (int64_t row = index * tile; row < std::min(rows, (index + 1) * tile); ++row) {
+      if (!good(row)) {
+        int64_t known = first_bad;
+        while (row < known && !first_bad.compare_exchange_weak(known, row)) {
+        }
+      }
+    }
+  });
+  const int64_t bad = first_bad;
+  return bad < rows ? std::optional(bad) : std::nullopt;
+}
+
 }  // namespace
 
 int64_t interleaved_row(int64_t row, int64_t rows, int64_t heads) {
@@ -138,24 +157,33 @@ std::optional<int64_t> decode_tensor(const EncodedTensor& tensor, TensorView out
   if (matrix.rows == 0 || matrix.columns == 0) {
     return std::nullopt;
   }
-  const int64_t tile = std::max<int64_t>(1, kTileElements / matrix.columns);
-  std::atomic<int64_t> first_bad = matrix.rows;
   auto* target = static_cast<std::byte*>(out.data);
   const auto width = static_cast<int64_t>(dtype_bytes(out.dtype));
-  parallel_for(tile_count(matrix.rows, tile), [&](int64_t index) {
-    const int64_t end = std::min(matrix.rows, (index + 1) * tile);
-    for (int64_t row = index * tile; row < end; ++row) {
-      const int64_t stored = interleaved_row(row, matrix.rows, tensor.interleaved_heads);
-      if (!decode_row(tensor, matrix, tensor.bytes.data() + stored * matrix.row_bytes, out.dtype,
-                      target + row * matrix.out_stride * width, find_bad)) {
-        int64_t known = first_bad;
-        while (row < known && !first_bad.compare_exchange_weak(known, row)) {
-        }
-      }
-    }
+  return first_bad_row(matrix.rows, matrix.columns, [&](int64_t row) {
+    const int64_t stored = interleaved_row(row, matrix.rows, tensor.interleaved_heads);
+    return decode_row(tensor, matrix, tensor.bytes.data() + stored * matrix.row_bytes, out.dtype,
+                      target + row * matrix.out_stride * width, find_bad);
   });
-  const int64_t bad = first_bad;
-  return bad < matrix.rows ? std::optional(bad) : std::nullopt;
+}
+
+std::optional<int64_t> copy_blocks(const EncodedTensor& tensor, const BlockMatrix& shape,
+                                   std::byte* out) {
+  check(shape.format != nullptr && static_cast<int64_t>(tensor.bytes.size()) == shape.bytes(), kOp,
+        "tensor", "the bytes of its blocks", fmt::format("{}", tensor.bytes.size()));
+  const int64_t bytes = shape.row_bytes();
+  return first_bad_row(shape.rows, shape.columns, [&](int64_t row) {
+    const int64_t stored = interleaved_row(row, shape.rows, tensor.interleaved_heads);
+    std::byte* target = out + row * bytes;
+    std::memcpy(target, tensor.bytes.data() + stored * bytes, static_cast<size_t>(bytes));
+    bool finite = true;
+    std::array<float, kChunkElements> scratch;
+    for (int64_t first = 0; first < shape.columns; first += kChunkElements) {
+      const int64_t count = std::min(kChunkElements, shape.columns - first);
+      shape.format->decode(target, first, count, scratch.data());
+      finite = finite && all_finite(scratch.data(), count);
+    }
+    return finite;
+  });
 }
 
 }  // namespace flashloom

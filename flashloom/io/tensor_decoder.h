@@ -5,6 +5,7 @@
 #include <optional>
 #include <span>
 
+#include "flashloom/core/block_format.h"
 #include "flashloom/core/tensor_view.h"
 #include "flashloom/io/gguf_types.h"
 
@@ -27,6 +28,11 @@ bool can_decode(const EncodedTensor& tensor);
 /// holds a NaN or an infinity (as decoded, before it is rounded). The bytes must be as many as the
 /// shape needs. Throws InvalidArgument for other views.
 std::optional<int64_t> decode_tensor(const EncodedTensor& tensor, TensorView out, bool find_bad);
+
+/// Copies the blocks of a matrix of `shape` (whose data is not used), rows in Hugging Face's order,
+/// in parallel. Returns the first row that holds a NaN or an infinity.
+std::optional<int64_t> copy_blocks(const EncodedTensor& tensor, const BlockMatrix& shape,
+                                   std::byte* out);
 
 /// Where row `row` of a tensor whose heads have their halves one behind the other lies in a file
 /// that interleaves them: row h·d + 2i + half for row h·d + half·d/2 + i. `heads` 0: `row` itself.

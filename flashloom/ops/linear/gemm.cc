@@ -21,6 +21,22 @@ void check_matrix(std::string_view argument, const ConstTensorView& view,
   check(view.data != nullptr || view.size() == 0, kOp, argument, "memory", "none");
 }
 
+void check_blocks(const BlockMatrix& blocks, int64_t rows, int64_t columns) {
+  check(blocks.rows == rows && blocks.columns == columns, kOp, "b_blocks",
+        fmt::format("({}, {})", rows, columns),
+        fmt::format("({}, {})", blocks.rows, blocks.columns));
+  const BlockFormat& format = *blocks.format;
+  const int64_t group = format.group_elements;
+  check(group >= 1 && group <= BlockFormat::kMaxGroup && format.block_elements % group == 0 &&
+            format.decode != nullptr,
+        kOp, "b_blocks", fmt::format("a format with groups of 1 to {}", BlockFormat::kMaxGroup),
+        fmt::format("{} with groups of {}", format.name, group));
+  check(columns % format.block_elements == 0, kOp, "b_blocks",
+        fmt::format("rows of whole blocks of {}", format.block_elements),
+        fmt::format("rows of {}", columns));
+  check(blocks.data != nullptr || rows == 0, kOp, "b_blocks", "memory", "none");
+}
+
 }  // namespace
 
 void gemm(TensorView c, ConstTensorView a, ConstTensorView b, const GemmOptions& options,
@@ -40,13 +56,18 @@ void gemm_sum(TensorView c, std::span<const GemmTerm> terms, float beta, ConstTe
   const int64_t n = c.dim(1);
   for (const GemmTerm& term : terms) {
     check_matrix("a", term.a);
-    check_matrix("b", term.b, {DType::f32, DType::bf16});
     const int64_t k = term.a.dim(term.transpose_a ? 0 : 1);
     if (term.transpose_a) {
       check_shape(kOp, "a", term.a, {k, m});
     } else {
       check_shape(kOp, "a", term.a, {m, k});
     }
+    if (term.b_blocks) {
+      check_blocks(term.b_blocks, term.transpose_b ? n : k, term.transpose_b ? k : n);
+      check(!term.b, kOp, "b", "nothing beside b_blocks", describe(term.b));
+      continue;
+    }
+    check_matrix("b", term.b, {DType::f32, DType::bf16});
     if (term.transpose_b) {
       check_shape(kOp, "b", term.b, {n, k});
     } else {

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <span>
+#include <vector>
 
+#include "flashloom/core/block_format.h"
 #include "flashloom/core/device.h"
 #include "flashloom/core/tensor_view.h"
 
@@ -35,6 +37,10 @@ struct GemmTerm {
   bool transpose_a = false;
   bool transpose_b = false;
   float alpha = 1;
+  /// Instead of b: its rows in blocks of few bits, decoded a tile at a time on the way into the
+  /// product. The bits are those of the decoded numbers in f32 if c has more than 8 rows (with
+  /// fewer, products of f32 are summed another way).
+  BlockMatrix b_blocks = {};
 };
 
 /// c = sum of alpha op(a) op(b) over the terms + beta c, or + bias in every row. Each tile of c is
@@ -45,6 +51,9 @@ struct GemmTerm {
 /// Order, Throws:  as gemm().
 void gemm_sum(TensorView c, std::span<const GemmTerm> terms, float beta = 0,
               ConstTensorView bias = {}, Stream stream = {});
+
+/// All numbers of a matrix in blocks, (rows, columns). For references and tests.
+std::vector<float> decoded_matrix(const BlockMatrix& blocks);
 
 /// The oracles: float64 plain loops. f32 or f64 tensors.
 void gemm_reference(TensorView c, ConstTensorView a, ConstTensorView b,

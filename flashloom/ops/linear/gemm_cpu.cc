@@ -24,6 +24,16 @@ GemmOperand operand(const ConstTensorView& view, bool rows_are_columns) {
                           : GemmOperand{view.data, stride, 1, view.dtype};
 }
 
+// `rows_are_columns`: stored rows are the depth.
+GemmOperand operand(const BlockMatrix& blocks, bool rows_are_columns) {
+  return {.data = blocks.data,
+          .row_stride = rows_are_columns ? 1 : blocks.columns,
+          .depth_stride = rows_are_columns ? blocks.columns : 1,
+          .dtype = DType::f32,
+          .format = blocks.format,
+          .block_row_bytes = blocks.row_bytes()};
+}
+
 // Cuts an (m, n) matrix into tiles that `threads` threads share evenly, but not into more than that
 // needs: each tile packs its part of b once for its rows, and packs a, or reads it from a far
 // cache, once for its columns. Each element is the same sum whatever its tile, so the bits do not
@@ -96,11 +106,12 @@ void gemm_sum_cpu(TensorView c, std::span<const GemmTerm> terms, float beta, Con
       continue;
     }
     products.push_back({.a = operand(term.a, term.transpose_a),
-                        .b = operand(term.b, !term.transpose_b),
+                        .b = term.b_blocks ? operand(term.b_blocks, !term.transpose_b)
+                                           : operand(term.b, !term.transpose_b),
                         .depth = depth,
                         .alpha = term.alpha});
     packs_a = packs_a || term.transpose_a;
-    dots = dots && !term.transpose_a && term.transpose_b;
+    dots = dots && !term.transpose_a && term.transpose_b && !term.b_blocks;
   }
   if (products.empty()) {
     copy_input(output, m, n);

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 
+#include "flashloom/core/block_format.h"
 #include "flashloom/core/dtype.h"
 
 namespace flashloom {
@@ -13,7 +15,14 @@ struct GemmOperand {
   const void* data;
   int64_t row_stride;
   int64_t depth_stride;
-  DType dtype;  // f32; b may be bf16
+  DType dtype;                          // f32; b may be bf16
+  const BlockFormat* format = nullptr;  // of b, if it is in blocks: these run along stride 1
+  int64_t block_row_bytes = 0;
+
+  /// Of b in blocks: a row of the stored matrix.
+  const std::byte* block_row(int64_t index) const {
+    return static_cast<const std::byte*>(data) + index * block_row_bytes;
+  }
 
   template <class T>
   const T* at(int64_t row, int64_t depth) const {

@@ -143,6 +143,49 @@ HWY_INLINE void pack(float* HWY_RESTRICT to, const GemmOperand& from, int64_t fi
   }
 }
 
+// The same of a matrix in blocks: a few rows at a time are decoded into scratch that stays in the
+// first cache or two.
+template <int64_t kWidth>
+HWY_INLINE void pack_blocks(float* HWY_RESTRICT to, const GemmOperand& from, int64_t first,
+                            int64_t rows, int64_t start, int64_t depth) {
+  const BlockFormat& format = *from.format;
+  const int64_t group = format.group_elements;
+  // Whole groups around a block of depth, or around the columns of a tile.
+  constexpr int64_t kMaxSpan =
+      std::max(kMaxDepth, kGemmMaxTileColumns) + 2 * BlockFormat::kMaxGroup;
+  HWY_ALIGN float scratch[kWidth * kMaxSpan];
+  const auto whole = [group](int64_t size) { return (size + group - 1) / group * group; };
+  if (from.depth_stride == 1) {
+    const int64_t skip = start % group;
+    const int64_t span = whole(skip + depth);
+    const GemmOperand decoded = {scratch + skip, span, 1, DType::f32};
+    for (int64_t row = 0; row < rows; row += kWidth, to += kWidth * depth) {
+      const int64_t valid = std::min(kWidth, rows - row);
+      for (int64_t i = 0; i < valid; ++i) {
+        format.decode(from.block_row(first + row + i), start - skip, span, scratch + i * span);
+      }
+      pack<kWidth, float>(to, decoded, 0, valid, 0, depth);
+    }
+    return;
+  }
+  const int64_t skip = first % group;
+  const int64_t span = whole(skip + rows);
+  for (int64_t k = 0; k < depth; ++k) {
+    format.decode(from.block_row(start + k), first - skip, span, scratch);
+    const float* line = scratch + skip;
+    float* out = to + k * kWidth;
+    int64_t row = 0;
+    for (; row + kWidth <= rows; row += kWidth, out += kWidth * depth) {
+      copy_row<kWidth>(out, line + row);
+    }
+    if (row < rows) {
+      for (int64_t i = 0; i < kWidth; ++i) {
+        out[i] = row + i < rows ? line[row + i] : 0.0f;
+      }
+    }
+  }
+}
+
 // Where a register tile is added to and stored.
 struct Corner {
   float* out;
@@ -265,7 +308,9 @@ void tile(const GemmOutput& output, std::span<const GemmProduct> products, const
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t start = product.depth * block / blocks;
       const int64_t depth = product.depth * (block + 1) / blocks - start;
-      if (product.b.dtype == DType::bf16) {
+      if (product.b.format != nullptr) {
+        pack_blocks<kPanelColumns>(packed_b, product.b, t.first_column, t.columns, start, depth);
+      } else if (product.b.dtype == DType::bf16) {
         pack<kPanelColumns, bf16>(packed_b, product.b, t.first_column, t.columns, start, depth);
       } else {
         pack<kPanelColumns, float>(packed_b, product.b, t.first_column, t.columns, start, depth);

@@ -12,6 +12,8 @@ void lora_linear_forward_cpu(std::span<const TensorView> y, TensorView hidden, C
 void lora_linear_backward_cpu(TensorView dx, std::span<const LoraGradients> gradients,
                               TensorView dhidden, std::span<const ConstTensorView> dy,
                               ConstTensorView x, ConstTensorView hidden,
-                              std::span<const LoraProjection> projections, bool accumulate_input);
+                              std::span<const LoraProjection> projections, bool accumulate_input,
+                              TensorView scratch);
+void dora_row_norms_cpu(TensorView norms, const LoraProjection& projection, TensorView scratch);
 
 }  // namespace flashloom
