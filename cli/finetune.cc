@@ -63,8 +63,9 @@ int64_t budget_of(const FinetuneOptions& options) {
 void require_memory(const FinetuneOptions& options, const ModelBundle& bundle) {
   const ModelConfig& config = bundle.files.config();
   const FineTuneOptions training = training_options(options, config);
-  MemoryQuestion question = memory_question(
-      options.memory, config, process_bytes(anonymous_memory_bytes(), thread_count()));
+  MemoryQuestion question = memory_question(options.memory, config,
+                                            process_bytes(anonymous_memory_bytes(), thread_count()),
+                                            base_blocks(options.memory, bundle.files));
   question.sequence_length = 1;
   question.batch_tokens = 1;
   const int64_t budget = budget_of(options);
@@ -235,7 +236,7 @@ int run(const FinetuneOptions& options) {
 Command finetune_command() {
   auto o = std::make_shared<FinetuneOptions>();
   return {.name = "finetune",
-          .summary = "Train a model on your data (LoRA or all weights)",
+          .summary = "Train a model on your data (LoRA, DoRA, QLoRA or all weights)",
           .flags = finetune_flags(*o),
           .run = [o] { return run(*o); },
           .footer =

@@ -116,6 +116,7 @@ FineTuneOptions training_options(const FinetuneOptions& options, const ModelConf
       .eval_steps = options.eval_steps,
       .save_steps = options.save_steps,
       .weight_dtype = parse_float_dtype(chosen(flags.weight_dtype)),
+      .quantized_base = flags.quantized_base(),
       .save_dtype = parse_float_dtype(options.save_dtype.value_or(chosen(flags.weight_dtype))),
       .seed = static_cast<uint64_t>(options.seed),
       .guards = options.guards == "on",
@@ -131,7 +132,8 @@ FineTuneOptions training_options(const FinetuneOptions& options, const ModelConf
         .rank = flags.lora_rank,
         .alpha = options.lora_alpha.value_or(2.0 * static_cast<double>(flags.lora_rank)),
         .targets = parse_lora_targets(flags.lora_targets),
-        .rank_stabilized = options.rslora};
+        .rank_stabilized = options.rslora,
+        .dora = flags.dora()};
   } else {
     training.lora.reset();
   }

@@ -38,7 +38,12 @@ std::vector<Flag> memory_flags(MemoryFlags& f) {
     return value ? "; default " + *value : std::string("; default: what the plan proposes");
   };
   return {
-      {"--method", &f.method, "train a low-rank adapter, or all weights", false, {"lora", "full"}},
+      {"--method",
+       &f.method,
+       "train a low-rank adapter (dora: with magnitudes; qlora, qdora: over weights that stay as a "
+       "quantised GGUF file has them), or all weights",
+       false,
+       {"lora", "dora", "qlora", "qdora", "full"}},
       {"--lora-rank", &f.lora_rank, "size of the adapter"},
       {"--lora-targets", &f.lora_targets, "linears that get an adapter"},
       {"--freeze", &f.freeze,
@@ -98,17 +103,33 @@ LlamaFrozen frozen_parts(const MemoryFlags& flags, const ModelConfig& config) {
   }
 }
 
-MemoryQuestion memory_question(const MemoryFlags& flags, const ModelConfig& config,
-                               int64_t process) {
+LlamaBlockFormats base_blocks(const MemoryFlags& flags, const ModelFiles& files) {
+  LlamaBlockFormats blocks;
+  if (flags.quantized_base()) {
+    blocks = llama_block_formats(files);
+    if (blocks.empty()) {
+      throw UsageError(
+          fmt::format("--method {}: expected a GGUF file with quantised matrices, {} has none "
+                      "(flashloom export --type q4_k writes one)",
+                      flags.method, files.path()));
+    }
+  }
+  return blocks;
+}
+
+MemoryQuestion memory_question(const MemoryFlags& flags, const ModelConfig& config, int64_t process,
+                               const LlamaBlockFormats& blocks) {
   MemoryQuestion question = {.config = config,
                              .frozen = frozen_parts(flags, config),
                              .sequence_length = flags.sequence_length,
                              .batch_tokens = flags.batch_tokens,
-                             .process_bytes = process};
+                             .process_bytes = process,
+                             .blocks = blocks};
   question.optimizer.bf16_updates = parse_bf16_updates(flags.bf16_updates);
   if (flags.lora()) {
     const LoraOptions lora = {.rank = flags.lora_rank,
-                              .targets = parse_lora_targets(flags.lora_targets)};
+                              .targets = parse_lora_targets(flags.lora_targets),
+                              .dora = flags.dora()};
     try {
       question.lora = without_frozen_layers(lora, question.frozen, config);
     } catch (const InvalidArgument& error) {

@@ -7,6 +7,7 @@
 
 #include "cli/arguments.h"
 #include "flashloom/io/model_config.h"
+#include "flashloom/io/model_files.h"
 #include "flashloom/train/memory_choices.h"
 
 namespace flashloom::cli {
@@ -30,7 +31,12 @@ struct MemoryFlags {
   std::optional<std::string> weight_dtype;
   std::optional<std::string> recompute;
 
-  bool lora() const { return method == "lora"; }
+  /// Adapters, of whichever kind.
+  bool lora() const { return method != "full"; }
+
+  bool dora() const { return method.ends_with("dora"); }
+
+  bool quantized_base() const { return method.starts_with('q'); }
 };
 
 /// The flags of all but --model, as jobs list them.
@@ -41,9 +47,13 @@ void validate(const MemoryFlags& flags);
 void require_at_least(const char* flag, double value, double least);
 LlamaFrozen frozen_parts(const MemoryFlags& flags, const ModelConfig& config);
 
+/// The blocks that QLoRA leaves the base weights in; none for other methods. Throws UsageError if
+/// the model's are not quantised.
+LlamaBlockFormats base_blocks(const MemoryFlags& flags, const ModelFiles& files);
+
 /// The run as the plan sees it. `process` is what the program holds beside it.
-MemoryQuestion memory_question(const MemoryFlags& flags, const ModelConfig& config,
-                               int64_t process);
+MemoryQuestion memory_question(const MemoryFlags& flags, const ModelConfig& config, int64_t process,
+                               const LlamaBlockFormats& blocks);
 
 /// --memory, or else `available`.
 int64_t memory_budget(const MemoryFlags& flags, int64_t available);

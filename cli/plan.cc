@@ -108,7 +108,9 @@ int run(const Options& options) {
   const int64_t budget = memory_budget(flags, available_memory_bytes());
   const ModelConfig config = read_config(flags.model);
   const MemoryQuestion question =
-      memory_question(flags, config, process_bytes(expected_process_bytes(config), thread_count()));
+      memory_question(flags, config, process_bytes(expected_process_bytes(config), thread_count()),
+                      flags.quantized_base() ? base_blocks(flags, ModelFiles::open(flags.model))
+                                             : LlamaBlockFormats());
   std::vector<MemoryChoice> choices = memory_choices(question, measure_machine());
   std::erase_if(choices, [&](const MemoryChoice& choice) { return !allowed(flags, choice); });
   double fastest = choices.front().seconds;

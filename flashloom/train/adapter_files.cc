@@ -37,7 +37,6 @@ std::string short_name(LlamaLinear linear) {
 void refuse_variants(const nlohmann::json& config, const std::string& file) {
   const nlohmann::json plain = {
       {"peft_type", "LORA"},
-      {"use_dora", false},
       {"fan_in_fan_out", false},
       {"lora_bias", false},
       {"bias", "none"},
@@ -75,6 +74,18 @@ std::vector<int64_t> read_layers(const nlohmann::json& config, const std::string
   return {layers.begin(), layers.end()};
 }
 
+// Absent and null are false.
+bool read_flag(const nlohmann::json& config, const char* key, const std::string& file) {
+  const auto found = config.find(key);
+  if (found == config.end() || found->is_null()) {
+    return false;
+  }
+  if (!found->is_boolean()) {
+    throw IoError(file, key, "expected true or false");
+  }
+  return found->get<bool>();
+}
+
 }  // namespace
 
 void save_adapter(const std::string& directory, const LlamaModel& model,
@@ -105,7 +116,7 @@ void save_adapter(const std::string& directory, const LlamaModel& model,
       {"bias", "none"},
       {"fan_in_fan_out", false},
       {"use_rslora", options.rank_stabilized},
-      {"use_dora", false},
+      {"use_dora", options.dora},
   };
   if (options.alpha == std::floor(options.alpha)) {
     config["lora_alpha"] = static_cast<int64_t>(options.alpha);
@@ -141,13 +152,8 @@ LoraOptions read_adapter_options(const std::string& directory) {
     throw IoError(file, "lora_alpha", "expected a number");
   }
   options.alpha = alpha->get<double>();
-  const auto stabilized = config.find("use_rslora");
-  if (stabilized != config.end() && !stabilized->is_null()) {
-    if (!stabilized->is_boolean()) {
-      throw IoError(file, "use_rslora", "expected true or false");
-    }
-    options.rank_stabilized = stabilized->get<bool>();
-  }
+  options.rank_stabilized = read_flag(config, "use_rslora", file);
+  options.dora = read_flag(config, "use_dora", file);
   options.layers = read_layers(config, file);
   const auto targets = config.find("target_modules");
   if (targets == config.end() || !(targets->is_array() || *targets == "all-linear")) {
@@ -196,6 +202,7 @@ void load_adapter(const std::string& directory, const LlamaModel& model) {
       throw IoError(file.path(), tensor.name, "fits no adapted linear of this model");
     }
   }
+  model.refresh_adapters();
 }
 
 }  // namespace flashloom

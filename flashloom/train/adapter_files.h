@@ -13,8 +13,8 @@ void save_adapter(const std::string& directory, const LlamaModel& model,
                   const std::string& base_model);
 
 /// Rank, alpha and targets from an `adapter_config.json`, so that a model can be planned for them.
-/// Throws IoError naming the field for anything but LoRA or rsLoRA over linears of layers (DoRA,
-/// rank patterns, biases, saved modules).
+/// Throws IoError naming the field for anything but LoRA, rsLoRA and DoRA over linears of layers
+/// (rank patterns, biases, saved modules).
 LoraOptions read_adapter_options(const std::string& directory);
 
 /// Fills the adapters of a bound model. Throws IoError naming the tensor that is missing, too much

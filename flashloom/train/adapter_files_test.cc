@@ -70,7 +70,7 @@ TEST(AdapterFiles, RefuseWhatTheyCannotMean) {
         << wrong;
   }
   EXPECT_THAT([&] { read("use_rslora", "yes"); }, ThrowsMessage<IoError>(HasSubstr("use_rslora")));
-  EXPECT_THAT([&] { read("use_dora", true); }, ThrowsMessage<IoError>(HasSubstr("use_dora")));
+  EXPECT_THAT([&] { read("use_dora", 1); }, ThrowsMessage<IoError>(HasSubstr("use_dora")));
 }
 
 }  // namespace

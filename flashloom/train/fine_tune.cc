@@ -80,6 +80,11 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
     options_.lora = without_frozen_layers(*options_.lora, options_.frozen, bundle.files.config());
     options_.frozen = {};
   }
+  if (options_.quantized_base) {
+    blocks_ = llama_block_formats(bundle.files);
+    check(!blocks_.empty() && options_.lora, "finetune", "quantized_base",
+          "adapters on a GGUF file with quantised matrices", bundle.path);
+  }
   const std::optional<StepShape> recorded = open_output();
   const ModelConfig& config = bundle.files.config();
   const std::vector<int64_t> lengths = train.lengths();
@@ -94,6 +99,7 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
         .lora = options_.lora,
         .frozen = options_.frozen,
         .weight_dtype = options_.weight_dtype,
+        .blocks = blocks_,
         .recompute = options_.recompute,
         .max_tokens = tokens,
         .max_sequence_length = std::max(longest_anywhere, kProbeLength),
@@ -125,7 +131,8 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
                                                  .sequence_length = longest_anywhere,
                                                  .batch_tokens = options_.batch_tokens,
                                                  .optimizer = options_.optimizer,
-                                                 .process_bytes = options_.process_bytes},
+                                                 .process_bytes = options_.process_bytes,
+                                                 .blocks = blocks_},
                                                 memory_budget)));
   }
   arena_ = std::make_unique<Arena>(plan_);
@@ -229,6 +236,7 @@ StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
   } catch (const NonFiniteGradient& error) {
     fail_not_finite(report.step, error.what());
   }
+  model_->refresh_adapters();
   describe_gradients(report);
   guard([&] {
     guards->after_update(report.step, update.learning_rate, model_->parameters(),

@@ -42,6 +42,7 @@ struct FineTuneOptions {
   int64_t eval_steps = 0;  // evaluate every so many steps, and at the end; 0: only at the end
   int64_t save_steps = 0;  // checkpoint every so many steps, and at the end
   DType weight_dtype = DType::f32;  // of matrices in memory, trained or frozen: f32 or bf16
+  bool quantized_base = false;      // QLoRA: linears that the file stores in blocks stay so
   DType save_dtype = DType::f32;    // of full weights in files
   uint64_t seed = 0;
   int64_t process_bytes = 0;  // what the program holds beside the plan: counted against the budget
@@ -162,6 +163,7 @@ class FineTune {
   const TokenDocuments* held_out_;
   int64_t memory_budget_;
   std::string frozen_name_;
+  LlamaBlockFormats blocks_;
   std::string model_sum_, data_sum_, held_out_sum_;  // checksums of what the run starts from
   std::optional<DirectoryLock> lock_;
   StepShape shape_;

@@ -29,7 +29,23 @@ std::string weights_checksum(const LlamaModel& model) {
       sum.add({static_cast<const std::byte*>(value.data), static_cast<size_t>(value.bytes())});
     }
   }
+  for (const LlamaLayerWeights& layer : model.weights().values().layers) {
+    for (const BlockMatrix& blocks : layer.blocks) {
+      if (blocks) {
+        sum.add({blocks.data, static_cast<size_t>(blocks.bytes())});
+      }
+    }
+  }
   return sum.hex();
+}
+
+// "lora", "dora", "qlora", "qdora", "full"
+std::string_view method_name(const FineTuneOptions& options) {
+  if (!options.lora) {
+    return "full";
+  }
+  return options.lora->dora ? (options.quantized_base ? "qdora" : "dora")
+                            : (options.quantized_base ? "qlora" : "lora");
 }
 
 }  // namespace
@@ -68,7 +84,7 @@ std::vector<Metric> FineTune::settings() const {
   std::vector<Metric> settings = {{"model", model_sum_},
                                   {"data", data_sum_},
                                   {"eval_data", held_out_sum_},
-                                  {"method", std::string_view(options_.lora ? "lora" : "full")},
+                                  {"method", method_name(options_)},
                                   {"optimizer", optimizer_name(optimizer.moments)},
                                   {"weight_dtype", dtype_name(options_.weight_dtype)},
                                   {"bf16_updates", bf16_updates_name(optimizer.bf16_updates)},
@@ -166,6 +182,7 @@ TrainingState FineTune::resume(const FineTuneObserver& observer) {
         fmt::format("at least the {} that {} has taken", state->step, options_.output),
         fmt::format("{}", steps_));
   optimizer_->set_steps(state->step);
+  model_->refresh_adapters();
   stream_->seek(state->data);
   if (observer.resumed) {
     observer.resumed(state->step);

@@ -132,6 +132,7 @@ MemoryChoice memory_of(const MemoryQuestion& question, const MemoryChoice& asked
                           .lora = question.lora,
                           .frozen = question.frozen,
                           .weight_dtype = choice.weight_dtype,
+                          .blocks = question.blocks,
                           .recompute = choice.recompute,
                           .max_tokens = tokens,
                           .max_sequence_length = std::max(question.sequence_length, kProbeLength),

@@ -25,7 +25,8 @@ struct MemoryQuestion {
   int64_t sequence_length = 1024;   // longest document
   int64_t batch_tokens = 1024;      // of an optimizer step
   OptimizerOptions optimizer;
-  int64_t process_bytes = 0;  // what the program holds outside the plan
+  int64_t process_bytes = 0;      // what the program holds outside the plan
+  LlamaBlockFormats blocks = {};  // QLoRA: linears that stay in blocks
 };
 
 /// How fast the machine is, for estimates of time.

@@ -34,7 +34,7 @@ LlamaModel::LlamaModel(const ModelConfig& config, const Options& options, Memory
     options_.max_sequences = options_.max_tokens;
   }
   weights_ = LlamaWeights(config, options.training && !options.lora, options.weight_dtype, plan,
-                          options.frozen);
+                          options.frozen, options.blocks);
   if (options.lora) {
     adapters_ = LlamaAdapters(config, *options.lora, options.training, plan);
   }
@@ -244,7 +244,9 @@ int64_t llama_trainable_size(const ModelConfig& config, const std::optional<Lora
   int64_t layer = 0;
   for (size_t i = 0; i < kLlamaLinears; ++i) {
     const LlamaLinearShape shape = llama_linear_shape(config, static_cast<LlamaLinear>(i));
-    layer += lora->targets[i] ? lora->rank * (shape.inputs + shape.outputs) : 0;
+    layer += lora->targets[i]
+                 ? lora->rank * (shape.inputs + shape.outputs) + (lora->dora ? shape.outputs : 0)
+                 : 0;
   }
   return layer * static_cast<int64_t>(lora->layers.empty() ? static_cast<size_t>(config.layers)
                                                            : lora->layers.size());

@@ -50,6 +50,7 @@ class LlamaModel {
     std::optional<LoraOptions> lora = {};  // adapters
     LlamaFrozen frozen = {};               // without adapters: what is not trained
     DType weight_dtype = DType::f32;       // of matrices, as they are stored: f32 or bf16
+    LlamaBlockFormats blocks = {};         // linears that stay as the file has them (QLoRA)
     LlamaRecompute recompute = LlamaRecompute::norms;  // the same bits at every level
     int64_t max_tokens = 0;                            // of a micro-batch, all documents together
     int64_t max_sequence_length = 0;                   // of a document; 0: max_tokens
@@ -65,7 +66,11 @@ class LlamaModel {
   void load(const ModelFiles& files) { weights_.load(files); }
 
   /// Fresh adapters: A random, B zero, so that the model is unchanged. Nothing without adapters.
-  void initialize_adapters(uint64_t seed) { adapters_.initialize(seed); }
+  void initialize_adapters(uint64_t seed) { adapters_.initialize(seed, weights_); }
+
+  /// To be called when A or B has changed: with DoRA, norms follow from them. They count as
+  /// constants of a step: passes use those of the last call.
+  void refresh_adapters() const { adapters_.update_norms(weights_); }
 
   /// Adds the adapters to the weights and sets their B to zero: the model stays what it is.
   void merge_adapters() { adapters_.merge_into(weights_); }

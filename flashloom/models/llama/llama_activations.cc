@@ -79,6 +79,21 @@ AttentionWorkspaceBytes attention_workspace(const ModelConfig& config,
   return bytes;
 }
 
+// Outputs of the adapted linears of a group, at most.
+int64_t widest_scaled_group(const ModelConfig& config, const LlamaAdapters& adapters) {
+  int64_t widest = 0;
+  for (size_t g = 0; g < kLlamaGroups; ++g) {
+    const auto [first, end] = llama_group_range(static_cast<LlamaGroup>(g));
+    int64_t outputs = 0;
+    for (size_t i = first; i < end; ++i) {
+      const auto linear = static_cast<LlamaLinear>(i);
+      outputs += adapters.options().adapts(linear) ? llama_linear_shape(config, linear).outputs : 0;
+    }
+    widest = std::max(widest, outputs);
+  }
+  return widest;
+}
+
 }  // namespace
 
 LlamaActivations::LlamaActivations(const ModelConfig& config, const LlamaAdapters& adapters,
@@ -200,6 +215,9 @@ void LlamaActivations::plan_layer_backward(const LlamaAdapters& adapters, int64_
   if (ranks > 0) {
     shared_.dlora_hidden = add("dlora_hidden", {tokens, ranks});
   }
+  if (!adapters.empty() && adapters.options().dora) {
+    shared_.dora_products = add("dora_products", {tokens, widest_scaled_group(c, adapters)});
+  }
   plan.begin_scope();
   shared_.backward_ffn_hidden = add("ffn_hidden", {tokens, c.intermediate_size});
   shared_.dffn_hidden = add("dffn_hidden", {tokens, c.intermediate_size});
@@ -307,6 +325,7 @@ LlamaWorkspace LlamaActivations::workspace(int64_t tokens) const {
       w.dv = dv;
     }
     w.dlora_hidden = rows(shared_.dlora_hidden);
+    w.dora_products = rows(shared_.dora_products);
     w.attention_backward = bytes(shared_.attention_backward);
     w.norm_backward = bytes(shared_.norm_backward);
   }

@@ -45,6 +45,7 @@ struct LlamaWorkspace {
   TensorView dattended;            // (T, H D)
   TensorView dq, dk, dv;           // like q, k, v
   TensorView dlora_hidden;         // (T, largest sum of ranks)
+  TensorView dora_products;        // (T, outputs of the widest group), with DoRA
   std::span<std::byte> attention_backward;
   std::span<std::byte> norm_backward;
 
@@ -106,7 +107,8 @@ class LlamaActivations {
   struct {
     MemoryPlan::Id normed = -1, branch = -1, ffn_hidden = -1, attention_forward = -1;
     MemoryPlan::Id dstream = -1, backward_ffn_hidden = -1, dffn_hidden = -1, dattended = -1;
-    MemoryPlan::Id dqkv = -1, dlora_hidden = -1, attention_backward = -1, norm_backward = -1;
+    MemoryPlan::Id dqkv = -1, dlora_hidden = -1, dora_products = -1, attention_backward = -1,
+                   norm_backward = -1;
     MemoryPlan::Id final_input = -1, final_rms = -1, loss = -1;
   } shared_;
 };

@@ -7,7 +7,9 @@
 #include <cmath>
 #include <cstring>
 
+#include "flashloom/core/check.h"
 #include "flashloom/core/error.h"
+#include "flashloom/core/parallel.h"
 #include "flashloom/core/philox.h"
 #include "flashloom/ops/linear/gemm.h"
 
@@ -20,6 +22,16 @@ constexpr MemoryPlan::Id kAbsent = -1;
 std::string_view short_name(LlamaLinear linear) {
   const std::string_view name = llama_linear_name(linear);
   return name.substr(name.find('.') + 1);
+}
+
+/// Rows of norm `norms` get the norm `magnitude`; zeros stay.
+void scale_rows(TensorView weight, ConstTensorView magnitude, ConstTensorView norms) {
+  for (int64_t n = 0; n < weight.dim(0); ++n) {
+    const float norm = norms.as<float>()[n];
+    const float factor = norm > 0 ? magnitude.as<float>()[n] / norm : 0.0f;
+    float* row = weight.as<float>() + n * weight.stride(0);
+    std::transform(row, row + weight.dim(1), row, [factor](float x) { return factor * x; });
+  }
 }
 
 }  // namespace
@@ -96,6 +108,7 @@ LlamaAdapters::LlamaAdapters(const ModelConfig& config, const LoraOptions& optio
     layer.groups.fill({kAbsent, kAbsent});
     layer.b.fill(kAbsent);
     layer.db.fill(kAbsent);
+    layer.magnitude = layer.dmagnitude = layer.norms = layer.b;
     const auto add = [&](std::string_view name, MemoryKind kind, int64_t rows, int64_t columns) {
       return plan.add(fmt::format("layers.{}.{}", n, name), kind, DType::f32, {rows, columns});
     };
@@ -114,6 +127,17 @@ LlamaAdapters::LlamaAdapters(const ModelConfig& config, const LoraOptions& optio
         if (trainable) {
           layer.db[i] = add(name + ".gradient", MemoryKind::gradients, outputs, options.rank);
         }
+        if (options.dora) {
+          const auto vector = [&](std::string_view what, MemoryKind kind) {
+            return plan.add(fmt::format("layers.{}.{}.{}", n, short_name(linear), what), kind,
+                            DType::f32, {outputs});
+          };
+          layer.magnitude[i] = vector("lora_magnitude", MemoryKind::adapters);
+          layer.norms[i] = vector("row_norms", MemoryKind::adapters);
+          if (trainable) {
+            layer.dmagnitude[i] = vector("lora_magnitude.gradient", MemoryKind::gradients);
+          }
+        }
       }
       if (ranks > 0) {
         const int64_t inputs = llama_linear_shape(config, static_cast<LlamaLinear>(first)).inputs;
@@ -126,10 +150,19 @@ LlamaAdapters::LlamaAdapters(const ModelConfig& config, const LoraOptions& optio
     }
     ids_.push_back(layer);
   }
+  if (options.dora) {
+    const int64_t inputs =
+        std::max({config.hidden_size, config.heads * config.head_dim, config.intermediate_size});
+    scratch_id_ = plan.add("dora_row_norms", MemoryKind::workspace, DType::f32,
+                           {thread_count(), dora_scratch_columns(inputs)});
+  }
   layers_ = views([&](MemoryPlan::Id id) { return plan.shape(id); });
 }
 
 void LlamaAdapters::bind(const Arena& arena) {
+  if (scratch_id_ != kAbsent) {
+    scratch_ = arena[scratch_id_];
+  }
   layers_ = views([&](MemoryPlan::Id id) { return arena[id]; });
 }
 
@@ -149,6 +182,13 @@ std::vector<LlamaLayerAdapters> LlamaAdapters::views(FindView find) const {
           layer.gradient[i] = {find(ids.groups[g].da).slice(0, row, options_.rank),
                                find(ids.db[i])};
         }
+        if (options_.dora) {
+          layer.value[i].magnitude = find(ids.magnitude[i]);
+          layer.row_norms[i] = find(ids.norms[i]);
+          if (trainable_) {
+            layer.gradient[i].magnitude = find(ids.dmagnitude[i]);
+          }
+        }
         row += options_.rank;
       }
     }
@@ -157,7 +197,7 @@ std::vector<LlamaLayerAdapters> LlamaAdapters::views(FindView find) const {
   return layers;
 }
 
-void LlamaAdapters::initialize(uint64_t seed) {
+void LlamaAdapters::initialize(uint64_t seed, const LlamaWeights& weights) {
   RandomSequence random(seed, RandomStream::adapter_init);
   for (const LlamaLayerAdapters& layer : layers_) {
     for (const LlamaAdapter& adapter : layer.value) {
@@ -172,6 +212,37 @@ void LlamaAdapters::initialize(uint64_t seed) {
     }
   }
   clear_b();
+  reset_magnitudes(weights);
+}
+
+void LlamaAdapters::update_norms(const LlamaWeights& weights) const {
+  for (size_t n = 0; n < layers_.size(); ++n) {
+    const LlamaLayerWeights& layer = weights.values().layers[n];
+    for (size_t i = 0; i < kLlamaLinears; ++i) {
+      const LlamaAdapter& adapter = layers_[n].value[i];
+      if (adapter.magnitude) {
+        dora_row_norms(layers_[n].row_norms[i],
+                       {.weight = layer.linear[i],
+                        .a = adapter.a,
+                        .b = adapter.b,
+                        .scale = options_.scale(),
+                        .blocks = layer.blocks[i]},
+                       scratch_.slice(1, 0, dora_scratch_columns(adapter.a.dim(1))));
+      }
+    }
+  }
+}
+
+void LlamaAdapters::reset_magnitudes(const LlamaWeights& weights) const {
+  update_norms(weights);
+  for (const LlamaLayerAdapters& layer : layers_) {
+    for (size_t i = 0; i < kLlamaLinears; ++i) {
+      if (const TensorView& magnitude = layer.value[i].magnitude) {
+        std::memcpy(magnitude.data, layer.row_norms[i].data,
+                    static_cast<size_t>(magnitude.bytes()));
+      }
+    }
+  }
 }
 
 void LlamaAdapters::clear_b() {
@@ -185,16 +256,24 @@ void LlamaAdapters::clear_b() {
 }
 
 void LlamaAdapters::merge_into(const LlamaWeights& weights) {
+  update_norms(weights);
   for (size_t n = 0; n < layers_.size(); ++n) {
     for (size_t i = 0; i < kLlamaLinears; ++i) {
       const LlamaAdapter& adapter = layers_[n].value[i];
-      if (adapter.a) {
-        gemm(weights.values().layers[n].linear[i], adapter.b, adapter.a,
-             {.alpha = options_.scale(), .beta = 1});
+      if (!adapter.a) {
+        continue;
+      }
+      const LlamaLayerWeights& layer = weights.values().layers[n];
+      check(!layer.blocks[i], "LlamaAdapters::merge_into", "weights", "plain numbers",
+            "blocks that an adapter cannot be added to");
+      gemm(layer.linear[i], adapter.b, adapter.a, {.alpha = options_.scale(), .beta = 1});
+      if (adapter.magnitude) {
+        scale_rows(layer.linear[i], adapter.magnitude, layers_[n].row_norms[i]);
       }
     }
   }
   clear_b();
+  reset_magnitudes(weights);
 }
 
 void LlamaAdapters::append_parameters(std::vector<Parameter>& parameters) const {
@@ -209,6 +288,10 @@ void LlamaAdapters::append_parameters(std::vector<Parameter>& parameters) const 
             {name + "lora_A.weight", ParameterRole::adapter_a, value.a, gradient.a});
         parameters.push_back(
             {name + "lora_B.weight", ParameterRole::adapter_b, value.b, gradient.b});
+        if (value.magnitude) {
+          parameters.push_back({name + "lora_magnitude_vector", ParameterRole::adapter_magnitude,
+                                value.magnitude, gradient.magnitude});
+        }
       }
     }
   }

@@ -28,6 +28,7 @@ struct LoraOptions {
   bool rank_stabilized = false;  // rsLoRA (Kalajdzievski 2023)
   /// The layers that are adapted, ascending; empty: all.
   std::vector<int64_t> layers = {};
+  bool dora = false;  // magnitudes (Liu et al. 2024)
 
   /// The factor of B A: alpha / rank, or alpha / sqrt(rank).
   float scale() const {
@@ -53,17 +54,20 @@ LoraOptions without_frozen_layers(const LoraOptions& lora, const LlamaFrozen& fr
 
 /// A and B of one linear; both absent where it is not adapted.
 struct LlamaAdapter {
-  TensorView a;  // (R, K)
-  TensorView b;  // (N, R)
+  TensorView a;               // (R, K)
+  TensorView b;               // (N, R)
+  TensorView magnitude = {};  // (N), with DoRA
 };
 
 struct LlamaLayerAdapters {
   std::array<LlamaAdapter, kLlamaLinears> value;
   std::array<LlamaAdapter, kLlamaLinears> gradient;  // absent unless trained
+  std::array<TensorView, kLlamaLinears> row_norms;   // (N), with DoRA: of the adapted weights
 };
 
 /// The low-rank adapters of all layers: y = x W^T + alpha / R (x A^T) B^T. A of q, k and v (and of
-/// gate and up) stand in one tensor, so that one product serves the group.
+/// gate and up) stand in one tensor, so that one product serves the group. With DoRA, outputs are
+/// scaled by magnitude / row norm; the norms are those of the last update_norms().
 class LlamaAdapters {
  public:
   LlamaAdapters() = default;
@@ -72,11 +76,16 @@ class LlamaAdapters {
 
   void bind(const Arena& arena);
 
-  /// A from U(-1/sqrt(K), 1/sqrt(K)) (Kaiming uniform with a = sqrt(5), as peft), B zero.
-  void initialize(uint64_t seed);
+  /// A from U(-1/sqrt(K), 1/sqrt(K)) (Kaiming uniform with a = sqrt(5), as peft), B zero,
+  /// magnitudes the norms of the weights' rows.
+  void initialize(uint64_t seed, const LlamaWeights& weights);
 
-  /// W += scale B A for every adapted linear, then B = 0: the model stays what it is.
+  /// W += scale B A for every adapted linear, rows scaled as DoRA has it, then B = 0: the model
+  /// stays what it is. Throws InvalidArgument for weights in blocks.
   void merge_into(const LlamaWeights& weights);
+
+  /// What follows from weights, A and B: with DoRA, the row norms. Nothing else needs it.
+  void update_norms(const LlamaWeights& weights) const;
 
   bool empty() const { return ids_.empty(); }
 
@@ -87,7 +96,7 @@ class LlamaAdapters {
     return empty() ? none_ : layers_[static_cast<size_t>(index)];
   }
 
-  /// Appends A and B of each linear under peft's names.
+  /// Appends A, B and magnitude of each linear under peft's names.
   void append_parameters(std::vector<Parameter>& parameters) const;
 
  private:
@@ -95,6 +104,7 @@ class LlamaAdapters {
 
   std::vector<LlamaLayerAdapters> views(FindView find) const;
   void clear_b();
+  void reset_magnitudes(const LlamaWeights& weights) const;
 
   struct GroupIds {
     MemoryPlan::Id a, da;
@@ -103,6 +113,7 @@ class LlamaAdapters {
   struct LayerIds {
     std::array<GroupIds, kLlamaGroups> groups;
     std::array<MemoryPlan::Id, kLlamaLinears> b, db;
+    std::array<MemoryPlan::Id, kLlamaLinears> magnitude, dmagnitude, norms;
   };
 
   LoraOptions options_;
@@ -110,6 +121,8 @@ class LlamaAdapters {
   std::vector<LayerIds> ids_;
   std::vector<LlamaLayerAdapters> layers_;
   LlamaLayerAdapters none_;
+  MemoryPlan::Id scratch_id_ = -1;  // of row norms
+  TensorView scratch_;
 };
 
 }  // namespace flashloom

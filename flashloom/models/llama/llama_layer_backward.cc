@@ -71,7 +71,7 @@ class Backward {
   void project(LlamaGroup group, TensorView dx, std::span<const ConstTensorView> dy,
                ConstTensorView x) {
     llama_projection_backward(dx, dy, x, a_.lora_hidden[static_cast<size_t>(group)],
-                              w_.dlora_hidden, layer_, gradients_, group);
+                              w_.dlora_hidden, w_.dora_products, layer_, gradients_, group);
     if (watch_) {
       tell_projections(group, dx);
     }
@@ -95,7 +95,8 @@ class Backward {
         tell(name, {gradients_.weights->linear[i], gradients_.weights->bias[i]});
       }
       if (gradients_.adapters != nullptr) {
-        tell(name, {gradients_.adapters->gradient[i].a, gradients_.adapters->gradient[i].b});
+        const LlamaAdapter& gradient = gradients_.adapters->gradient[i];
+        tell(name, {gradient.a, gradient.b, gradient.magnitude});
       }
     }
     tell(names, {dx});

@@ -13,6 +13,8 @@ struct Projections {
   std::array<LoraProjection, kLargestGroup> items;
   size_t count = 0;
   int64_t ranks = 0;
+  int64_t scaled_outputs = 0;  // of linears with a magnitude
+  bool blocks = false;
 
   std::span<const LoraProjection> span() const { return {items.data(), count}; }
 };
@@ -28,6 +30,8 @@ Projections projections_of(const LlamaLayer& layer, LlamaGroup group) {
   for (size_t i = first; i < end; ++i) {
     LoraProjection& projection = result.items[result.count++];
     projection.weight = layer.weights.linear[i];
+    projection.blocks = layer.weights.blocks[i];
+    result.blocks = result.blocks || projection.blocks;
     if (adds_bias(layer, group)) {
       projection.bias = layer.weights.bias[i];
     }
@@ -37,6 +41,11 @@ Projections projections_of(const LlamaLayer& layer, LlamaGroup group) {
       projection.b = adapter.b;
       projection.scale = layer.adapter_scale;
       result.ranks += adapter.a.dim(0);
+      if (adapter.magnitude) {
+        projection.magnitude = adapter.magnitude;
+        projection.row_norms = layer.adapters.row_norms[i];
+        result.scaled_outputs += adapter.magnitude.dim(0);
+      }
     }
   }
   return result;
@@ -75,7 +84,7 @@ bool LlamaLayer::group_has_adapter(LlamaGroup group) const {
 void llama_projection_forward(std::span<const TensorView> y, TensorView lora_hidden,
                               ConstTensorView x, const LlamaLayer& layer, LlamaGroup group) {
   const Projections projections = projections_of(layer, group);
-  if (x.dim(0) == 1) {
+  if (x.dim(0) == 1 && !projections.blocks && projections.scaled_outputs == 0) {
     forward_row(y, lora_hidden, x, projections.span());
   } else {
     // Where this layer has no adapter, the buffer is another layer's.
@@ -108,8 +117,9 @@ bool llama_projection_trains(const LlamaLayer& layer, const LlamaLayerGradients&
 
 void llama_projection_backward(TensorView dx, std::span<const ConstTensorView> dy,
                                ConstTensorView x, ConstTensorView lora_hidden,
-                               TensorView dlora_hidden, const LlamaLayer& layer,
-                               const LlamaLayerGradients& gradients, LlamaGroup group) {
+                               TensorView dlora_hidden, TensorView dora_products,
+                               const LlamaLayer& layer, const LlamaLayerGradients& gradients,
+                               LlamaGroup group) {
   const size_t first = llama_group_range(group).first;
   // Where all is frozen, dx is one sum of products.
   if (gradients.weights != nullptr && llama_projection_trains(layer, gradients, group)) {
@@ -124,18 +134,24 @@ void llama_projection_backward(TensorView dx, std::span<const ConstTensorView> d
   const Projections projections = projections_of(layer, group);
   std::array<LoraGradients, kLargestGroup> adapter_gradients;
   TensorView hidden_gradient;
+  TensorView products;
+  const auto narrowed = [&](const TensorView& buffer, int64_t columns) {
+    const int64_t tokens = dy[0].dim(0);
+    return buffer.reshape({buffer.size()}).slice(0, 0, tokens * columns).reshape({tokens, columns});
+  };
+  if (projections.scaled_outputs > 0) {
+    products = narrowed(dora_products, projections.scaled_outputs);
+  }
   if (projections.ranks > 0) {
-    const int64_t size = dy[0].dim(0) * projections.ranks;
-    hidden_gradient = dlora_hidden.reshape({dlora_hidden.size()})
-                          .slice(0, 0, size)
-                          .reshape({dy[0].dim(0), projections.ranks});
+    hidden_gradient = narrowed(dlora_hidden, projections.ranks);
     for (size_t i = 0; i < projections.count; ++i) {
       const LlamaAdapter& gradient = gradients.adapters->gradient[first + i];
-      adapter_gradients[i] = {gradient.a, gradient.b};
+      adapter_gradients[i] = {gradient.a, gradient.b, gradient.magnitude};
     }
   }
   lora_linear_backward(dx, {adapter_gradients.data(), projections.count}, hidden_gradient, dy, x,
-                       projections.ranks > 0 ? lora_hidden : ConstTensorView(), projections.span());
+                       projections.ranks > 0 ? lora_hidden : ConstTensorView(), projections.span(),
+                       /*accumulate_input=*/false, products);
 }
 
 }  // namespace flashloom

@@ -51,6 +51,11 @@ void for_each_tensor(const LlamaTensors& values, const LlamaTensors& gradients, 
   }
 }
 
+std::string weight_name(size_t layer, size_t linear) {
+  return fmt::format("model.layers.{}.{}.weight", layer,
+                     llama_linear_name(static_cast<LlamaLinear>(linear)));
+}
+
 }  // namespace
 
 std::string_view llama_linear_name(LlamaLinear linear) {
@@ -117,9 +122,26 @@ std::vector<LlamaTensorSize> llama_tensor_sizes(const ModelConfig& config) {
   return sizes;
 }
 
+LlamaBlockFormats llama_block_formats(const ModelFiles& files) {
+  LlamaBlockFormats formats(static_cast<size_t>(files.config().layers));
+  bool any = false;
+  for (size_t n = 0; n < formats.size(); ++n) {
+    for (size_t i = 0; i < kLlamaLinears; ++i) {
+      formats[n][i] = files.block_format(weight_name(n, i));
+      any = any || formats[n][i] != nullptr;
+    }
+  }
+  return any ? formats : LlamaBlockFormats();
+}
+
 LlamaWeights::LlamaWeights(const ModelConfig& config, bool trainable, DType matrices,
-                           MemoryPlan& plan, const LlamaFrozen& frozen)
-    : config_(config), frozen_(frozen), trainable_(trainable) {
+                           MemoryPlan& plan, const LlamaFrozen& frozen,
+                           const LlamaBlockFormats& blocks)
+    : config_(config), frozen_(frozen), formats_(blocks), trainable_(trainable) {
+  check(blocks.empty() || (!trainable && static_cast<int64_t>(blocks.size()) == config.layers),
+        "LlamaWeights", "blocks",
+        fmt::format("{} layers of weights that are not trained", config.layers),
+        fmt::format("{} layers{}", blocks.size(), trainable ? ", trained" : ""));
   check(matrices == DType::f32 || matrices == DType::bf16, "LlamaWeights", "matrices",
         "f32 or bf16", std::string(dtype_name(matrices)));
   value_ids_ = this->plan(plan, MemoryKind::weights, matrices, "", {});
@@ -150,6 +172,7 @@ LlamaWeights::Ids LlamaWeights::plan(MemoryPlan& plan, MemoryKind kind, DType ma
     const std::string prefix = fmt::format("layers.{}.", n);
     const std::string full = "model." + prefix;
     LayerIds layer;
+    layer.blocks.fill(kAbsent);
     const auto norm = [&](std::string_view name, std::string_view place, int64_t size,
                           bool present = true) {
       return add(fmt::format("{}{}", prefix, name),
@@ -169,7 +192,14 @@ LlamaWeights::Ids LlamaWeights::plan(MemoryPlan& plan, MemoryKind kind, DType ma
         const auto linear = static_cast<LlamaLinear>(i);
         const std::string name = fmt::format("{}{}", full, llama_linear_name(linear));
         const int64_t size = llama_linear_shape(c, linear).outputs;
-        outputs += rows(name + ".weight", size);
+        if (const BlockFormat* format = block_format(static_cast<size_t>(n), i)) {
+          const BlockMatrix matrix = {
+              .format = format, .rows = size, .columns = llama_linear_shape(c, linear).inputs};
+          layer.blocks[i] = plan.add(fmt::format("{}{}", prefix, llama_linear_name(linear)), kind,
+                                     DType::u8, {matrix.bytes()});
+        } else {
+          outputs += rows(name + ".weight", size);
+        }
         biases += rows(name + ".bias", size, llama_linear_has_bias(c, linear));
       }
       const int64_t inputs = llama_linear_shape(c, static_cast<LlamaLinear>(first)).inputs;
@@ -206,7 +236,12 @@ LlamaTensors LlamaWeights::views(FindView find, const Ids& ids, const LlamaFroze
         const auto linear = static_cast<LlamaLinear>(i);
         const std::string name = fmt::format("model.layers.{}.{}", n, llama_linear_name(linear));
         const int64_t rows = llama_linear_shape(config_, linear).outputs;
-        if (layer.weights[g] != kAbsent && !left_out.tensor(name + ".weight")) {
+        if (layer.blocks[i] != kAbsent) {
+          w.blocks[i] = {.data = static_cast<const std::byte*>(find(layer.blocks[i]).data),
+                         .format = block_format(n, i),
+                         .rows = rows,
+                         .columns = llama_linear_shape(config_, linear).inputs};
+        } else if (layer.weights[g] != kAbsent && !left_out.tensor(name + ".weight")) {
           w.linear[i] = find(layer.weights[g]).slice(0, row, rows);
           row += rows;
         }
@@ -234,6 +269,7 @@ bool LlamaWeights::trains_layer(int64_t index) const {
 }
 
 void LlamaWeights::bind(const Arena& arena) {
+  arena_ = &arena;
   const auto memory = [&](MemoryPlan::Id id) { return arena[id]; };
   values_ = views(memory, value_ids_, {});
   if (trainable_) {
@@ -246,6 +282,14 @@ void LlamaWeights::load(const ModelFiles& files) {
                   [&](const std::string& name, ParameterRole, TensorView value, TensorView) {
                     files.read_into(name, value, /*require_finite=*/true);
                   });
+  for (size_t n = 0; n < formats_.size(); ++n) {
+    for (size_t i = 0; i < kLlamaLinears; ++i) {
+      if (const BlockMatrix& blocks = values_.layers[n].blocks[i]) {
+        files.read_blocks(weight_name(n, i), blocks,
+                          static_cast<std::byte*>((*arena_)[value_ids_.layers[n].blocks[i]].data));
+      }
+    }
+  }
 }
 
 void LlamaWeights::append_parameters(std::vector<Parameter>& parameters) const {

@@ -7,6 +7,7 @@
 #include <string_view>
 #include <vector>
 
+#include "flashloom/core/block_format.h"
 #include "flashloom/core/function_ref.h"
 #include "flashloom/core/memory_plan.h"
 #include "flashloom/core/tensor_view.h"
@@ -68,12 +69,19 @@ std::optional<int64_t> llama_layer_of(std::string_view tensor);
 /// All of them, in the order of a file; a head that is the embedding is not named twice.
 std::vector<LlamaTensorSize> llama_tensor_sizes(const ModelConfig& config);
 
+/// The blocks that linears stay in (QLoRA), by layer; null: plain numbers. Empty: all of them are.
+using LlamaBlockFormats = std::vector<std::array<const BlockFormat*, kLlamaLinears>>;
+
+/// Those of a file: of every linear that it stores quantised; empty if there is none.
+LlamaBlockFormats llama_block_formats(const ModelFiles& files);
+
 struct LlamaLayerWeights {
-  TensorView attention_norm;                     // (C)
-  std::array<TensorView, kLlamaLinears> linear;  // (N, K); q, k, v neighbours, gate, up too
-  std::array<TensorView, kLlamaLinears> bias;    // (N), absent where the model has none
-  TensorView q_norm, k_norm;                     // (D), absent without QK norm
-  TensorView ffn_norm;                           // (C)
+  TensorView attention_norm;                      // (C)
+  std::array<TensorView, kLlamaLinears> linear;   // (N, K); q, k, v neighbours, gate, up too
+  std::array<BlockMatrix, kLlamaLinears> blocks;  // instead of that
+  std::array<TensorView, kLlamaLinears> bias;     // (N), absent where the model has none
+  TensorView q_norm, k_norm;                      // (D), absent without QK norm
+  TensorView ffn_norm;                            // (C)
 };
 
 /// Weights, or their gradients: the same tensors.
@@ -89,9 +97,10 @@ struct LlamaTensors {
 class LlamaWeights {
  public:
   LlamaWeights() = default;
-  /// Gradients are planned if `trainable`, but for what is frozen.
+  /// Gradients are planned if `trainable`, but for what is frozen. Weights in blocks cannot be
+  /// trained.
   LlamaWeights(const ModelConfig& config, bool trainable, DType matrices, MemoryPlan& plan,
-               const LlamaFrozen& frozen = {});
+               const LlamaFrozen& frozen = {}, const LlamaBlockFormats& blocks = {});
 
   void bind(const Arena& arena);
 
@@ -110,13 +119,15 @@ class LlamaWeights {
 
   bool trainable() const { return trainable_; }
 
-  /// Appends every tensor once (a tied head is the embedding) under its Hugging Face name.
+  /// Appends every tensor once (a tied head is the embedding) under its Hugging Face name; none of
+  /// those in blocks.
   void append_parameters(std::vector<Parameter>& parameters) const;
 
  private:
   struct LayerIds {
     MemoryPlan::Id attention_norm, q_norm, k_norm, ffn_norm;
     std::array<MemoryPlan::Id, kLlamaGroups> weights, biases;  // of linears that are neighbours
+    std::array<MemoryPlan::Id, kLlamaLinears> blocks;
   };
 
   struct Ids {
@@ -130,8 +141,15 @@ class LlamaWeights {
            const LlamaFrozen& left_out) const;
   LlamaTensors views(FindView find, const Ids& ids, const LlamaFrozen& left_out) const;
 
+  /// Null where the linear's weight is plain numbers.
+  const BlockFormat* block_format(size_t layer, size_t linear) const {
+    return formats_.empty() ? nullptr : formats_[layer][linear];
+  }
+
   ModelConfig config_;
   LlamaFrozen frozen_;
+  LlamaBlockFormats formats_;
+  const Arena* arena_ = nullptr;
   bool trainable_ = false;
   Ids value_ids_;
   Ids gradient_ids_;
