@@ -7,103 +7,19 @@
 #include <vector>
 
 #include "flashloom/cuda/bricks_test.cuh"
-#include "flashloom/cuda/error.cuh"
 #include "flashloom/cuda/ptx/barrier.cuh"
-#include "flashloom/cuda/ptx/cp_async.cuh"
 #include "flashloom/cuda/ptx/ldmatrix.cuh"
-#include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/mma.cuh"
 #include "flashloom/cuda/ptx/stmatrix.cuh"
-#include "flashloom/cuda/ptx/tma.cuh"
-#include "flashloom/cuda/tensor_map.cuh"
 #include "flashloom/cuda/tile/fragment.cuh"
 #include "flashloom/cuda/tile/fragment_layout.h"
 #include "flashloom/cuda/tile/shared_layout.h"
 
-// Bricks that move numbers and keep order.
+// Bricks that keep order among warps, and those that move numbers between registers and shared
+// memory.
 
 namespace flashloom::cuda {
 namespace {
-
-constexpr int kBoxRows = 48;
-constexpr int kBoxes = 5;
-
-// Loads boxes one after the other through a ring of two buffers: thread 0 waits for "empty" with
-// parity 1 first and for "full" like all others, which exercises both parities of both barriers.
-__global__ void tma_kernel(const __grid_constant__ CUtensorMap map, const int* coordinates,
-                           uint16_t* out) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  __shared__ uint64_t full[2];
-  __shared__ uint64_t empty[2];
-  constexpr uint32_t kBytes = kBoxRows * kPanelRowBytes;
-  if (threadIdx.x == 0) {
-    for (int i = 0; i < 2; ++i) {
-      mbarrier_init(&full[i], 1);
-      mbarrier_init(&empty[i], blockDim.x);
-    }
-    mbarrier_init_fence();
-  }
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    PipelineState<2> place;
-    for (int box = 0; box < kBoxes; ++box) {
-      // The consumers below run in the other warps.
-      mbarrier_wait(&empty[place.stage], place.parity ^ 1);
-      mbarrier_arrive_expect(&full[place.stage], kBytes);
-      const int* c = coordinates + 4 * box;
-      tma_load_4d(memory + place.stage * kBytes, &map, &full[place.stage], c[0], c[1], c[2], c[3]);
-      mbarrier_arrive(&empty[place.stage]);  // its own share: it reads nothing
-      place.advance();
-    }
-  } else {
-    PipelineState<2> place;
-    for (int box = 0; box < kBoxes; ++box) {
-      mbarrier_wait(&full[place.stage], place.parity);
-      for (int i = static_cast<int>(threadIdx.x) - 1; i < kBoxRows * 64;
-           i += static_cast<int>(blockDim.x) - 1) {
-        out[box * kBoxRows * 64 + i] = *reinterpret_cast<uint16_t*>(
-            memory + place.stage * kBytes + swizzled_offset(i / 64, i % 64, kBoxRows));
-      }
-      mbarrier_arrive(&empty[place.stage]);
-      place.advance();
-    }
-  }
-}
-
-TEST(Bricks, TmaLoadsBoxesAndFillsTheOutsideWithZeros) {
-  FLASHLOOM_NEEDS_HOPPER();
-  constexpr int64_t kShape[4] = {2, 3, 100, 128};
-  std::vector<uint16_t> values(2 * 3 * 100 * 128);
-  for (size_t i = 0; i < values.size(); ++i) {
-    values[i] = static_cast<uint16_t>(i * 7 + 1);
-  }
-  const Buffer<uint16_t> source(values);
-  // Column, row, d1, d0: inside, over the last row, before the first row, far outside, inside.
-  const std::vector<int> places = {64, 10, 1, 1,   0, 80, 2, 0,  64, -5,
-                                   0,  1,  0, 200, 0, 0,  0, 52, 2,  1};
-  const Buffer<int> coordinates(places);
-  const Buffer<uint16_t> out(std::vector<uint16_t>(kBoxes * kBoxRows * 64, 0xffff));
-  const TensorView view(static_cast<void*>(source.data()), DType::bf16,
-                        {kShape[0], kShape[1], kShape[2], kShape[3]}, {Device::Kind::cuda, 0});
-  const CUtensorMap map = make_tile_map(view, kBoxRows);
-  constexpr int kBytes = 2 * kBoxRows * static_cast<int>(kPanelRowBytes);
-  tma_kernel<<<1, 64, kBytes>>>(map, coordinates.data(), out.data());
-  const std::vector<uint16_t> ours = out.read();
-  for (int box = 0; box < kBoxes; ++box) {
-    const int* c = &places[static_cast<size_t>(4 * box)];
-    int wrong = 0;
-    for (int i = 0; i < kBoxRows * 64; ++i) {
-      const int64_t row = c[1] + i / 64;
-      const bool inside = row >= 0 && row < kShape[2];
-      const uint16_t expected =
-          inside
-              ? values[static_cast<size_t>(((c[3] * 3 + c[2]) * 100 + row) * 128 + c[0] + i % 64)]
-              : uint16_t{0};
-      wrong += ours[static_cast<size_t>(box * kBoxRows * 64 + i)] != expected ? 1 : 0;
-    }
-    EXPECT_EQ(wrong, 0) << "box " << box;
-  }
-}
 
 // Half the warps write and arrive, the others wait and read, many times over two barriers.
 __global__ void named_barrier_kernel(int* wrong) {
@@ -253,117 +169,6 @@ TEST(Bricks, MmaAddsItsProduct) {
   check_mma<__half>();
 }
 
-__global__ void cp_async_kernel(const uint32_t* in, uint32_t* out) {
-  __shared__ __align__(16) uint32_t tile[4 * 32];
-  // Odd threads ask for nothing and get zeros.
-  cp_async_16(shared_address(tile + 4 * threadIdx.x), in + 4 * threadIdx.x, threadIdx.x % 2 == 0);
-  cp_async_commit();
-  cp_async_wait<0>();
-  __syncthreads();
-  for (int i = 0; i < 4; ++i) {
-    out[4 * threadIdx.x + i] = tile[4 * threadIdx.x + i];
-  }
-}
-
-TEST(Bricks, AsynchronousCopiesFillWithZeros) {
-  FLASHLOOM_NEEDS_HOPPER();
-  std::vector<uint32_t> values(128);
-  for (size_t i = 0; i < 128; ++i) {
-    values[i] = static_cast<uint32_t>(i + 1);
-  }
-  const Buffer<uint32_t> in(values);
-  const Buffer<uint32_t> out(std::vector<uint32_t>(128, 7));
-  cp_async_kernel<<<1, 32>>>(in.data(), out.data());
-  const std::vector<uint32_t> ours = out.read();
-  for (size_t i = 0; i < 128; ++i) {
-    ASSERT_EQ(ours[i], i / 4 % 2 == 0 ? values[i] : 0u) << i;
-  }
-}
-
-// Boxes out of swizzled shared memory: the inverse of the load above, ends left out. Not before the
-// tensor's start: there a store, unlike a load, is an illegal instruction (seen on an H100).
-__global__ void tma_store_kernel(const __grid_constant__ CUtensorMap map, const int* coordinates) {
-  extern __shared__ __align__(1024) unsigned char memory[];
-  const int* c = coordinates + 4 * blockIdx.x;
-  for (int i = static_cast<int>(threadIdx.x); i < kBoxRows * 64;
-       i += static_cast<int>(blockDim.x)) {
-    *reinterpret_cast<uint16_t*>(memory + swizzled_offset(i / 64, i % 64, kBoxRows)) =
-        static_cast<uint16_t>(4000 * blockIdx.x + i + 1);
-  }
-  fence_async_shared();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    tma_store_4d(&map, shared_address(memory), c[0], c[1], c[2], c[3]);
-    bulk_commit();
-    bulk_wait_read<0>();  // the shared memory is free from here on, the box is not there yet
-    bulk_wait<0>();
-  }
-}
-
-TEST(Bricks, TmaStoresBoxesAndLeavesTheOutsideAlone) {
-  FLASHLOOM_NEEDS_HOPPER();
-  constexpr uint16_t kOld = 0xabcd;
-  const Buffer<uint16_t> target(std::vector<uint16_t>(2 * 3 * 100 * 128, kOld));
-  const std::vector<int> places = {64, 10, 1, 1, 0, 80, 2, 0, 0, 200, 0, 1};
-  const Buffer<int> coordinates(places);
-  const TensorView view(static_cast<void*>(target.data()), DType::bf16, {2, 3, 100, 128},
-                        {Device::Kind::cuda, 0});
-  const CUtensorMap map = make_tile_map(view, kBoxRows);
-  tma_store_kernel<<<3, 64, kBoxRows * kPanelRowBytes>>>(map, coordinates.data());
-  std::vector<uint16_t> expected(2 * 3 * 100 * 128, kOld);
-  for (int box = 0; box < 3; ++box) {
-    const int* c = &places[static_cast<size_t>(4 * box)];
-    for (int i = 0; i < kBoxRows * 64; ++i) {
-      const int row = c[1] + i / 64;
-      if (row < 100) {
-        expected[static_cast<size_t>(((c[3] * 3 + c[2]) * 100 + row) * 128 + c[0] + i % 64)] =
-            static_cast<uint16_t>(4000 * box + i + 1);
-      }
-    }
-  }
-  EXPECT_EQ(target.read(), expected);
-}
-
-__global__ void bulk_load_kernel(const float* in, float* out, int* tests) {
-  __shared__ __align__(16) float numbers[96];
-  __shared__ uint64_t full;
-  if (threadIdx.x == 0) {
-    mbarrier_init(&full, 1);
-    mbarrier_init_fence();
-  }
-  __syncthreads();
-  if (threadIdx.x == 95) {  // the phase before a fresh barrier's first is complete
-    tests[0] = mbarrier_test(&full, 0) ? 1 : 0;
-    tests[1] = mbarrier_test(&full, 1) ? 1 : 0;
-  }
-  __syncthreads();
-  if (elect_one() && threadIdx.x < 32) {  // one lane of one warp
-    mbarrier_arrive_expect(&full, sizeof(numbers));
-    bulk_load(numbers, in, 64 * 4, &full);
-    bulk_load(numbers + 64, in + 64, 32 * 4, &full);
-  }
-  mbarrier_wait(&full, 0);
-  out[threadIdx.x] = numbers[threadIdx.x];
-  if (threadIdx.x == 95) {
-    tests[2] = mbarrier_test(&full, 0) ? 1 : 0;
-    tests[3] = mbarrier_test(&full, 1) ? 1 : 0;
-  }
-}
-
-TEST(Bricks, BulkCopiesCountTheirBytes) {
-  FLASHLOOM_NEEDS_HOPPER();
-  std::vector<float> values(96);
-  for (size_t i = 0; i < 96; ++i) {
-    values[i] = static_cast<float>(i * i);
-  }
-  const Buffer<float> in(values);
-  const Buffer<float> out(std::vector<float>(96, -1));
-  const Buffer<int> tests(std::vector<int>(4, -1));
-  bulk_load_kernel<<<1, 96>>>(in.data(), out.data(), tests.data());
-  EXPECT_EQ(out.read(), values);
-  EXPECT_EQ(tests.read(), (std::vector<int>{0, 1, 1, 0}));
-}
-
 // A warpgroup lowers its limit, which gives the other one the registers to raise its own; numbers
 // that need them all must survive.
 __global__ void __launch_bounds__(256, 1) register_limit_kernel(const float* in, float* out) {
@@ -419,52 +224,6 @@ TEST(Bricks, RegisterLimitsMove) {
     }
   }
   EXPECT_EQ(out.read(), expected);  // integers below 2^24, so exact
-}
-
-TEST(Bricks, MapsRefuseWhatTheCopyEngineCannot) {
-  const auto view = [](DType dtype, int64_t stride) {
-    TensorView tensor(reinterpret_cast<void*>(0x1000), dtype, {2, 3, 100, 128},
-                      {Device::Kind::cuda, 0});
-    tensor.strides[2] = stride;
-    return tensor;
-  };
-  EXPECT_THROW(make_tile_map(view(DType::f32, 128), 64), InvalidArgument);
-  EXPECT_THROW(make_tile_map(view(DType::bf16, 128).select(0, 0), 64), InvalidArgument);
-  EXPECT_THROW(make_tile_map(view(DType::bf16, 129), 64), InvalidArgument);
-  FLASHLOOM_NEEDS_HOPPER();  // what follows asks the driver
-  EXPECT_NO_THROW(make_tile_map(view(DType::bf16, 128), 64));
-}
-
-// Each block adds its numbers to the same places, once in bulk and once from registers.
-__global__ void reduce_kernel(float* bulk, float* vector) {
-  __shared__ __align__(16) float numbers[256];
-  for (int i = 0; i < 8; ++i) {
-    numbers[32 * i + threadIdx.x] = static_cast<float>(32 * i + threadIdx.x + blockIdx.x);
-  }
-  fence_async_shared();
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    bulk_reduce_add_f32(bulk, numbers, sizeof(numbers));
-    bulk_commit();
-    bulk_wait<0>();
-  }
-  for (int i = 0; i < 2; ++i) {
-    const float* four = numbers + 128 * i + 4 * threadIdx.x;
-    reduce_add_f32x4(vector + 128 * i + 4 * threadIdx.x, four[0], four[1], four[2], four[3]);
-  }
-}
-
-TEST(Bricks, ReductionsAddInMemory) {
-  FLASHLOOM_NEEDS_HOPPER();
-  const Buffer<float> bulk(std::vector<float>(256, 1000));
-  const Buffer<float> vector(std::vector<float>(256, 1000));
-  reduce_kernel<<<20, 32>>>(bulk.data(), vector.data());
-  std::vector<float> expected(256);
-  for (size_t i = 0; i < 256; ++i) {
-    expected[i] = 1000 + 20 * static_cast<float>(i) + 190;
-  }
-  EXPECT_EQ(bulk.read(), expected);
-  EXPECT_EQ(vector.read(), expected);
 }
 
 __global__ void fragment_kernel(uint32_t* transposed, float* powers, uint32_t* packed) {
