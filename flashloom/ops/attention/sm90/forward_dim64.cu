@@ -9,7 +9,7 @@ template <class T>
 using Forward64 = ForwardShape<T, 64, 3, 128, 3, 2, true>;
 // Short rows and windows: a warpgroup skips what it does not see in steps of 64 keys.
 template <class T>
-using Forward64Short = ForwardShape<T, 64, 4, 64, 6, 2, false>;
+using Forward64Short = ForwardShape<T, 64, 4, 64, 8, 2, false>;
 
 constexpr int64_t kShort = 1024;  // keys
 

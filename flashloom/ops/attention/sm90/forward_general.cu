@@ -5,11 +5,11 @@ namespace {
 
 // Tiles of 128 queries, and of keys that divide 128: blocks of a mask are multiples of both.
 template <class T>
-using General64 = ForwardShape<T, 64, 2, 128, 3, 2, true, true>;
+using General64 = ForwardShape<T, 64, 2, 128, 3, 2, true, ForwardKind::general>;
 template <class T>
-using General128 = ForwardShape<T, 128, 2, 128, 2, 2, true, true>;
+using General128 = ForwardShape<T, 128, 2, 128, 2, 2, true, ForwardKind::general>;
 template <class T>
-using General256 = ForwardShape<T, 256, 2, 32, 4, 1, true, true>;  // 64 keys spill
+using General256 = ForwardShape<T, 256, 2, 32, 4, 1, true, ForwardKind::general>;  // 64 keys spill
 
 }  // namespace
 

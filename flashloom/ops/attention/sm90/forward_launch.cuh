@@ -25,13 +25,14 @@ void launch_forward_128(const ForwardCall& call, int64_t dim);
 template <class T>
 void launch_forward_256(const ForwardCall& call, int64_t dim);
 template <class T>
+void launch_forward_blocks(const ForwardCall& call, int64_t dim);  // up to 128
+template <class T>
 void launch_forward_general(const ForwardCall& call, int64_t dim);
 
-/// Whether the call needs a general kernel.
+/// Whether the call needs a general kernel, block masks aside.
 inline bool has_rule(const AttentionOptions& options) {
   return options.score.softcap != 0 || options.score.alibi_slopes || options.score.scale < 0 ||
-         options.dropout.probability != 0 || options.blocks.block_rows > 0 ||
-         options.positions.exclude_self;
+         options.dropout.probability != 0 || options.positions.exclude_self;
 }
 
 inline ForwardRule forward_rule(const AttentionInputs& inputs, const AttentionOptions& options,
@@ -118,20 +119,17 @@ inline ForwardParams forward_params(const ForwardCall& call, int32_t rows) {
 template <class Shape>
 void order_tiles(ForwardParams& params, const AttentionOptions& options) {
   const Problem& problem = params.problem;
-  // Blocks that draw far ahead do not end together, and those that know little wait for work
-  // between short tiles; runs fwd14, fwd15.
-  const bool short_tiles = Shape::kDim == 128 || (Shape::kDim == 64 && problem.key_length <= 512);
-  params.ahead = params.counter == nullptr ? kForwardSlots : Shape::kGeneral || short_tiles ? 3 : 2;
+  params.draw_at = 1;  // 0 is 2 % slower at 2k, 2 the same (run fwd19)
   if (options.visibility.right < 0 || options.visibility.left >= 0) {
     return;
   }
-  // Wide sections balance better, narrow ones stay in the L2 cache (50 MB).
-  constexpr int64_t kWidest = 64;  // heads
+  // Narrow sections stay in the L2 cache (50 MB), wide ones balance better; runs fwd19, fwd20.
+  constexpr int64_t kColumns = 4096;  // of all heads
   constexpr int64_t kBudget = int64_t{64} << 20;
   const int64_t bytes = int64_t{4} * problem.key_length * Shape::kDim;
-  params.section =
-      heads_side_by_side(int64_t{problem.batch} * problem.heads, std::max(bytes, kBudget / kWidest),
-                         problem.heads_per_key, kBudget);
+  params.section = heads_side_by_side(int64_t{problem.batch} * problem.heads,
+                                      std::max(bytes, kBudget * Shape::kDim / kColumns),
+                                      problem.heads_per_key, kBudget);
 }
 
 template <class Shape>

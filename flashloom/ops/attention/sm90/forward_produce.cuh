@@ -23,17 +23,18 @@ __device__ __forceinline__ void forward_produce_work(const ForwardParams& params
   PackedTiles packed_tiles;
   const auto blocks = static_cast<int32_t>(gridDim.x);
   auto index = static_cast<int32_t>(blockIdx.x);
-  int32_t drawn = 0;
+  uint32_t drawn = 0;
   bool more = true;
   while (more) {
-    // Until the tile that is `ahead` before this one has been worked on: what a block has drawn,
-    // others cannot take.
-    if (drawn >= params.ahead) {
-      const auto done = static_cast<uint32_t>(drawn - params.ahead);
-      mbarrier_wait(&barriers.work_empty[done % kForwardSlots], done / kForwardSlots & 1,
+    if (drawn >= kForwardSlots) {
+      mbarrier_wait(&barriers.work_empty[slot.stage], drawn / kForwardSlots + 1 & 1,
                     {"the producer of work", "work_empty"});
     }
     if (drawn > 0) {
+      // As late as the pipeline allows: what a block has drawn, others cannot take.
+      if (params.counter != nullptr) {
+        mbarrier_wait(&barriers.draw, drawn + 1 & 1, {"the producer of work", "draw"});
+      }
       int32_t next = index + blocks;
       if (params.counter != nullptr && lane == 0) {
         next = blocks + atomicAdd(params.counter, 1);
@@ -66,7 +67,7 @@ __device__ __forceinline__ void forward_produce_work(const ForwardParams& params
     if (lane < Shape::kGroups) {
       const ForwardWork& own = barriers.work[slot.stage];
       barriers.parts[slot.stage][lane] = forward_part(
-          own.sequence, own.range, own.tile.row + 64 * lane, Shape::kKeys, Shape::kGeneral);
+          own.sequence, own.range, own.tile.row + 64 * lane, Shape::kKeys, Shape::kListed);
     }
     __syncwarp();
     if (lane == 0) {
@@ -92,6 +93,8 @@ __device__ __forceinline__ void forward_produce_queries(const ForwardParams& par
     more = work.range.begin >= 0;
     mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1,
                   {"the producer of queries", "q_empty"});
+    // All lanes have read the work and seen the phases that what follows lets end.
+    __syncwarp();
     if (leader && !more) {
       mbarrier_arrive(&barriers.q_full[place.stage]);
     } else if (leader) {
@@ -149,19 +152,22 @@ __device__ __forceinline__ void forward_produce_keys(const ForwardParams& params
     const int32_t length = work.sequence.key_length;
     const bool dirty = kValues && first + length < params.tensor_keys;
     KeyWalk<Shape> walk(params, work);
-    ForwardStep step = {-1, -1, 1};
+    ForwardStep step = {-1, -1, 1, -1};
     bool more = walk.next(params, work, step);
+    bool drawn = kValues;  // the keys' producer has the next tile drawn
     do {
-      ForwardStep following = {-1, -1, 0};
+      ForwardStep following = {-1, -1, 0, -1};
       more = more && walk.next(params, work, following);
       const int32_t key = max(step.tile, 0) * Shape::kKeys;
       mbarrier_wait(&empty[place.stage], place.parity ^ 1,
                     {kRole, kValues ? "v_empty" : "k_empty"});
+      __syncwarp();  // as above
       char* tile = tiles + place.stage * Shape::kTileBytes;
       const bool border = dirty && key + Shape::kKeys > length;
       if (leader) {
-        if (Shape::kGeneral && !kValues) {
+        if (Shape::kListed && !kValues) {
           step.last = more ? 0 : 1;
+          step.next = more && following.partial < 0 ? following.tile : -1;
           if (const ForwardBlocks& blocks = params.rule.blocks; step.partial >= 0) {
             const int32_t row = work.tile.row % blocks.block_rows;
             step.partial = (step.partial * blocks.block_rows + row) * blocks.line_words +
@@ -175,6 +181,10 @@ __device__ __forceinline__ void forward_produce_keys(const ForwardParams& params
         for (int p = 0; p < Shape::kPanels; ++p) {
           char* panel = tile + p * panel_bytes(Shape::kKeys);
           tma_load_4d(panel, map, barrier, p * 64, first + key, head, batch, kEvictLast);
+        }
+        if (!drawn && (!more || walk.left() < params.draw_at)) {
+          mbarrier_arrive(&barriers.draw);
+          drawn = true;
         }
       }
       if (border) {

@@ -115,7 +115,7 @@ class KeyWalk {
  public:
   __device__ __forceinline__ KeyWalk(const ForwardParams& params, const ForwardWork& work)
       : range_(work.range), tile_(work.range.end), lowest_(work.range.begin) {
-    if constexpr (Shape::kGeneral) {
+    if constexpr (Shape::kListed) {
       const ForwardBlocks& blocks = params.rule.blocks;
       if (blocks.block_rows > 0) {
         const int32_t row = work.tile.row / blocks.block_rows;
@@ -129,7 +129,7 @@ class KeyWalk {
 
   __device__ __forceinline__ bool next(const ForwardParams& params, const ForwardWork& work,
                                        ForwardStep& step) {
-    if constexpr (Shape::kGeneral) {
+    if constexpr (Shape::kListed) {
       const ForwardBlocks& blocks = params.rule.blocks;
       const int32_t tiles = blocks.block_keys / Shape::kKeys;
       while (tile_ <= lowest_ && entry_ > entry_begin_) {
@@ -146,8 +146,13 @@ class KeyWalk {
       return false;
     }
     --tile_;
-    step = {tile_, partial_, 0};
+    step = {tile_, partial_, 0, -1};
     return true;
+  }
+
+  /// Tiles that are left to walk, at least.
+  __device__ __forceinline__ int32_t left() const {
+    return entry_ > entry_begin_ ? INT32_MAX : tile_ - lowest_;
   }
 
  private:

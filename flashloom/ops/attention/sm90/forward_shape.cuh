@@ -54,12 +54,18 @@ struct ForwardParams {
   int32_t row_tiles;      // tiles of queries of the longest sequence
   int32_t tiles;          // of all heads and sequences, if all are as long as the longest
   int32_t section;   // heads that are worked on together, long tiles first; 0: a head at a time
-  int32_t ahead;     // tiles of queries that a block knows of at a time, 2 to kForwardSlots
   int32_t* counter;  // zero: blocks draw their tiles from it; null: every gridDim-th tile
+  int32_t draw_at;   // with it: tiles of keys still to be loaded when the next one is drawn
   ForwardRule rule;
 };
 
 inline constexpr uint32_t kMaximumShared = 227 * 1024;  // bytes a block
+
+enum class ForwardKind {
+  plain,
+  blocks,   // block masks
+  general,  // everything in ForwardRule
+};
 
 /// Shape and schedule of a kernel.
 ///   kDim       columns of q, k and v; tensors with less are filled with zeros
@@ -68,9 +74,9 @@ inline constexpr uint32_t kMaximumShared = 227 * 1024;  // bytes a block
 ///   kStages    tiles of keys (and of values) in flight
 ///   kQStages   tiles of queries in flight
 ///   kTurns     warpgroups take turns to issue their products
-///   kGeneral   everything in ForwardRule
+///   kKind      what it can do beyond ends, windows and sinks
 template <class T_, int kDim_, int kGroups_, int kKeys_, int kStages_, int kQStages_, bool kTurns_,
-          bool kGeneral_ = false>
+          ForwardKind kKind = ForwardKind::plain>
 struct ForwardShape {
   using T = T_;
   static constexpr int kDim = kDim_;
@@ -79,7 +85,9 @@ struct ForwardShape {
   static constexpr int kStages = kStages_;
   static constexpr int kQStages = kQStages_;
   static constexpr bool kTurns = kTurns_;
-  static constexpr bool kGeneral = kGeneral_;
+  static constexpr bool kGeneral = kKind == ForwardKind::general;
+  // The producer walks lists of tiles and tells the consumers of each.
+  static constexpr bool kListed = kKind != ForwardKind::plain;
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kThreads = 128 * (kGroups + 1);
   // What the launch hands out evenly (168, 128 or 96 a thread), moved to where it is needed. With
@@ -131,14 +139,15 @@ struct ForwardWork {
   Sequence sequence;
 };
 
-/// Tiles of queries that shared memory tells of: up to ForwardParams::ahead of them are known.
+/// Tiles of queries that shared memory tells of.
 inline constexpr uint32_t kForwardSlots = 4;
 
-/// A tile of keys in a general kernel's ring.
-struct ForwardStep {
+/// A tile of keys in the ring of a kernel that walks lists.
+struct alignas(16) ForwardStep {
   int32_t tile;     // -1: hidden altogether
   int32_t partial;  // block of bits, or -1; to the consumers: where the tile's bits start, in words
   int32_t last;     // of its tile of queries
+  int32_t next;     // the tile that follows; -1: none, or one with bits
 };
 
 template <class Shape>
@@ -148,6 +157,7 @@ struct ForwardBarriers {
   uint64_t v_full[Shape::kStages], v_empty[Shape::kStages];
   uint64_t v_border[Shape::kStages];  // values that the producer clears before it hands them on
   uint64_t work_full[kForwardSlots], work_empty[kForwardSlots];
+  uint64_t draw;  // a phase a tile of queries: its last keys are being loaded
   ForwardWork work[kForwardSlots];
   ForwardPart parts[kForwardSlots][Shape::kGroups];
   float slopes[kForwardSlots];  // ALiBi's of the work

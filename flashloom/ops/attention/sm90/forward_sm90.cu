@@ -10,8 +10,11 @@ void forward(const ForwardCall& call) {
   const AttentionOptions& options = call.options;
   const int64_t dim =
       std::max(inputs.q.shape[inputs.q.rank - 1], inputs.v.shape[inputs.v.rank - 1]);
-  if (has_rule(options)) {
+  const bool blocks = options.blocks.block_rows > 0;
+  if (has_rule(options) || (blocks && dim > 128)) {
     launch_forward_general<T>(call, dim);
+  } else if (blocks) {
+    launch_forward_blocks<T>(call, dim);
   } else if (dim <= 64) {
     launch_forward_64<T>(call);
   } else if (dim <= 128) {

@@ -1,0 +1,277 @@
+#pragma once
+
+#include "flashloom/ops/attention/sm90/forward_consumer.cuh"
+#include "flashloom/ops/attention/sm90/forward_results.cuh"
+#include "flashloom/ops/attention/sm90/forward_rule.cuh"
+#include "flashloom/ops/attention/sm90/forward_walk.cuh"
+
+namespace flashloom::sm90 {
+
+/// One consumer warpgroup's walk over tiles of queries and, within each, over tiles of keys.
+///
+/// The steps of all tiles form one pipeline: the scores of the next step, be it of the same tile of
+/// queries or of the next, are computed while the values of this one are summed.
+template <class Shape>
+class ForwardPipeline {
+ public:
+  __device__ __forceinline__ ForwardPipeline(const ForwardParams& params, const CUtensorMap* out,
+                                             uint32_t q_tiles, uint32_t k_tiles, uint32_t v_tiles,
+                                             ForwardBarriers<Shape>& barriers, int32_t group)
+      : params_(params),
+        q_tiles_(q_tiles + group * 64 * cuda::kPanelRowBytes),
+        k_tiles_(k_tiles),
+        v_tiles_(v_tiles),
+        walk_{barriers, group, threadIdx.x % 32},
+        results_{params, out,
+                 v_tiles + Shape::kStages * Shape::kTileBytes +
+                     group * Shape::kOutPanels * Shape::kOutPanelBytes +
+                     threadIdx.x % 128 / 32 * 16 * cuda::kPanelRowBytes} {}
+
+  __device__ __forceinline__ void run() {
+    walk_.start_turns();
+    walk_.next_tile();
+    while (walk_.state != Walk::State::done) {
+      if (walk_.state == Walk::State::idle) {
+        walk_.pass_tile(params_);
+        walk_.next_tile();
+        continue;
+      }
+      first_step();
+      while (step<false>()) {
+        if constexpr (!Shape::kGeneral) {
+          // Most steps are alike: no end of a tile of queries, nothing to hide or to send.
+          while (!walk_.last && !fresh_ && results_.owed < 0 && walk_.plain_next()) {
+            step<true>();
+          }
+        }
+      }
+      last_values();
+      if constexpr (!Walk::kChained) {
+        walk_.next_tile();
+      }
+    }
+  }
+
+ private:
+  using Walk = ForwardWalk<Shape>;
+
+  // At D 256 there are no registers for bits beside running products.
+  static constexpr bool kEarlyBits = Shape::kDim <= 128;
+
+  /// Ends the rows of the tile in `slot`; may run beside the last products.
+  __device__ __forceinline__ void finish(uint32_t slot, const float (&maximum)[2],
+                                         const float (&sum)[2], float (&inverse)[2]) {
+    const ForwardWork& work = walk_.barriers.work[slot];
+    consumer_.finish_rows(params_, work.tile, work.sequence, work.tile.row + walk_.own_row(),
+                          walk_.lane, maximum, sum, inverse);
+  }
+
+  __device__ __forceinline__ void store(uint32_t slot, const float (&inverse)[2]) {
+    consumer_.divide(inverse);
+    results_.take(walk_, consumer_, slot);
+  }
+
+  __device__ __forceinline__ void issue_scores() {
+    uint32_t queries = q_tiles_ + walk_.q_place.stage * Shape::kQBytes;
+    if constexpr (Shape::kGeneral && Shape::kDim > 128) {
+      // Descriptors of the one buffer would be held in registers that are not there.
+      asm volatile("" : "+r"(queries));
+    }
+    consumer_.issue_scores(queries, k_tiles_ + walk_.k_place.stage * Shape::kTileBytes);
+  }
+
+  template <bool kPlain = false>
+  __device__ __forceinline__ void issue_values() {
+    consumer_.issue_out(v_tiles_ + walk_.v_place.stage * Shape::kTileBytes, !kPlain && fresh_);
+    fresh_ = false;
+  }
+
+  /// What a step needs to know beside its scores; runs while they are computed.
+  __device__ __forceinline__ void prepare() {
+    if constexpr (Shape::kListed) {
+      if (kEarlyBits && walk_.partial >= 0) {
+        ForwardScorer<Shape>::load_bits(params_, walk_.partial, walk_.own_row(), bits_);
+      }
+    }
+    if constexpr (Shape::kGeneral) {
+      if (params_.rule.seed != nullptr) {
+        const ForwardWork& work = walk_.work();
+        ForwardScorer<Shape>::draw(
+            params_, work.tile,
+            static_cast<uint32_t>(work.sequence.query_start + work.tile.row + walk_.own_row()),
+            static_cast<uint32_t>(params_.problem.key_start + walk_.tile * Shape::kKeys),
+            walk_.lane, kept_);
+      }
+    }
+  }
+
+  /// Scores as they enter the softmax.
+  __device__ __forceinline__ void finish_scores() {
+    const ForwardWork& work = walk_.work();
+    const int32_t row = work.tile.row + walk_.own_row();
+    const int32_t key = walk_.tile * Shape::kKeys;
+    if constexpr (Shape::kGeneral) {
+      const int32_t distance =
+          key + 2 * static_cast<int32_t>(walk_.lane % 4) - row - work.sequence.offset;
+      if (params_.rule.adjusts) {
+        ForwardScorer<Shape>::adjust(params_, consumer_.scores);
+      }
+      if (params_.rule.slopes != nullptr) {
+        ForwardScorer<Shape>::add_slope(walk_.barriers.slopes[walk_.slot] * params_.rule.slope_unit,
+                                        consumer_.scores, distance);
+      }
+      if (params_.rule.exclude_self) {
+        ForwardScorer<Shape>::exclude_self(consumer_.scores, distance);
+      }
+    }
+    if constexpr (Shape::kListed) {
+      if (walk_.partial >= 0) {
+        if constexpr (!kEarlyBits) {
+          ForwardScorer<Shape>::load_bits(params_, walk_.partial, walk_.own_row(), bits_);
+        }
+        ForwardScorer<Shape>::apply_bits(bits_, walk_.lane, consumer_.scores);
+      }
+      if (walk_.tile < 0) {
+        consumer_.hide();
+      }
+    }
+    if (walk_.tile >= walk_.closed || walk_.tile < walk_.open) {
+      consumer_.mask(work.sequence, row, key, walk_.lane, walk_.tile < walk_.open);
+    }
+  }
+
+  __device__ __forceinline__ void drop() {
+    if constexpr (Shape::kGeneral) {
+      if (params_.rule.seed != nullptr) {
+        ForwardScorer<Shape>::drop(kept_, consumer_.scores);
+      }
+    }
+  }
+
+  /// The first scores of a tile with no tile before it to hide under.
+  __device__ __forceinline__ void first_step() {
+    consumer_.start_rows();
+    fresh_ = true;
+    walk_.wait_keys();
+    walk_.take_turn();
+    cuda::wgmma_hold(consumer_.scores);
+    cuda::wgmma_fence();
+    issue_scores();
+    walk_.pass_turn();
+    walk_.read_step();
+    prepare();
+    cuda::wgmma_wait<0>();
+    cuda::wgmma_hold(consumer_.scores);
+    walk_.release_keys();
+    finish_scores();
+    moved_ = consumer_.exponentials(params_, factor_);
+    cuda::wgmma_hold(consumer_.scores);
+    drop();
+    cuda::wgmma_hold(consumer_.scores);
+    consumer_.pack();
+    walk_.skip_values();
+  }
+
+  /// Values of this step beside scores of the next; false if no tile follows to go on with. A plain
+  /// step is one of those that run() tells apart.
+  template <bool kPlain>
+  __device__ __forceinline__ bool step() {
+    const bool last = !kPlain && walk_.last;
+    if (last) {
+      walk_.end_tile();
+      if constexpr (!Walk::kChained) {
+        return false;
+      }
+      walk_.next_tile();
+      if (walk_.state != Walk::State::work) {
+        return false;
+      }
+    }
+    walk_.wait_keys();
+    walk_.take_turn();
+    cuda::wgmma_hold(consumer_.scores);
+    cuda::wgmma_hold(consumer_.weights);
+    cuda::wgmma_hold(consumer_.out);
+    cuda::wgmma_fence();
+    issue_scores();
+    walk_.wait_values();
+    cuda::wgmma_hold(consumer_.out);
+    cuda::wgmma_fence();
+    issue_values<kPlain>();
+    walk_.pass_turn();
+    // In the shadow of the products.
+    walk_.read_step();
+    if constexpr (!kPlain) {
+      prepare();
+      results_.deliver(walk_);
+    }
+    if (moved_) {
+      consumer_.set_limits(params_);
+    }
+    cuda::wgmma_wait<1>();
+    cuda::wgmma_hold(consumer_.scores);
+    walk_.release_keys();
+    if constexpr (!kPlain) {
+      finish_scores();
+    }
+    const float sum[2] = {consumer_.sum[0], consumer_.sum[1]};
+    const float maximum[2] = {consumer_.maximum[0], consumer_.maximum[1]};
+    if (last) {
+      consumer_.start_rows();
+    }
+    moved_ = consumer_.exponentials(params_, factor_);
+    if constexpr (Shape::kGeneral) {
+      cuda::wgmma_hold(consumer_.scores);
+      drop();
+    }
+    float inverse[2];
+    if (last) {
+      finish(walk_.done_slot(), maximum, sum, inverse);
+    }
+    cuda::schedule_fence(consumer_.sum[0] + consumer_.sum[1]);
+    cuda::wgmma_hold(consumer_.scores);
+    cuda::wgmma_wait<0>();
+    cuda::wgmma_hold(consumer_.out);
+    walk_.release_values();
+    if (last) {
+      walk_.skip_values();
+      store(walk_.done_slot(), inverse);
+      fresh_ = true;
+    } else if (moved_) {
+      consumer_.rescale(factor_);
+    }
+    consumer_.pack();
+    return true;
+  }
+
+  /// The end of a tile that no scores run beside.
+  __device__ __forceinline__ void last_values() {
+    walk_.wait_values();
+    cuda::wgmma_hold(consumer_.out);
+    cuda::wgmma_hold(consumer_.weights);
+    cuda::wgmma_fence();
+    issue_values();
+    results_.deliver(walk_);
+    float inverse[2];
+    finish(walk_.done_slot(), consumer_.maximum, consumer_.sum, inverse);
+    cuda::wgmma_wait<0>();
+    cuda::wgmma_hold(consumer_.out);
+    walk_.release_values();
+    walk_.skip_values();
+    store(walk_.done_slot(), inverse);
+    results_.deliver(walk_);
+  }
+
+  const ForwardParams& params_;
+  uint32_t q_tiles_, k_tiles_, v_tiles_;
+  Walk walk_;
+  ForwardResults<Shape> results_;
+  ForwardConsumer<Shape> consumer_;
+  typename ForwardScorer<Shape>::Bits bits_;
+  typename ForwardScorer<Shape>::Kept kept_;
+  float factor_[2] = {1, 1};
+  bool fresh_ = true;   // the next product of values is a tile's first
+  bool moved_ = false;  // maxima moved in the last step
+};
+
+}  // namespace flashloom::sm90
