@@ -3,7 +3,7 @@
 
 #include <cstdio>
 #include <map>
-#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -17,13 +17,13 @@ namespace flashloom {
 namespace {
 
 using attention_test::Case;
+using attention_test::check_laws;
 using attention_test::ContractCase;
 using attention_test::ContractCases;
 using attention_test::DeviceExecutor;
 using attention_test::distance;
 using attention_test::fresh_seed;
 using attention_test::Law;
-using attention_test::laws_of;
 using attention_test::Layout;
 using attention_test::Results;
 using attention_test::Tensor;
@@ -32,10 +32,11 @@ using attention_test::with_backend;
 constexpr AttentionBackend kBackends[] = {AttentionBackend::automatic, AttentionBackend::portable,
                                           AttentionBackend::sm90};
 
-// The Hopper kernels round P relative to a maximum that may be 8 powers of two low, and at D 64
-// take dS from the rounded P (docs/kernels/attention.md); seen up to 1.2 times the law.
-double backend_factor(AttentionBackend backend) {
-  return backend == AttentionBackend::portable ? 1 : 1.5;
+// Of gradients alone. The Hopper backward takes dS from the P that it rounded for dV, at some head
+// dimensions, and where few keys take most of a row the largest errors are those of few pairs: dq
+// under ALiBi was 1.03 and 1.06 times the law at D 64 and 96, dv under dropout 1.03 at D 128.
+double gradient_slack(AttentionBackend backend) {
+  return backend == AttentionBackend::portable ? 1 : 1.2;
 }
 
 class AttentionGpu : public testing::TestWithParam<std::tuple<DType, int, int>> {};
@@ -51,21 +52,23 @@ TEST_P(AttentionGpu, HoldsTheLaw) {
       cases.push_back(&contract.cases()[i % contract.cases().size()]);
     }
   }
-  const std::vector<std::unique_ptr<Law>> laws = laws_of(cases, true);
+  std::mutex mutex;
   std::map<AttentionBackend, int> covered;
   std::string refusals;
-  for (size_t i = 0; i < cases.size(); ++i) {
+  check_laws(cases, true, [&](const ContractCase& c, const Law& law) {
     for (const AttentionBackend backend : kBackends) {
-      SCOPED_TRACE(cases[i]->name + ", " + std::string(attention_backend_name(backend)));
+      SCOPED_TRACE(c.name + ", " + std::string(attention_backend_name(backend)));
       try {
-        laws[i]->expect(backend, DeviceExecutor(), backend_factor(backend));
+        law.expect(backend, DeviceExecutor(), gradient_slack(backend));
+        const std::lock_guard lock(mutex);
         ++covered[backend];
       } catch (const Unsupported& refusal) {
         EXPECT_NE(backend, AttentionBackend::automatic) << refusal.what();
-        refusals += "  " + cases[i]->name + ": " + refusal.what() + "\n";
+        const std::lock_guard lock(mutex);
+        refusals += "  " + c.name + ": " + refusal.what() + "\n";
       }
     }
-  }
+  });
   std::printf("%zu calls; sm90 takes %d, portable %d\n", cases.size(),
               covered[AttentionBackend::sm90], covered[AttentionBackend::portable]);
   EXPECT_GT(covered[AttentionBackend::portable], 0);
@@ -85,11 +88,10 @@ TEST(AttentionGpuPortable, SmallCallsForSanitizers) {
     for (size_t i = static_cast<size_t>(dim / 64); i < contract.cases().size(); i += 6) {
       cases.push_back(&contract.cases()[i]);
     }
-    const std::vector<std::unique_ptr<Law>> laws = laws_of(cases, true);
-    for (size_t i = 0; i < cases.size(); ++i) {
-      SCOPED_TRACE(cases[i]->name + ", " + std::string(dtype_name(dtype)));
-      laws[i]->expect(AttentionBackend::portable, DeviceExecutor());
-    }
+    check_laws(cases, true, [&](const ContractCase& c, const Law& law) {
+      SCOPED_TRACE(c.name + ", " + std::string(dtype_name(c.call.dtype)));
+      law.expect(AttentionBackend::portable, DeviceExecutor());
+    });
   }
 }
 
@@ -131,7 +133,7 @@ TEST(AttentionGpuLayout, AnyStridesHoldTheLaw) {
         SCOPED_TRACE(std::string(dtype_name(dtype)) + (packed ? ", packed, layout " : ", layout ") +
                      std::to_string(static_cast<int>(layout)));
         law.expect(AttentionBackend::automatic, DeviceExecutor(layout),
-                   backend_factor(AttentionBackend::automatic));
+                   gradient_slack(AttentionBackend::automatic));
         law.expect(AttentionBackend::portable, DeviceExecutor(layout));
       }
     }

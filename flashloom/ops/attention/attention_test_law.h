@@ -304,51 +304,95 @@ class RoundedLoops : public Executor {
 };
 
 /// The two runs that do not depend on the kernel.
+///
+/// The largest of few errors is a poor measure: with 4 numbers y was 4 times luckier than x in one
+/// of 20 draws. So calls with small gradients are drawn several times, and both sides of the law
+/// are the largest errors over all draws.
 class Law {
  public:
   Law(Case call, bool with_backward, double factor = 2)
       : Law(std::move(call), with_backward, factor, Executor(), RoundedLoops()) {}
 
   /// The same two runs on another device.
-  Law(Case call, bool with_backward, double factor, const Executor& exact, const Executor& loops)
-      : call_(std::move(call)), with_backward_(with_backward), factor_(factor) {
-    const DType gradients = call_.gradient_dtype.value_or(call_.dtype);
-    exact_ = call_.run(AttentionBackend::reference, with_backward, exact, DType::f64, DType::f64);
-    loops_ = call_.run(AttentionBackend::reference, with_backward, loops, call_.dtype, gradients);
+  Law(const Case& call, bool with_backward, double factor, const Executor& exact,
+      const Executor& loops)
+      : with_backward_(with_backward), factor_(factor) {
+    add_draw(call, exact, loops);
+    const Results& first = draws_.front().exact;
+    int64_t fewest = kEnough;
+    for (const Tensor* gradient : {&first.dq, &first.dk, &first.dv}) {
+      fewest = gradient->size() > 0 ? std::min(fewest, gradient->size()) : fewest;
+    }
+    for (int64_t i = 1; i < (kEnough + fewest - 1) / fewest && i < kMostDraws; ++i) {
+      Case again = call;
+      again.seed += 1'000'003 * static_cast<uint64_t>(i);  // beyond the seeds of other cases
+      add_draw(again, exact, loops);
+    }
   }
 
-  /// Runs the call through `executor` on `backend` and holds every result to `slack` times the law.
+  /// Runs the call through `executor` on `backend` and holds every result to the law, gradients to
+  /// `slack` times it.
   void expect(AttentionBackend backend, const Executor& executor, double slack = 1) const {
-    const DType gradients = call_.gradient_dtype.value_or(call_.dtype);
-    const Results ours = call_.run(backend, with_backward_, executor, call_.dtype, gradients);
-    compare(ours.out, loops_.out, exact_.out, "out", slack);
-    compare(ours.lse, loops_.lse, exact_.lse, "lse", slack);
-    compare(ours.entropy, loops_.entropy, exact_.entropy, "entropy", slack);
-    compare(ours.dq, loops_.dq, exact_.dq, "dq", slack);
-    compare(ours.dk, loops_.dk, exact_.dk, "dk", slack);
-    compare(ours.dv, loops_.dv, exact_.dv, "dv", slack);
-    compare(ours.dsinks, loops_.dsinks, exact_.dsinks, "dsinks", slack);
-    compare(ours.dbias, loops_.dbias, exact_.dbias, "dbias", slack);
+    std::vector<Results> ours;
+    for (const Draw& draw : draws_) {
+      ours.push_back(draw.call.run(backend, with_backward_, executor, draw.call.dtype,
+                                   draw.call.gradient_dtype.value_or(draw.call.dtype)));
+    }
+    compare(ours, &Results::out, "out");
+    compare(ours, &Results::lse, "lse", lse_slack());
+    compare(ours, &Results::entropy, "entropy");
+    compare(ours, &Results::dq, "dq", slack);
+    compare(ours, &Results::dk, "dk", slack);
+    compare(ours, &Results::dv, "dv", slack);
+    compare(ours, &Results::dsinks, "dsinks", slack);
+    compare(ours, &Results::dbias, "dbias", slack);
   }
 
  private:
-  void compare(const Tensor& ours, const Tensor& loops, const Tensor& exact, const char* name,
-               double slack) const {
-    if (!ours.view()) {
-      return;
-    }
-    // The largest of few errors is a poor measure: with 4 numbers (dsinks) y was 4 times luckier
-    // than x in one of 20 draws.
-    const double factor = slack * (ours.size() < 256 ? 4 * factor_ : factor_);
-    const double error = distance(ours, exact);
-    const double allowed = factor * distance(loops, exact) + 1e-5;
-    EXPECT_TRUE(error <= allowed) << name << ": error " << error << ", allowed " << allowed;
+  // The lse is f32 whatever the storage: where logits are extreme, both errors are a few steps of
+  // f32 at the largest scores. Kernels were three off where y was one off.
+  double lse_slack() const { return draws_.front().call.deviation > 1 ? 4 / factor_ : 1; }
+
+  static constexpr int64_t kEnough = 2048;  // numbers of a result
+  static constexpr int64_t kMostDraws = 16;
+
+  struct Draw {
+    Case call;
+    Results exact, loops;
+  };
+
+  void add_draw(const Case& call, const Executor& exact, const Executor& loops) {
+    const DType gradients = call.gradient_dtype.value_or(call.dtype);
+    draws_.push_back(
+        {call, call.run(AttentionBackend::reference, with_backward_, exact, DType::f64, DType::f64),
+         call.run(AttentionBackend::reference, with_backward_, loops, call.dtype, gradients)});
   }
 
-  Case call_;
+  void compare(const std::vector<Results>& ours, Tensor Results::* result, const char* name,
+               double slack = 1) const {
+    double error = 0;
+    double allowed = 0;
+    int64_t numbers = 0;
+    for (size_t i = 0; i < draws_.size(); ++i) {
+      const Tensor& own = ours[i].*result;
+      if (!own.view()) {
+        return;
+      }
+      const double own_error = distance(own, draws_[i].exact.*result);
+      error = own_error > error || std::isnan(own_error) ? own_error : error;
+      allowed = std::max(allowed, distance(draws_[i].loops.*result, draws_[i].exact.*result));
+      numbers += own.size();
+    }
+    // Gradients of sinks, and what only f32 rounds (lse, entropy), stay few.
+    const double factor = slack * (numbers < 256 ? 4 * factor_ : factor_);
+    allowed = factor * allowed + 1e-5;
+    EXPECT_TRUE(error <= allowed) << name << ": error " << error << ", allowed " << allowed
+                                  << ", the largest of " << numbers;
+  }
+
   bool with_backward_;
   double factor_;
-  Results exact_, loops_;
+  std::vector<Draw> draws_;
 };
 
 }  // namespace flashloom::attention_test

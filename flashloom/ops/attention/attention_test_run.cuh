@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <cstdio>
 #include <limits>
-#include <memory>
 #include <random>
 #include <string>
 #include <thread>
@@ -37,17 +36,18 @@ inline uint64_t fresh_seed() {
   return seed * 1000;
 }
 
-/// The references of many cases, on all cores: they take longer than the kernels.
-inline std::vector<std::unique_ptr<Law>> laws_of(const std::vector<const ContractCase*>& cases,
-                                                 bool with_backward) {
-  std::vector<std::unique_ptr<Law>> laws(cases.size());
+/// Calls check(case, its law) for all cases, on all cores: references, and drawing and comparing
+/// numbers, take longer than the kernels.
+template <class Check>
+void check_laws(const std::vector<const ContractCase*>& cases, bool with_backward,
+                const Check& check) {
   std::atomic<size_t> next = 0;
   std::vector<std::thread> threads;
   for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) {
     threads.emplace_back([&] {
       set_thread_count(1);
       for (size_t n = next++; n < cases.size(); n = next++) {
-        laws[n] = std::make_unique<Law>(cases[n]->call, with_backward, cases[n]->factor);
+        check(*cases[n], Law(cases[n]->call, with_backward, cases[n]->factor));
       }
     });
   }
@@ -55,27 +55,26 @@ inline std::vector<std::unique_ptr<Law>> laws_of(const std::vector<const Contrac
     thread.join();
   }
   set_thread_count(0);
-  return laws;
 }
 
-/// Runs all cases on the Hopper kernels, references on all cores; returns how many they took.
+/// Runs all cases on the Hopper kernels, gradients held to `slack` times the law; returns how many
+/// they took.
 inline int expect_sm90_law(const std::vector<ContractCase>& cases, bool with_backward,
                            double slack = 1) {
   std::vector<const ContractCase*> pointers;
   for (const ContractCase& c : cases) {
     pointers.push_back(&c);
   }
-  const std::vector<std::unique_ptr<Law>> laws = laws_of(pointers, with_backward);
-  int covered = 0;
-  for (size_t i = 0; i < cases.size(); ++i) {
-    SCOPED_TRACE(cases[i].name + ", D " + std::to_string(cases[i].call.dim));
+  std::atomic<int> covered = 0;
+  check_laws(pointers, with_backward, [&](const ContractCase& c, const Law& law) {
+    SCOPED_TRACE(c.name + ", D " + std::to_string(c.call.dim));
     try {
-      laws[i]->expect(AttentionBackend::sm90, DeviceExecutor(), slack);
+      law.expect(AttentionBackend::sm90, DeviceExecutor(), slack);
       ++covered;
     } catch (const Unsupported& refusal) {
-      std::printf("  %s: %s\n", cases[i].name.c_str(), refusal.what());
+      std::printf("  %s: %s\n", c.name.c_str(), refusal.what());
     }
-  }
+  });
   return covered;
 }
 
