@@ -4,7 +4,8 @@ documents, block masks, and in plain rows of every head dimension.
 Usage: compare_patterns.py LIBRARY [--json FILE]
 
 Rates in TFLOP/s of visible pairs, 4 D a pair and head; peers run in the same rounds, in turn
-(compare.py's medians). FA3 and FA4 are looked for as compare.py does.
+(compare.py's medians). FA3 and FA4 are looked for as compare.py does. `memory` is the rate at which
+every tensor would be read or written once as fast as this card copies, where that is near.
 """
 import argparse
 import json
@@ -34,16 +35,28 @@ def ours(attention, q, k, v, **mask):
     return attention.prepare("forward", q=q, k=k, v=v, out=out, lse=lse, backend="sm90", **mask)
 
 
-def row(name, flops, calls):
+def copy_rate():
+    """Bytes read and written a millisecond, copying 1 GiB."""
+    source, target = (torch.empty(1 << 30, device="cuda", dtype=torch.uint8) for _ in range(2))
+    return 2 * source.numel() / medians({"copy": lambda: target.copy_(source)})["copy"]
+
+
+def row(name, flops, calls, bound=None):
+    """`bound`: the least milliseconds that memory needs, printed where it is more than half of the time."""
     rates = {peer: round(flops / t / 1e9) for peer, t in medians(calls).items()}
     peers = [r for peer, r in rates.items() if peer != "flashloom"]
     ratio = round(rates["flashloom"] / max(peers), 3) if peers else None
-    print(json.dumps(dict(case=name, **rates, ratio=ratio)), flush=True)
-    return dict(case=name, **rates, ratio=ratio)
+    result = dict(case=name, **rates, ratio=ratio)
+    if bound is not None and flops / bound / 1e9 < 2 * rates["flashloom"]:
+        result["memory"] = round(flops / bound / 1e9)
+    print(json.dumps(result), flush=True)
+    return result
 
 
 def windows(attention):
     """ModernBERT's local layers: 12 heads of 64, 64 keys on each side, 32k tokens."""
+    rate = copy_rate()
+    print(json.dumps(dict(case="copy, GB/s read and written", rate=round(rate / 1e6))), flush=True)
     for seq in (1024, 8192):
         q, k, v = tensors(32768 // seq, seq, 12, 12, 64)
         pairs = sum(min(seq, i + 65) - max(0, i - 64) for i in range(seq))
@@ -51,7 +64,8 @@ def windows(attention):
         if fa4:
             calls["fa4"] = lambda: fa4._flash_attn_fwd(q, k, v, window_size_left=64,
                                                        window_size_right=64)
-        yield row(f"window 64, D 64, S {seq}", 4 * q.shape[0] * 12 * pairs * 64, calls)
+        yield row(f"window 64, D 64, S {seq}", 4 * q.shape[0] * 12 * pairs * 64, calls,
+                  32768 * 12 * (4 * 64 * 2 + 4) / rate)
 
 
 def packed(attention):
@@ -116,9 +130,10 @@ def blocks(attention):
 
 
 def dimensions(attention):
+    rate = copy_rate()
     for dim in (64, 128, 96, 192, 256):
         for causal in (False, True):
-            for seq in (512, 1024, 2048, 4096, 16384) if dim in (64, 128) else (512, 2048, 8192):
+            for seq in (512, 1024, 2048, 4096, 8192, 16384) if dim in (64, 128) else (512, 2048, 8192):
                 heads = 2048 // dim
                 q, k, v = tensors(16384 // seq, seq, heads, heads, dim)
                 calls = {"flashloom": ours(attention, q, k, v, right=0 if causal else -1)}
@@ -132,7 +147,8 @@ def dimensions(attention):
 
                 calls["cudnn"] = cudnn
                 flops = 4 * q.shape[0] * heads * seq * seq * dim * (0.5 if causal else 1)
-                yield row(f"D {dim}, {'causal' if causal else 'full'}, S {seq}", flops, calls)
+                yield row(f"D {dim}, {'causal' if causal else 'full'}, S {seq}", flops, calls,
+                          16384 * heads * (4 * dim * 2 + 4) / rate)
 
 
 def scores(attention):
