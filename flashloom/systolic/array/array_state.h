@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -40,10 +41,12 @@ struct ComparatorState {
 struct ArrayState {
   explicit ArrayState(const MachineConfig& config);
 
-  PeState& pe(int row, int column) { return pes[static_cast<size_t>(row * columns + column)]; }
+  PeState& pe(int row, int column) { return pes[pe_index(row, column)]; }
 
-  const PeState& pe(int row, int column) const {
-    return pes[static_cast<size_t>(row * columns + column)];
+  const PeState& pe(int row, int column) const { return pes[pe_index(row, column)]; }
+
+  size_t pe_index(int row, int column) const {
+    return static_cast<size_t>(row) * static_cast<size_t>(columns) + static_cast<size_t>(column);
   }
 
   bool operator==(const ArrayState&) const = default;

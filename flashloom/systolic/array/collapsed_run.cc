@@ -180,7 +180,7 @@ void run_collapsed(const MachineConfig& config, const Schedule& schedule, Machin
   const int granule = soft ? 1 : vector_column_granule();
   const bool alone = loads_meet_stores(schedule);
   const std::vector<Block> blocks = cut_columns(config, alone, granule);
-  const int sum_bytes = config.formats.accumulator.width() / 8;
+  const auto sum_bytes = static_cast<size_t>(config.formats.accumulator.width() / 8);
   parallel_for(static_cast<int64_t>(blocks.size()), [&](int64_t index) {
     const Block& block = blocks[static_cast<size_t>(index)];
     const auto columns = soft ? soft_columns(config, block.first, block.count)
@@ -192,7 +192,7 @@ void run_collapsed(const MachineConfig& config, const Schedule& schedule, Machin
     for (int row = 0; row < state.accumulators.row_count(); ++row) {
       const auto sums =
           packed(config.formats.accumulator, std::as_const(state.accumulators).row(row));
-      columns->set_accumulator_row(row, sums.data() + block.first * sum_bytes);
+      columns->set_accumulator_row(row, sums.data() + static_cast<size_t>(block.first) * sum_bytes);
     }
     Player player(config, schedule, state, block, *columns, alone);
     int64_t done = 0;
@@ -203,15 +203,17 @@ void run_collapsed(const MachineConfig& config, const Schedule& schedule, Machin
         (*options.progress)(done);
       }
     }
-    std::vector<std::byte> sums(static_cast<size_t>(block.count * sum_bytes));
+    std::vector<std::byte> sums(static_cast<size_t>(block.count) * sum_bytes);
     for (int row = 0; row < state.accumulators.row_count(); ++row) {
       columns->get_accumulator_row(row, sums.data());
-      for (int c = 0; c < block.count; ++c) {
+      const auto row_of_state = state.accumulators.row(row).subspan(
+          static_cast<size_t>(block.first), static_cast<size_t>(block.count));
+      for (size_t c = 0; c < row_of_state.size(); ++c) {
         uint32_t bits = 0;
-        for (int i = 0; i < sum_bytes; ++i) {
-          bits |= static_cast<uint32_t>(sums[static_cast<size_t>(c * sum_bytes + i)]) << (8 * i);
+        for (size_t i = 0; i < sum_bytes; ++i) {
+          bits |= static_cast<uint32_t>(sums[c * sum_bytes + i]) << (8 * i);
         }
-        state.accumulators.row(row)[static_cast<size_t>(block.first + c)] = bits;
+        row_of_state[c] = bits;
       }
     }
   });

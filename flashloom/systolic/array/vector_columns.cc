@@ -166,7 +166,8 @@ class VectorColumns : public CollapsedColumns {
   }
 
   void get_accumulator_row(int64_t row, std::byte* sums) const override {
-    std::memcpy(sums, accumulators_.data() + row * width_, static_cast<size_t>(4 * count_));
+    std::memcpy(sums, accumulators_.data() + row * width_,
+                sizeof(float) * static_cast<size_t>(count_));
   }
 
   // Transposed once, and taken again while neither the instruction nor its rows change.
@@ -186,7 +187,8 @@ class VectorColumns : public CollapsedColumns {
     for (int c = 0; c < count_; ++c) {
       const float* query = spad_row(instruction, config_.shape.columns - 1 - (first_ + c));
       for (int r = 0; r < rows_; ++r) {
-        stationary_[static_cast<size_t>(r * width_ + c)] = query[reversed ? rows_ - 1 - r : r];
+        stationary_.data()[static_cast<ptrdiff_t>(r) * width_ + c] =
+            query[reversed ? rows_ - 1 - r : r];
       }
     }
   }

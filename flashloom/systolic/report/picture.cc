@@ -12,7 +12,7 @@
 namespace flashloom::systolic {
 namespace {
 
-constexpr double kLeft = 150;
+constexpr double kLeft = 176;
 constexpr double kTop = 70;
 constexpr double kWidth = 900;
 constexpr double kLaneHeight = 16;
