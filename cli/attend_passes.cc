@@ -6,6 +6,8 @@
 #include <span>
 #include <vector>
 
+#include "cli/attend_tensor.h"
+
 namespace flashloom::cli {
 namespace {
 
@@ -69,16 +71,8 @@ class PartialForward {
 
   // Contiguous f32.
   static TensorView tensor(AttendDevice& device, const std::vector<int64_t>& shape) {
-    TensorView view;
-    view.dtype = DType::f32;
+    TensorView view = contiguous_view(DType::f32, shape);
     view.device = device.device();
-    view.rank = static_cast<int>(shape.size());
-    int64_t stride = 1;
-    for (size_t i = shape.size(); i-- > 0;) {
-      view.shape[i] = shape[i];
-      view.strides[i] = stride;
-      stride *= shape[i];
-    }
     view.data = device.allocate(view.bytes()).data();
     return view;
   }

@@ -10,15 +10,21 @@ namespace flashloom::cli {
 
 constexpr int64_t kAlignment = 64;
 
-AttendTensor::AttendTensor(DType dtype, const std::vector<int64_t>& shape) {
-  view_.dtype = dtype;
-  view_.rank = static_cast<int>(shape.size());
+TensorView contiguous_view(DType dtype, const std::vector<int64_t>& shape) {
+  TensorView view;
+  view.dtype = dtype;
+  view.rank = static_cast<int>(shape.size());
   int64_t stride = 1;
   for (size_t i = shape.size(); i-- > 0;) {
-    view_.shape[i] = shape[i];
-    view_.strides[i] = stride;
+    view.shape[i] = shape[i];
+    view.strides[i] = stride;
     stride *= shape[i];
   }
+  return view;
+}
+
+AttendTensor::AttendTensor(DType dtype, const std::vector<int64_t>& shape)
+    : view_(contiguous_view(dtype, shape)) {
   const auto bytes = static_cast<size_t>(view_.bytes());
   size_t space = bytes + kAlignment;
   memory_ = std::make_unique<std::byte[]>(space);

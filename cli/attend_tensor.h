@@ -9,6 +9,9 @@
 
 namespace flashloom::cli {
 
+/// A contiguous view without memory yet.
+TensorView contiguous_view(DType dtype, const std::vector<int64_t>& shape);
+
 /// A contiguous tensor with memory of its own, at a multiple of 64 bytes.
 class AttendTensor {
  public:

@@ -21,6 +21,14 @@ void check_last_contiguous(std::string_view op, std::string_view argument,
                            const ConstTensorView& view);
 void check_contiguous(std::string_view op, std::string_view argument, const ConstTensorView& view);
 void check_cpu(std::string_view op, std::string_view argument, const ConstTensorView& view);
+/// What most arguments of an op on the CPU are: of this shape and one of these dtypes, stride 1 in
+/// the last dimension, in the CPU's memory.
+void check_tensor(std::string_view op, std::string_view argument, const ConstTensorView& view,
+                  std::initializer_list<int64_t> shape,
+                  std::initializer_list<DType> dtypes = {DType::f32});
+/// The same, of another argument's shape and dtype.
+void check_like(std::string_view op, std::string_view argument, const ConstTensorView& view,
+                const ConstTensorView& like);
 /// A condition with its own words.
 void check(bool ok, std::string_view op, std::string_view argument, std::string_view expected,
            std::string_view actual);

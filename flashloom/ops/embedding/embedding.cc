@@ -11,14 +11,6 @@ namespace {
 constexpr std::string_view kForward = "embedding_forward";
 constexpr std::string_view kBackward = "embedding_backward";
 
-void check_matrix(std::string_view op, std::string_view argument, const ConstTensorView& view,
-                  std::initializer_list<int64_t> shape, std::initializer_list<DType> dtypes) {
-  check_shape(op, argument, view, shape);
-  check_dtype(op, argument, view, dtypes);
-  check_last_contiguous(op, argument, view);
-  check_cpu(op, argument, view);
-}
-
 void check_tokens(std::string_view op, const ConstTensorView& tokens, int64_t vocabulary) {
   check_shape(op, "tokens", tokens, {kAnySize});
   check_dtype(op, "tokens", tokens, {DType::i32});
@@ -38,17 +30,17 @@ void check_tokens(std::string_view op, const ConstTensorView& tokens, int64_t vo
 
 void embedding_forward(TensorView out, ConstTensorView table, ConstTensorView tokens,
                        Stream /*stream*/) {
-  check_matrix(kForward, "table", table, {kAnySize, kAnySize}, {DType::f32, DType::bf16});
+  check_tensor(kForward, "table", table, {kAnySize, kAnySize}, {DType::f32, DType::bf16});
   check_tokens(kForward, tokens, table.shape[0]);
-  check_matrix(kForward, "out", out, {tokens.shape[0], table.shape[1]}, {DType::f32, DType::bf16});
+  check_tensor(kForward, "out", out, {tokens.shape[0], table.shape[1]}, {DType::f32, DType::bf16});
   detail::embedding_forward_cpu(out, table, tokens);
 }
 
 void embedding_backward(TensorView dtable, ConstTensorView dout, ConstTensorView tokens,
                         Stream /*stream*/) {
-  check_matrix(kBackward, "dtable", dtable, {kAnySize, kAnySize}, {DType::f32});
+  check_tensor(kBackward, "dtable", dtable, {kAnySize, kAnySize}, {DType::f32});
   check_tokens(kBackward, tokens, dtable.shape[0]);
-  check_matrix(kBackward, "dout", dout, {tokens.shape[0], dtable.shape[1]},
+  check_tensor(kBackward, "dout", dout, {tokens.shape[0], dtable.shape[1]},
                {DType::f32, DType::bf16});
   detail::embedding_backward_cpu(dtable, dout, tokens);
 }

@@ -12,18 +12,7 @@ constexpr std::string_view kForward = "geglu_forward";
 constexpr std::string_view kBackward = "geglu_backward";
 
 void check_gate(std::string_view op, const ConstTensorView& gate) {
-  check_shape(op, "gate", gate, {kAnySize, kAnySize});
-  check_dtype(op, "gate", gate, {DType::f32, DType::bf16});
-  check_last_contiguous(op, "gate", gate);
-  check_cpu(op, "gate", gate);
-}
-
-void check_like_gate(std::string_view op, std::string_view argument, const ConstTensorView& view,
-                     const ConstTensorView& gate) {
-  check_shape(op, argument, view, {gate.shape[0], gate.shape[1]});
-  check_dtype(op, argument, view, {gate.dtype});
-  check_last_contiguous(op, argument, view);
-  check_cpu(op, argument, view);
+  check_tensor(op, "gate", gate, {kAnySize, kAnySize}, {DType::f32, DType::bf16});
 }
 
 void check_options(std::string_view op, const GegluOptions& options) {
@@ -39,8 +28,8 @@ void geglu_forward(TensorView out, ConstTensorView gate, ConstTensorView up,
                    const GegluOptions& options, Stream /*stream*/) {
   check_options(kForward, options);
   check_gate(kForward, gate);
-  check_like_gate(kForward, "up", up, gate);
-  check_like_gate(kForward, "out", out, gate);
+  check_like(kForward, "up", up, gate);
+  check_like(kForward, "out", out, gate);
   detail::geglu_forward_cpu(out, gate, up, options.approximation);
 }
 
@@ -49,12 +38,12 @@ void geglu_backward(TensorView dgate, TensorView dup, TensorView out, ConstTenso
                     Stream /*stream*/) {
   check_options(kBackward, options);
   check_gate(kBackward, gate);
-  check_like_gate(kBackward, "up", up, gate);
-  check_like_gate(kBackward, "dout", dout, gate);
-  check_like_gate(kBackward, "dgate", dgate, gate);
-  check_like_gate(kBackward, "dup", dup, gate);
+  check_like(kBackward, "up", up, gate);
+  check_like(kBackward, "dout", dout, gate);
+  check_like(kBackward, "dgate", dgate, gate);
+  check_like(kBackward, "dup", dup, gate);
   if (out) {
-    check_like_gate(kBackward, "out", out, gate);
+    check_like(kBackward, "out", out, gate);
   }
   const bool some = gate.size() > 0;
   check(!some || dgate.data != dup.data, kBackward, "dup", "memory other than dgate's", "the same");

@@ -14,19 +14,9 @@ namespace {
 constexpr std::string_view kForward = "layer_norm_forward";
 constexpr std::string_view kBackward = "layer_norm_backward";
 
-void check_rows(std::string_view op, std::string_view argument, const ConstTensorView& view,
-                const ConstTensorView& like) {
-  check_shape(op, argument, view, {like.shape[0], like.shape[1]});
-  check_dtype(op, argument, view, {like.dtype});
-  check_last_contiguous(op, argument, view);
-  check_cpu(op, argument, view);
-}
-
 void check_input(std::string_view op, const ConstTensorView& input) {
-  check_shape(op, "input", input, {kAnySize, kAnySize});
-  check_dtype(op, "input", input, {DType::f32, DType::bf16});
+  check_tensor(op, "input", input, {kAnySize, kAnySize}, {DType::f32, DType::bf16});
   check(input.dim(1) > 0, op, "input", "at least one column", describe(input));
-  check_rows(op, "input", input, input);
 }
 
 // A vector of `size` numbers without gaps.
@@ -45,10 +35,10 @@ void layer_norm_forward(TensorView out, TensorView mean, TensorView inverse_devi
                         ConstTensorView weight, ConstTensorView bias,
                         const LayerNormOptions& options, Stream /*stream*/) {
   check_input(kForward, input);
-  check_rows(kForward, "out", out, input);
+  check_like(kForward, "out", out, input);
   if (residual) {
-    check_rows(kForward, "residual", residual, input);
-    check_rows(kForward, "sum", sum, input);
+    check_like(kForward, "residual", residual, input);
+    check_like(kForward, "sum", sum, input);
     check(out.data != sum.data || out.size() == 0, kForward, "out", "memory other than sum's",
           "the same");
   } else {
@@ -76,10 +66,10 @@ void layer_norm_backward(TensorView dinput, TensorView dweight, TensorView dbias
                          ConstTensorView weight, std::span<std::byte> workspace,
                          Stream /*stream*/) {
   check_input(kBackward, input);
-  check_rows(kBackward, "dinput", dinput, input);
-  check_rows(kBackward, "dout", dout, input);
+  check_like(kBackward, "dinput", dinput, input);
+  check_like(kBackward, "dout", dout, input);
   if (dresidual) {
-    check_rows(kBackward, "dresidual", dresidual, input);
+    check_like(kBackward, "dresidual", dresidual, input);
   }
   const int64_t rows = input.dim(0);
   const int64_t columns = input.dim(1);

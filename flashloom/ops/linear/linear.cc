@@ -7,23 +7,6 @@
 namespace flashloom {
 namespace {
 
-void check_matrix(std::string_view op, std::string_view argument, const ConstTensorView& view,
-                  int64_t rows, int64_t columns,
-                  std::initializer_list<DType> dtypes = {DType::f32}) {
-  check_shape(op, argument, view, {rows, columns});
-  check_dtype(op, argument, view, dtypes);
-  check_last_contiguous(op, argument, view);
-  check_cpu(op, argument, view);
-}
-
-void check_vector(std::string_view op, std::string_view argument, const ConstTensorView& view,
-                  int64_t size) {
-  check_shape(op, argument, view, {size});
-  check_dtype(op, argument, view, {DType::f32});
-  check_last_contiguous(op, argument, view);
-  check_cpu(op, argument, view);
-}
-
 constexpr std::initializer_list<DType> kWeightTypes = {DType::f32, DType::bf16};
 
 }  // namespace
@@ -31,11 +14,11 @@ constexpr std::initializer_list<DType> kWeightTypes = {DType::f32, DType::bf16};
 void linear_forward(TensorView y, ConstTensorView x, ConstTensorView weight, ConstTensorView bias,
                     Stream stream) {
   constexpr std::string_view kOp = "linear_forward";
-  check_matrix(kOp, "weight", weight, kAnySize, kAnySize, kWeightTypes);
-  check_matrix(kOp, "x", x, kAnySize, weight.dim(1));
-  check_matrix(kOp, "y", y, x.dim(0), weight.dim(0));
+  check_tensor(kOp, "weight", weight, {kAnySize, kAnySize}, kWeightTypes);
+  check_tensor(kOp, "x", x, {kAnySize, weight.dim(1)});
+  check_tensor(kOp, "y", y, {x.dim(0), weight.dim(0)});
   if (bias) {
-    check_vector(kOp, "bias", bias, weight.dim(0));
+    check_tensor(kOp, "bias", bias, {weight.dim(0)});
   }
   const GemmTerm product = {.a = x, .b = weight, .transpose_b = true};
   gemm_sum(y, {&product, 1}, 0, bias, stream);
@@ -45,17 +28,17 @@ void linear_backward(TensorView dx, TensorView dweight, TensorView dbias, ConstT
                      ConstTensorView x, ConstTensorView weight,
                      const LinearBackwardOptions& options, Stream stream) {
   constexpr std::string_view kOp = "linear_backward";
-  check_matrix(kOp, "dy", dy, kAnySize, kAnySize);
+  check_tensor(kOp, "dy", dy, {kAnySize, kAnySize});
   if (dx) {
-    check_matrix(kOp, "weight", weight, dy.dim(1), kAnySize, kWeightTypes);
-    check_matrix(kOp, "dx", dx, dy.dim(0), weight.dim(1));
+    check_tensor(kOp, "weight", weight, {dy.dim(1), kAnySize}, kWeightTypes);
+    check_tensor(kOp, "dx", dx, {dy.dim(0), weight.dim(1)});
   }
   if (dweight) {
-    check_matrix(kOp, "x", x, dy.dim(0), kAnySize);
-    check_matrix(kOp, "dweight", dweight, dy.dim(1), x.dim(1));
+    check_tensor(kOp, "x", x, {dy.dim(0), kAnySize});
+    check_tensor(kOp, "dweight", dweight, {dy.dim(1), x.dim(1)});
   }
   if (dbias) {
-    check_vector(kOp, "dbias", dbias, dy.dim(1));
+    check_tensor(kOp, "dbias", dbias, {dy.dim(1)});
     add_column_sums_cpu(dbias, dy);
   }
   if (dx) {

@@ -12,14 +12,6 @@ namespace {
 
 constexpr std::string_view kOp = "linear_cross_entropy";
 
-void check_tensor(std::string_view argument, const ConstTensorView& view,
-                  std::initializer_list<DType> dtypes, std::initializer_list<int64_t> shape) {
-  check_shape(kOp, argument, view, shape);
-  check_dtype(kOp, argument, view, dtypes);
-  check_last_contiguous(kOp, argument, view);
-  check_cpu(kOp, argument, view);
-}
-
 void check_number(bool ok, std::string_view argument, std::string_view expected, float actual) {
   check(ok && std::isfinite(actual), kOp, argument, expected, fmt::format("{}", actual));
 }
@@ -41,18 +33,18 @@ void linear_cross_entropy(TensorView loss, TensorView dhidden, TensorView dweigh
                           ConstTensorView hidden, ConstTensorView weight, ConstTensorView labels,
                           std::span<std::byte> workspace, const LinearCrossEntropyOptions& options,
                           Stream) {
-  check_tensor("hidden", hidden, {DType::f32}, {kAnySize, kAnySize});
+  check_tensor(kOp, "hidden", hidden, {kAnySize, kAnySize});
   const int64_t tokens = hidden.dim(0);
   const int64_t channels = hidden.dim(1);
-  check_tensor("weight", weight, {DType::f32, DType::bf16}, {kAnySize, channels});
+  check_tensor(kOp, "weight", weight, {kAnySize, channels}, {DType::f32, DType::bf16});
   const int64_t vocabulary = weight.dim(0);
-  check_tensor("labels", labels, {DType::i32}, {tokens});
-  check_tensor("loss", loss, {DType::f32}, {tokens});
+  check_tensor(kOp, "labels", labels, {tokens}, {DType::i32});
+  check_tensor(kOp, "loss", loss, {tokens});
   if (dhidden) {
-    check_tensor("dhidden", dhidden, {DType::f32}, {tokens, channels});
+    check_tensor(kOp, "dhidden", dhidden, {tokens, channels});
   }
   if (dweight) {
-    check_tensor("dweight", dweight, {DType::f32}, {vocabulary, channels});
+    check_tensor(kOp, "dweight", dweight, {vocabulary, channels});
   }
   check_number(true, "gradient_scale", "a finite number", options.gradient_scale);
   check_number(options.label_smoothing >= 0 && options.label_smoothing <= 1, "label_smoothing",

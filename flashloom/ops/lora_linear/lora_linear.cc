@@ -9,15 +9,6 @@
 namespace flashloom {
 namespace {
 
-void check_tensor(std::string_view op, std::string_view argument, const ConstTensorView& view,
-                  std::initializer_list<int64_t> shape,
-                  std::initializer_list<DType> dtypes = {DType::f32}) {
-  check_shape(op, argument, view, shape);
-  check_dtype(op, argument, view, dtypes);
-  check_last_contiguous(op, argument, view);
-  check_cpu(op, argument, view);
-}
-
 void check_vector(std::string_view op, std::string_view argument, const ConstTensorView& view,
                   int64_t size) {
   check_tensor(op, argument, view, {size});

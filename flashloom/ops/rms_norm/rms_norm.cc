@@ -14,25 +14,13 @@ namespace {
 constexpr std::string_view kForward = "rms_norm_forward";
 constexpr std::string_view kBackward = "rms_norm_backward";
 
-// A row tensor shaped and typed as `like`.
-void check_rows(std::string_view op, std::string_view argument, const ConstTensorView& view,
-                const ConstTensorView& like) {
-  if (like.rank == 3) {
-    check_shape(op, argument, view, {like.shape[0], like.shape[1], like.shape[2]});
-  } else {
-    check_shape(op, argument, view, {like.shape[0], like.shape[1]});
-  }
-  check_dtype(op, argument, view, {like.dtype});
-  check_last_contiguous(op, argument, view);
-  check_cpu(op, argument, view);
-}
-
 void check_input(std::string_view op, const ConstTensorView& input) {
   check(input.rank == 2 || input.rank == 3, op, "input", "shape (rows, N) or (T, H, N)",
         describe(input));
   check_dtype(op, "input", input, {DType::f32, DType::bf16});
   check(input.dim(-1) > 0, op, "input", "at least one column", describe(input));
-  check_rows(op, "input", input, input);
+  check_last_contiguous(op, "input", input);
+  check_cpu(op, "input", input);
 }
 
 void check_scalars(std::string_view op, std::string_view argument, const ConstTensorView& view,
@@ -61,10 +49,10 @@ void rms_norm_forward(TensorView out, TensorView inverse_rms, TensorView sum, Co
                       ConstTensorView residual, ConstTensorView weight,
                       const RmsNormOptions& options, Stream /*stream*/) {
   check_input(kForward, input);
-  check_rows(kForward, "out", out, input);
+  check_like(kForward, "out", out, input);
   if (residual) {
-    check_rows(kForward, "residual", residual, input);
-    check_rows(kForward, "sum", sum, input);
+    check_like(kForward, "residual", residual, input);
+    check_like(kForward, "sum", sum, input);
     check(out.data != sum.data || out.size() == 0, kForward, "out", "memory other than sum's",
           "the same");
   } else {
@@ -85,10 +73,10 @@ void rms_norm_backward(TensorView dinput, TensorView dweight, ConstTensorView do
                        ConstTensorView inverse_rms, ConstTensorView weight,
                        std::span<std::byte> workspace, Stream /*stream*/) {
   check_input(kBackward, input);
-  check_rows(kBackward, "dinput", dinput, input);
-  check_rows(kBackward, "dout", dout, input);
+  check_like(kBackward, "dinput", dinput, input);
+  check_like(kBackward, "dout", dout, input);
   if (dresidual) {
-    check_rows(kBackward, "dresidual", dresidual, input);
+    check_like(kBackward, "dresidual", dresidual, input);
   }
   check_scalars(kBackward, "inverse_rms", inverse_rms, input);
   check_weight(kBackward, weight, input);
