@@ -37,6 +37,7 @@ int compare(const CompareFlags& flags) {
     throw UsageError("compare: expected two runs or more");
   }
   std::vector<RunFolder> runs;
+  runs.reserve(flags.runs.size());
   for (const std::string& path : flags.runs) {
     runs.push_back(read_run_folder(path));
   }

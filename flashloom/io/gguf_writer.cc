@@ -41,8 +41,10 @@ int64_t aligned(int64_t offset) {
 
 GgmlTypeInfo type_of(const GgufEntry& entry) {
   const GgmlTypeInfo* type = find_ggml_type(static_cast<uint32_t>(entry.type));
-  check(type != nullptr && can_quantize(entry.type), kOp, entry.name, "a type that can be written",
-        type == nullptr ? "an unknown one" : type->name);
+  if (type == nullptr || !can_quantize(entry.type)) {
+    throw InvalidArgument(kOp, entry.name, "a type that can be written",
+                          type == nullptr ? "an unknown one" : type->name);
+  }
   return *type;
 }
 

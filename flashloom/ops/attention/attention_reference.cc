@@ -86,7 +86,7 @@ void finish_row(OutputRows& rows, const ReferenceHead& head, int64_t i,
 class ReferenceGate {
  public:
   ReferenceGate(const AttentionGate& gate, int64_t sequence, int64_t head, int64_t block)
-      : gate_(gate), block_(block) {
+      : gate_(gate) {
     const ConstTensorView row = gate.threshold.select(0, head);
     threshold_ = load_element(row.data, row.dtype, std::min(block, row.dim(0) - 1) * row.stride(0));
     if (gate.kept) {
@@ -136,7 +136,6 @@ class ReferenceGate {
 
  private:
   const AttentionGate& gate_;
-  int64_t block_;
   double threshold_ = 0;
   TensorView kept_;
 };

@@ -25,10 +25,14 @@ double scalar(const ConstTensorView& rows, int64_t row) {
 SavedRows saved_rows(const AttentionSaved& saved, bool packed, int64_t sequence, int64_t head,
                      int64_t first) {
   const auto rows = [&](const ConstTensorView& view) {
-    return view ? attention_head_rows(view, packed, sequence, head, first) : ConstTensorView{};
+    return attention_head_rows(view, packed, sequence, head, first);
   };
-  return {rows(saved.out),     rows(saved.dout), rows(saved.lse),
-          rows(saved.entropy), rows(saved.dlse), rows(saved.dentropy)};
+  const auto rows_if_given = [&](const ConstTensorView& view) {
+    return view ? rows(view) : ConstTensorView{};
+  };
+  return {rows(saved.out),           rows(saved.dout),
+          rows(saved.lse),           rows_if_given(saved.entropy),
+          rows_if_given(saved.dlse), rows_if_given(saved.dentropy)};
 }
 
 // dS of one row from P, dP: the softmax with its outputs out, lse and entropy.

@@ -61,7 +61,9 @@ TensorView view_of(const FlashloomTensor& tensor, Device device, const char* nam
 // A struct of any header's size in the layout of this one.
 template <class Struct>
 Struct read_struct(const Struct* source, size_t smallest) {
-  check(source != nullptr, kOp, "call", "a struct", "null");
+  if (source == nullptr) {
+    throw InvalidArgument(kOp, "call", "a struct", "null");
+  }
   const size_t size = source->size;
   check(size >= smallest, kOp, "size", std::to_string(smallest) + " or more", std::to_string(size));
   Struct copy = {};

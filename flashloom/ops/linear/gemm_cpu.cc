@@ -39,8 +39,8 @@ GemmOperand operand(const BlockMatrix& blocks, bool rows_are_columns) {
 // cache, once for its columns. Each element is the same sum whatever its tile, so the bits do not
 // depend on the cut (nor, therefore, on the threads).
 struct Tiling {
-  int64_t rows = 0;
-  int64_t columns = 0;
+  int64_t rows = kRowUnit;  // legal, until the search finds better
+  int64_t columns = kGemmMaxTileColumns;
 
   Tiling(int64_t m, int64_t n, bool packs_a, int64_t threads) {
     // Work of packing an element, in multiplications of a row of a register tile: measured on

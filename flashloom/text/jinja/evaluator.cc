@@ -106,6 +106,7 @@ Value Evaluator::evaluate(const Expression& expression) {
 
 Value Evaluator::evaluate_children(const Expression& expression) {
   std::vector<Value> values;
+  values.reserve(expression.children.size());
   for (const auto& child : expression.children) {
     values.push_back(child == nullptr ? Value(None()) : evaluate(*child));
   }

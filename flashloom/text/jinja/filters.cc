@@ -96,9 +96,20 @@ Value indent_filter(std::string_view text, const Arguments& arguments, Budget& b
   return Value(std::move(out));
 }
 
+// The number that all of `digits` spells.
+template <class Number>
+std::optional<Number> number_in(std::string_view digits) {
+  Number value = 0;
+  const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+  if (error != std::errc() || end != digits.data() + digits.size()) {
+    return std::nullopt;
+  }
+  return value;
+}
+
 Value integer_filter(const Value& input, const Arguments& arguments) {
   const Value fallback = arguments.bind("int", {"default"})[0];
-  const Value otherwise = fallback.is_undefined() ? Value(int64_t{0}) : fallback;
+  Value otherwise = fallback.is_undefined() ? Value(int64_t{0}) : fallback;
   if (input.is_float()) {
     const double value = std::trunc(input.as_double());
     return std::fabs(value) < 0x1p63 ? Value(static_cast<int64_t>(value)) : otherwise;
@@ -109,16 +120,12 @@ Value integer_filter(const Value& input, const Arguments& arguments) {
   if (input.string() != nullptr) {
     std::string_view digits = strip(*input.string(), Ends::both);
     digits.remove_prefix(digits.starts_with('+') ? 1 : 0);
-    int64_t value = 0;
-    const char* last = digits.data() + digits.size();
-    const auto [end, error] = std::from_chars(digits.data(), last, value);
-    if (error == std::errc() && end == last) {
-      return value;
+    if (const auto value = number_in<int64_t>(digits)) {
+      return *value;
     }
-    double real = 0;  // int(float("1.5")) is Jinja2's second try
-    const auto [real_end, real_error] = std::from_chars(digits.data(), last, real);
-    if (real_error == std::errc() && real_end == last && std::fabs(real) < 0x1p63) {
-      return static_cast<int64_t>(std::trunc(real));
+    const auto real = number_in<double>(digits);  // int(float("1.5")) is Jinja2's second try
+    if (real && std::fabs(*real) < 0x1p63) {
+      return static_cast<int64_t>(std::trunc(*real));
     }
   }
   return otherwise;
@@ -130,12 +137,8 @@ Value float_filter(const Value& input, const Arguments& arguments) {
     return input.as_double();
   }
   if (input.string() != nullptr) {
-    const std::string_view digits = strip(*input.string(), Ends::both);
-    double value = 0;
-    const char* last = digits.data() + digits.size();
-    const auto [end, error] = std::from_chars(digits.data(), last, value);
-    if (error == std::errc() && end == last) {
-      return value;
+    if (const auto value = number_in<double>(strip(*input.string(), Ends::both))) {
+      return *value;
     }
   }
   return fallback.is_undefined() ? Value(0.0) : fallback;
