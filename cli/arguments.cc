@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 #include <toml++/toml.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -17,7 +18,16 @@ namespace {
 
 volatile std::sig_atomic_t interrupt_count = 0;
 
-extern "C" void on_interrupt(int signal) {
+bool is_launched = false;  // set before the handlers are
+
+extern "C" void on_interrupt(int signal, siginfo_t* info, void* /*context*/) {
+  // mpirun ends a job, on Ctrl-C or when a rank has died, with SIGCONT, SIGTERM and SIGKILL, its
+  // odls_base_sigkill_timeout between them. The first is the one that leaves time to save, and the
+  // second no second wish.
+  const bool from_launcher = is_launched && info->si_pid == getppid();
+  if ((signal == SIGCONT && !from_launcher) || (from_launcher && interrupt_count > 0)) {
+    return;
+  }
   interrupt_count = interrupt_count + 1;
   if (interrupt_count > 1) {
     std::signal(signal, SIG_DFL);
@@ -170,9 +180,17 @@ int run_command(const Command& command) {
 
 }  // namespace
 
-void catch_interrupts() {
-  std::signal(SIGINT, on_interrupt);
-  std::signal(SIGTERM, on_interrupt);
+void catch_interrupts(bool launched) {
+  is_launched = launched;
+  struct sigaction action = {};
+  action.sa_sigaction = on_interrupt;
+  action.sa_flags = SA_SIGINFO | SA_RESTART;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  if (launched) {
+    sigaction(SIGCONT, &action, nullptr);
+    sigaction(SIGUSR1, &action, nullptr);  // mpirun hands this one on
+  }
 }
 
 bool interrupted() {

@@ -53,8 +53,9 @@ int run_program(int argc, char** argv, std::string_view description, std::string
                 const std::vector<Command>& commands);
 
 /// After this, SIGINT and SIGTERM only set interrupted(), so that a command can end in good order.
-/// A second signal ends the program at once.
-void catch_interrupts();
+/// A second signal ends the program at once. A process that mpirun launched also heeds SIGUSR1,
+/// which mpirun hands on, and the SIGCONT with which it begins to end a job.
+void catch_interrupts(bool launched = false);
 bool interrupted();
 
 }  // namespace flashloom::cli

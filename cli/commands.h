@@ -9,6 +9,7 @@ namespace flashloom::cli {
 // One factory a subcommand, each in a file of its own.
 Command finetune_command();
 Command evaluate_command();
+Command prepare_command();
 Command plan_command();
 Command generate_command();
 Command tokenize_command();

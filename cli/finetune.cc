@@ -14,7 +14,10 @@
 #include "cli/commands.h"
 #include "cli/finetune_options.h"
 #include "cli/memory_flags.h"
+#include "cli/ranks.h"
 #include "cli/terminal.h"
+#include "cli/training_data.h"
+#include "flashloom/comm/communicator.h"
 #include "flashloom/core/parallel.h"
 #include "flashloom/core/process_memory.h"
 #include "flashloom/core/progress.h"
@@ -25,6 +28,7 @@
 #include "flashloom/train/export.h"
 #include "flashloom/train/fine_tune.h"
 #include "flashloom/train/memory_choices.h"
+#include "flashloom/train/parallel/share_documents.h"
 #include "flashloom/train/report/run_facts.h"
 
 namespace flashloom::cli {
@@ -53,14 +57,17 @@ nlohmann::ordered_json result_json(const FineTuneResult& result, const std::stri
   return json;
 }
 
-// Beyond what this process already holds, which its plan counts too.
-int64_t budget_of(const FinetuneOptions& options) {
-  return memory_budget(options.memory, available_memory_bytes() + anonymous_memory_bytes());
+// Beyond what this process already holds, which its plan counts too. What is free is shared by the
+// ranks of a machine; --memory is of each.
+int64_t budget_of(const FinetuneOptions& options, const Communicator& ranks) {
+  return memory_budget(options.memory,
+                       available_memory_bytes() / ranks.local_size() + anonymous_memory_bytes());
 }
 
 // Refuses before the data is read what fits with no data at all. Documents may turn out shorter
 // than --seq-len, so that is all that is sure.
-void require_memory(const FinetuneOptions& options, const ModelBundle& bundle) {
+void require_memory(const FinetuneOptions& options, const ModelBundle& bundle,
+                    const Communicator& ranks) {
   const ModelConfig& config = bundle.files.config();
   const FineTuneOptions training = training_options(options, config);
   MemoryQuestion question = memory_question(options.memory, config,
@@ -68,7 +75,8 @@ void require_memory(const FinetuneOptions& options, const ModelBundle& bundle) {
                                             base_blocks(options.memory, bundle.files));
   question.sequence_length = 1;
   question.batch_tokens = 1;
-  const int64_t budget = budget_of(options);
+  const int64_t budget = budget_of(options, ranks);
+  question.ranks = ranks.size();
   const MemoryChoice least = memory_of(question, {.recompute = training.recompute,
                                                   .moments = training.optimizer.moments,
                                                   .weight_dtype = training.weight_dtype});
@@ -92,23 +100,38 @@ void try_report(const std::string& output) {
   }
 }
 
-int train(const FinetuneOptions& options, const ModelBundle& bundle, const SupervisedData& data,
-          const SupervisedData* held_out) {
+int train(const FinetuneOptions& options, const ModelBundle& bundle, const TrainingData& data,
+          Communicator& ranks) {
   FineTuneOptions training = training_options(options, bundle.files.config());
+  training.data_settings = data.settings;
+  training.ranks = &ranks;
   training.process_bytes = process_bytes(anonymous_memory_bytes(), thread_count());
-  const SupervisedOptions supervised = supervised_options(options);
-  training.report.data_rows = describe(data.counts, supervised);
-  if (held_out != nullptr) {
-    training.report.held_out_rows = describe(held_out->counts, supervised);
+  training.report.data_rows = describe(data.split.train.counts, data.options);
+  const TokenDocuments& held_out = data.split.held_out.documents;
+  if (held_out.size() > 0) {
+    training.report.held_out_rows = describe(data.split.held_out.counts, data.options);
   }
-  FineTune run(bundle, data.documents, held_out != nullptr ? &held_out->documents : nullptr,
-               training, budget_of(options));
+  FineTune run(bundle, data.split.train.documents, held_out.size() > 0 ? &held_out : nullptr,
+               training, budget_of(options, ranks));
   note(fmt::format("memory plan\n{}", run.plan_table()));
   note(
       fmt::format("{} trainable parameters, {} steps of {} micro-batches of up to {} tokens, {} "
                   "threads",
                   run.trainable_parameters(), run.steps(), run.step_shape().bins_per_step,
                   run.step_shape().bin_capacity, thread_count()));
+  if (ranks.size() > 1) {
+    note(
+        fmt::format("{} ranks, each with so many threads, the memory above, and 1/{} of the "
+                    "optimizer's state",
+                    ranks.size(), ranks.size()));
+  }
+  if (run.step_shape().bins_per_step < ranks.size()) {
+    note(
+        fmt::format("warning: a step of this run has {} micro-batches, so {} ranks stand idle; a "
+                    "new run with a "
+                    "smaller --micro-batch-tokens gives all of them work",
+                    run.step_shape().bins_per_step, ranks.size() - run.step_shape().bins_per_step));
+  }
   StatusLine status;
   Progress progress(run.steps());
   FineTuneObserver observer;
@@ -151,8 +174,10 @@ int train(const FinetuneOptions& options, const ModelBundle& bundle, const Super
     result = run.run(observer);
   } catch (const std::exception& error) {
     status.end();
-    record_failure(options.output, error.what());
-    try_report(options.output);
+    if (ranks.rank() == 0) {
+      record_failure(options.output, error.what());
+      try_report(options.output);
+    }
     throw;
   }
   if (result.stopped) {
@@ -163,8 +188,10 @@ int train(const FinetuneOptions& options, const ModelBundle& bundle, const Super
   }
   note(fmt::format("{} steps, {} tokens in {}", result.state.step, result.state.tokens,
                    format_duration(result.state.seconds)));
-  try_report(options.output);
-  if (options.json) {
+  if (ranks.rank() == 0) {
+    try_report(options.output);
+  }
+  if (options.json && ranks.rank() == 0) {
     fmt::print("{}\n", result_json(result, options.output, run.planned_bytes()).dump());
   }
   return result.stopped ? kInterrupted : kSuccess;
@@ -176,6 +203,9 @@ void preview(const FinetuneOptions& options, const SupervisedEncoder& encoder) {
 
   int64_t shown = 0;
   try {
+    if (!prepared_directory(options.data_flags()).empty()) {
+      throw UsageError("--preview: shows rows of files; a prepared set has tokens alone");
+    }
     for (const DataFile& file : weighted_files(options.data)) {
       read_data(file.path, [&](const DataRow& row) {
         if (shown == options.preview) {
@@ -194,41 +224,58 @@ void preview(const FinetuneOptions& options, const SupervisedEncoder& encoder) {
   }
 }
 
-int run(const FinetuneOptions& options) {
+// Rank 0 reads and tokenizes files for all; a prepared set is mapped by each.
+TrainingData load(const FinetuneOptions& options, const SupervisedEncoder& encoder,
+                  Communicator& ranks) {
+  const DataFlags flags = options.data_flags();
+  const std::string& directory = options.output;  // data that memory does not hold goes there
+  if (ranks.size() == 1 || (!prepared_directory(flags).empty() && flags.eval_data.empty())) {
+    return load_training_data(flags, encoder, directory);
+  }
+  TrainingData data;
+  if (ranks.rank() == 0) {
+    data = load_training_data(flags, encoder, directory);
+  } else {
+    const int64_t memory = SupervisedOptions().memory_bytes;
+    data.split.train.documents = TokenDocuments(directory, memory);
+    data.split.held_out.documents = TokenDocuments(directory, memory);
+  }
+  share_documents(ranks, data.split.train.documents);
+  share_documents(ranks, data.split.held_out.documents);
+  return data;
+}
+
+int run(const FinetuneOptions& options, Communicator& ranks) {
   validate(options);
-  set_thread_count(static_cast<int>(options.memory.threads));
+  set_thread_count(threads_of_rank(options.memory.threads, ranks));
   const ModelBundle bundle = open_model(options.memory.model);
   const SupervisedEncoder encoder(bundle.tokenizer);
   if (options.preview > 0) {
-    preview(options, encoder);
+    if (ranks.rank() == 0) {
+      preview(options, encoder);
+    }
     return kSuccess;
   }
-  require_memory(options, bundle);
-  catch_interrupts();
-  make_directory(options.output);  // tokenized data that memory does not hold goes there
-  SupervisedOptions supervised = supervised_options(options);
-  const std::vector<DataFile> files = weighted_files(options.data);
-  SupervisedSplit data = load_supervised(files, encoder, supervised);
-  if (!options.eval_data.empty()) {
-    const std::vector<DataFile> held_out(options.eval_data.begin(), options.eval_data.end());
-    supervised.held_out = 0;
-    data.held_out = load_supervised(held_out, encoder, supervised).train;
+  require_memory(options, bundle, ranks);
+  if (ranks.size() == 1) {
+    catch_interrupts();
   }
-  const auto tell = [&](const char* name, const SupervisedData& side) {
-    note(fmt::format("{}: {}; {} tokens, {} bear loss", name, describe(side.counts, supervised),
-                     side.documents.total_tokens(), side.documents.total_loss_tokens()));
-  };
-  tell("data", data.train);
-  for (size_t i = 0; i < files.size() && files.size() > 1; ++i) {
-    const DocumentGroup& group = data.train.documents.groups()[i];
-    note(fmt::format("  {}: {} examples, each drawn {} times an epoch", files[i].path.string(),
-                     group.count, group.weight));
+  make_directory(options.output);
+  const TrainingData data = load(options, encoder, ranks);
+  if (ranks.rank() == 0) {
+    tell(data);
   }
-  const bool evaluates = data.held_out.documents.size() > 0;
-  if (evaluates) {
-    tell("held-out data", data.held_out);
-  }
-  return train(options, bundle, data.train, evaluates ? &data.held_out : nullptr);
+  return train(options, bundle, data, ranks);
+}
+
+int run(const FinetuneOptions& options) {
+  const std::string lost = fmt::format(
+      "Checkpoints in {} stay whole, and the same command goes on after the newest of them, with "
+      "any "
+      "number of ranks",
+      options.output);
+  return run_as_rank({.timeout_seconds = options.rank_timeout}, lost,
+                     [&](Communicator& ranks) { return run(options, ranks); });
 }
 
 }  // namespace

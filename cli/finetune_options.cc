@@ -1,7 +1,6 @@
 #include "cli/finetune_options.h"
 
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include <utility>
 
@@ -10,18 +9,6 @@
 
 namespace flashloom::cli {
 namespace {
-
-// What decides the run's data beside the files' content.
-std::vector<std::pair<std::string, std::string>> data_settings(const FinetuneOptions& options) {
-  std::vector<double> weights;
-  for (const DataFile& file : weighted_files(options.data)) {
-    weights.push_back(file.weight);
-  }
-  return {{"seq_len", fmt::format("{}", options.memory.sequence_length)},
-          {"long", options.long_rows},
-          {"held_out", fmt::format("{}", options.held_out)},
-          {"data_weights", fmt::format("{}", fmt::join(weights, ", "))}};
-}
 
 // finetune_flags() gives these a default.
 std::string chosen(const std::optional<std::string>& flag) {
@@ -56,35 +43,13 @@ void validate(const FinetuneOptions& options) {
   if (options.preview == 0 && options.output.empty()) {
     throw UsageError("--output: a directory is needed (or --preview N to look at the data)");
   }
-  require_at_least("--held-out", options.held_out, 0);
-  if (options.held_out >= 1) {
-    throw UsageError(fmt::format("--held-out: expected a share below 1, got {}", options.held_out));
-  }
-  if (options.held_out > 0 && !options.eval_data.empty()) {
-    throw UsageError("--held-out and --eval-data: expected one of them, got both");
-  }
-  if (options.eval_steps > 0 && options.eval_data.empty() && options.held_out == 0) {
+  validate(options.data_flags());
+  require_at_least("--rank-timeout", options.rank_timeout, 1);
+  const bool may_evaluate = !options.eval_data.empty() || options.held_out > 0 ||
+                            !prepared_directory(options.data_flags()).empty();
+  if (options.eval_steps > 0 && !may_evaluate) {
     throw UsageError("--eval-steps needs --eval-data or --held-out");
   }
-}
-
-std::vector<DataFile> weighted_files(const std::vector<std::string>& names) {
-  std::vector<DataFile> files;
-  for (const std::string& name : names) {
-    try {
-      files.push_back(parse_data_file(name));
-    } catch (const InvalidArgument& error) {
-      throw UsageError(fmt::format("--data: {}", error.what()));
-    }
-  }
-  return files;
-}
-
-SupervisedOptions supervised_options(const FinetuneOptions& options) {
-  return {.sequence_length = options.memory.sequence_length,
-          .long_rows = parse_long_rows(options.long_rows),
-          .held_out = options.held_out,
-          .spill_directory = options.output};
 }
 
 FineTuneOptions training_options(const FinetuneOptions& options, const ModelConfig& config) {
@@ -120,7 +85,6 @@ FineTuneOptions training_options(const FinetuneOptions& options, const ModelConf
       .save_dtype = parse_float_dtype(options.save_dtype.value_or(chosen(flags.weight_dtype))),
       .seed = static_cast<uint64_t>(options.seed),
       .guards = options.guards == "on",
-      .data_settings = data_settings(options),
       .report = {.samples = options.samples,
                  .tensorboard = options.tensorboard,
                  .program = "flashloom " FLASHLOOM_VERSION,
@@ -147,8 +111,8 @@ std::vector<Flag> finetune_flags(FinetuneOptions& o) {
   std::vector<Flag> flags = {
       {"--model", &o.memory.model, "Hugging Face directory or GGUF file", true},
       {"--data", &o.data,
-       "JSONL files (messages; prompt and completion; text; alpaca; sharegpt) or text; FILE:2 is "
-       "drawn twice an epoch",
+       "JSONL files (messages; prompt and completion; text; alpaca; sharegpt), text, or .bin files "
+       "of tokens; FILE:2 is drawn twice an epoch; or a set of `flashloom prepare`",
        true},
       {"--eval-data", &o.eval_data, "held-out files: their loss is measured, not trained on"},
       {"--output", &o.output, "directory for the adapter or the weights"},
@@ -198,6 +162,8 @@ std::vector<Flag> finetune_flags(FinetuneOptions& o) {
       {"--preview", &o.preview, "print so many examples with their loss mask, and stop"},
       {"--samples", &o.samples, "questions of the data to answer before and after, for the report"},
       {"--tensorboard", &o.tensorboard, "write TensorBoard's event files into OUTPUT/tensorboard"},
+      {"--rank-timeout", &o.rank_timeout,
+       "under mpirun: seconds without an answer after which another rank counts as lost"},
       {"--json", &o.json, "one JSON object on standard output at the end"},
   };
   flags.insert(flags.end(), own.begin(), own.end());

@@ -7,6 +7,7 @@
 
 #include "cli/arguments.h"
 #include "cli/memory_flags.h"
+#include "cli/training_data.h"
 #include "flashloom/io/model_config.h"
 #include "flashloom/text/supervised_data.h"
 #include "flashloom/train/fine_tune.h"
@@ -43,7 +44,16 @@ struct FinetuneOptions {
   int64_t preview = 0;
   int64_t samples = 3;
   bool tensorboard = false;
+  double rank_timeout = 1800;
   bool json = false;
+
+  DataFlags data_flags() const {
+    return {.data = data,
+            .eval_data = eval_data,
+            .sequence_length = memory.sequence_length,
+            .long_rows = long_rows,
+            .held_out = held_out};
+  }
 };
 
 std::vector<Flag> finetune_flags(FinetuneOptions& options);
@@ -52,8 +62,6 @@ std::vector<Flag> finetune_flags(FinetuneOptions& options);
 void validate(const FinetuneOptions& options);
 
 /// As the engine takes them.
-std::vector<DataFile> weighted_files(const std::vector<std::string>& names);
-SupervisedOptions supervised_options(const FinetuneOptions& options);
 FineTuneOptions training_options(const FinetuneOptions& options, const ModelConfig& config);
 
 }  // namespace flashloom::cli

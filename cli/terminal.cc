@@ -6,8 +6,20 @@
 #include <cstdio>
 
 namespace flashloom::cli {
+namespace {
+
+bool is_quiet = false;
+
+}  // namespace
+
+void set_quiet(bool quiet) {
+  is_quiet = quiet;
+}
 
 void StatusLine::show(std::string_view text, bool last) {
+  if (is_quiet) {
+    return;
+  }
   static const bool terminal = isatty(STDERR_FILENO) != 0;
   const auto now = std::chrono::steady_clock::now();
   if (terminal) {
@@ -28,6 +40,9 @@ void StatusLine::end() {
 }
 
 void note(std::string_view text) {
+  if (is_quiet) {
+    return;
+  }
   fmt::print(stderr, "{}\n", text);
 }
 

@@ -24,4 +24,7 @@ class StatusLine {
 /// One line on standard error.
 void note(std::string_view text);
 
+/// Whether nothing of this file prints: of several ranks one speaks.
+void set_quiet(bool quiet);
+
 }  // namespace flashloom::cli

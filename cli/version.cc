@@ -2,6 +2,7 @@
 #include <hwy/targets.h>
 
 #include "cli/commands.h"
+#include "flashloom/comm/communicator.h"
 #include "flashloom/core/memory_plan.h"
 #include "flashloom/core/parallel.h"
 #include "flashloom/core/progress.h"
@@ -20,9 +21,11 @@ std::string version_text() {
       "flashloom {}\n"
       "build    {}, {}\n"
       "CPU      {} cores, {} in use, {} free\n"
-      "CUDA     {}",
+      "CUDA     {}\n"
+      "MPI      {}",
       FLASHLOOM_VERSION, FLASHLOOM_BUILD_TYPE, __VERSION__, thread_count(), hwy::TargetName(best),
-      format_bytes(available_memory_bytes()), kCuda);
+      format_bytes(available_memory_bytes()), kCuda,
+      mpi_version().empty() ? "not compiled in (cmake -DFLASHLOOM_MPI=ON)" : mpi_version());
 }
 
 }  // namespace flashloom::cli

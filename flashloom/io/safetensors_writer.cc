@@ -59,7 +59,8 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Safete
                           {"shape", entry.shape},
                           {"data_offsets", {begin, end}}};
     std::string name = entry.name;
-    slots_.emplace(std::move(name), Slot{.entry = std::move(entry), .offset = begin});
+    const int64_t size = (end - begin) / static_cast<int64_t>(dtype_bytes(entry.dtype));
+    slots_.emplace(std::move(name), Slot{.entry = std::move(entry), .offset = begin, .size = size});
   }
   std::string text = header.dump();
   const int64_t padding = -static_cast<int64_t>(text.size()) & (kHeaderAlignment - 1);
@@ -72,11 +73,31 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Safete
   }
 }
 
-void SafetensorsWriter::write(std::string_view name, const ConstTensorView& values) {
+SafetensorsWriter::Slot& SafetensorsWriter::slot_of(std::string_view name) {
   const auto it = slots_.find(std::string(name));
   check(it != slots_.end(), kOp, name, "a tensor announced to the writer", "an unknown name");
-  Slot& slot = it->second;
-  check(!slot.written, kOp, name, "a tensor not written before", "a second one");
+  return it->second;
+}
+
+void SafetensorsWriter::write_part(std::string_view name, int64_t first,
+                                   const ConstTensorView& values) {
+  Slot& slot = slot_of(name);
+  const int64_t count = values.size();
+  check(first >= 0 && count <= slot.size - first && count <= slot.size - slot.written, kOp, name,
+        fmt::format("a part of {} elements, each once", slot.size),
+        fmt::format("{} from {} on, {} written before", count, first, slot.written));
+  check_dtype(kOp, name, values, {slot.entry.dtype});
+  check_contiguous(kOp, name, values);
+  check_cpu(kOp, name, values);
+  const auto width = static_cast<int64_t>(dtype_bytes(slot.entry.dtype));
+  file_.write_at(slot.offset + first * width,
+                 {static_cast<const std::byte*>(values.data), static_cast<size_t>(values.bytes())});
+  slot.written += count;
+}
+
+void SafetensorsWriter::write(std::string_view name, const ConstTensorView& values) {
+  Slot& slot = slot_of(name);
+  check(!slot.whole && slot.written == 0, kOp, name, "a tensor not written before", "a second one");
   check(same_shape(slot.entry.shape, values), kOp, name,
         fmt::format("({})", fmt::join(slot.entry.shape, ", ")), describe(values));
   check_contiguous(kOp, name, values);
@@ -104,12 +125,16 @@ void SafetensorsWriter::write(std::string_view name, const ConstTensorView& valu
                      {narrow.data(), static_cast<size_t>(chunk * width)});
     }
   }
-  slot.written = true;
+  slot.whole = true;
+  slot.written = slot.size;
 }
 
 void SafetensorsWriter::finish() {
   for (const auto& [name, slot] : slots_) {
-    check(slot.written, kOp, name, "every announced tensor to be written", "nothing");
+    check(
+        slot.whole || (slot.size > 0 && slot.written == slot.size), kOp, name,
+        "every announced tensor to be written",
+        slot.written == 0 ? "nothing" : fmt::format("{} of {} elements", slot.written, slot.size));
   }
   file_.commit();
 }

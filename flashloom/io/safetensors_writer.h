@@ -33,15 +33,23 @@ class SafetensorsWriter {
   /// the entry's (f32, bf16, f16).
   void write(std::string_view name, const ConstTensorView& values);
 
-  /// Throws InvalidArgument if a tensor was not written.
+  /// Elements `first` … of a flattened tensor, of its own dtype: a tensor may come in pieces, each
+  /// element once.
+  void write_part(std::string_view name, int64_t first, const ConstTensorView& values);
+
+  /// Throws InvalidArgument if a tensor was not written, or only in part.
   void finish();
 
  private:
   struct Slot {
     SafetensorsEntry entry;
-    int64_t offset = 0;  // in the file
-    bool written = false;
+    int64_t offset = 0;   // in the file
+    int64_t size = 0;     // elements
+    int64_t written = 0;  // of them
+    bool whole = false;   // by one write()
   };
+
+  Slot& slot_of(std::string_view name);
 
   AtomicFile file_;
   std::unordered_map<std::string, Slot> slots_;

@@ -13,6 +13,7 @@
 #include "flashloom/core/error.h"
 #include "flashloom/core/parallel.h"
 #include "flashloom/text/data_reader.h"
+#include "flashloom/text/token_shard.h"
 
 namespace flashloom {
 namespace {
@@ -48,6 +49,10 @@ class Loader {
 
   void load(const DataFile& file) {
     split_.train.documents.begin_group(file.weight);
+    if (file.path.extension() == ".bin") {
+      load_shard(file);
+      return;
+    }
     read_data(file.path, [&](DataRow&& row) {
       bytes_ += row.bytes;
       rows_.push_back(std::move(row));
@@ -69,6 +74,15 @@ class Loader {
     SupervisedExample example;
     std::exception_ptr error;
   };
+
+  void load_shard(const DataFile& file) {
+    read_token_shard(
+        file.path, encoder_.tokenizer(), options_.sequence_length,
+        [&](std::span<const int32_t> tokens, std::span<const uint8_t> loss, bool begins) {
+          split_.train.counts.rows += begins ? 1 : 0;
+          add_piece(side_of(XXH3_64bits(tokens.data(), tokens.size_bytes())), tokens, loss);
+        });
+  }
 
   void add_batch() {
     std::vector<Encoded> encoded(rows_.size());

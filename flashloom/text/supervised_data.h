@@ -43,8 +43,8 @@ struct SupervisedOptions {
   int64_t sequence_length = 1024;
   LongRows long_rows = LongRows::cut;
   /// Share of the rows that are held out. A row's own bytes decide (their XXH3), so it is on the
-  /// same side in any file, at any place, and so is a copy of it. Pieces of a plain text file are
-  /// decided by their tokens.
+  /// same side in any file, at any place, and so is a copy of it. Pieces of a plain text file and
+  /// of a file of tokens are decided by their tokens.
   double held_out = 0;
   /// Where tokenized data goes beyond `memory_bytes`; empty: it stays in memory.
   std::string spill_directory = {};
@@ -71,7 +71,8 @@ struct SupervisedSplit {
 };
 
 /// Reads and encodes whole files, rows in parallel, in the order of files and rows. A plain text
-/// file is cut into pieces of the sequence length whatever its size, so that nothing of it is lost.
+/// file is cut into pieces of the sequence length whatever its size, so that nothing of it is lost;
+/// so are the documents of a file of tokens (`.bin`, token_shard.h).
 /// Throws IoError as read_data and encode do, for a row that is refused, and if no example is left
 /// on a side; InvalidArgument for a sequence length below 2 or a share outside [0, 1).
 SupervisedSplit load_supervised(std::span<const DataFile> files, const SupervisedEncoder& encoder,

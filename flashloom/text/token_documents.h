@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -25,11 +26,20 @@ class TokenDocuments {
   /// Beyond `memory_bytes`, in a temporary file in `directory`: 5 bytes a token.
   TokenDocuments(const std::string& directory, int64_t memory_bytes);
 
+  /// Documents of these lengths that lie end to end in somebody else's arrays, which `owner` keeps
+  /// alive: a mapped file. Nothing can be added. Throws InvalidArgument unless lengths and groups
+  /// (count and weight; `first` is set here) cover all of the tokens and documents.
+  static TokenDocuments borrowed(std::span<const int32_t> tokens, std::span<const uint8_t> loss,
+                                 std::span<const int64_t> lengths,
+                                 std::vector<DocumentGroup> groups,
+                                 std::shared_ptr<const void> owner);
+
   /// Documents that are added from now on are drawn `weight` times an epoch. Throws InvalidArgument
   /// unless it is finite and above 0.
   void begin_group(double weight);
 
-  /// Throws InvalidArgument unless `tokens` and `loss` are equally long and not empty.
+  /// Throws InvalidArgument unless `tokens` and `loss` are equally long and not empty, and for
+  /// borrowed documents.
   void add(std::span<const int32_t> tokens, std::span<const uint8_t> loss);
 
   int64_t size() const { return static_cast<int64_t>(offsets_.size()) - 1; }
@@ -59,8 +69,12 @@ class TokenDocuments {
   int64_t spilled_bytes() const { return tokens_.spilled() + loss_.spilled(); }
 
  private:
-  SpilledBytes tokens_;  // int32 each
-  SpilledBytes loss_;    // uint8 each
+  void begin_group_at(int64_t first, double weight);
+
+  SpilledBytes tokens_;   // int32 each
+  SpilledBytes loss_;     // uint8 each
+  TokenDocument mapped_;  // all of them end to end, instead, if there is an owner
+  std::shared_ptr<const void> owner_;
   std::vector<int64_t> offsets_ = {0};
   std::vector<DocumentGroup> groups_;
   int64_t loss_tokens_ = 0;

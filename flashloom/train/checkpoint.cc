@@ -150,7 +150,12 @@ TrainingState read_record(const std::string& folder) {
   return state_from(content);
 }
 
-void read_tensors(const std::string& folder, std::span<const StateTensor> tensors) {
+int64_t whole_size(const StateTensor& tensor) {
+  return tensor.is_part() ? tensor.size : tensor.value.size();
+}
+
+void read_tensors(const std::string& folder, std::span<const StateTensor> tensors,
+                  StateParts* parts) {
   const SafetensorsFile file(folder + kTensors);
   if (file.tensors().size() != tensors.size()) {
     throw IoError(
@@ -159,14 +164,19 @@ void read_tensors(const std::string& folder, std::span<const StateTensor> tensor
   }
   for (const StateTensor& tensor : tensors) {
     const ConstTensorView stored = file.view(tensor.name);
-    if (stored.dtype != tensor.value.dtype || stored.bytes() != tensor.value.bytes()) {
+    if (stored.dtype != tensor.value.dtype || stored.size() != whole_size(tensor)) {
       throw IoError(file.path(), tensor.name,
-                    fmt::format("expected {}, found {}", describe(tensor.value), describe(stored)));
+                    fmt::format("expected {} of {}, found {}", whole_size(tensor),
+                                dtype_name(tensor.value.dtype), describe(stored)));
     }
   }
   for (const StateTensor& tensor : tensors) {
-    std::memcpy(tensor.value.data, file.view(tensor.name).data,
-                static_cast<size_t>(tensor.value.bytes()));
+    const ConstTensorView stored = file.view(tensor.name);
+    if (parts != nullptr) {
+      parts->hand_out(tensor, stored);
+    } else {
+      std::memcpy(tensor.value.data, stored.data, static_cast<size_t>(tensor.value.bytes()));
+    }
   }
 }
 
@@ -187,7 +197,7 @@ CheckpointFolders::CheckpointFolders(std::string output) : output_(std::move(out
 
 std::string CheckpointFolders::write(
     const TrainingState& state, std::span<const StateTensor> tensors,
-    const std::function<void(const std::string& folder)>& write_model) const {
+    const std::function<void(const std::string& folder)>& write_model, StateParts* parts) const {
   const std::string folder = fmt::format("{}/{}{}", output_, kFolder, state.step);
   const std::string partial = folder + ".partial";
   fs::remove_all(partial);
@@ -207,12 +217,21 @@ std::string CheckpointFolders::write(
   std::vector<SafetensorsEntry> entries;
   for (const StateTensor& tensor : tensors) {
     const TensorView& value = tensor.value;
-    entries.push_back(
-        {tensor.name, value.dtype, {value.shape.begin(), value.shape.begin() + value.rank}});
+    std::vector<int64_t> shape(value.shape.begin(), value.shape.begin() + value.rank);
+    if (tensor.is_part()) {
+      shape = {tensor.size};
+    }
+    entries.push_back({tensor.name, value.dtype, std::move(shape)});
   }
   SafetensorsWriter writer(partial + kTensors, std::move(entries));
   for (const StateTensor& tensor : tensors) {
-    writer.write(tensor.name, tensor.value);
+    if (parts != nullptr && tensor.is_part()) {
+      parts->collect(tensor, [&](int64_t first, const ConstTensorView& piece) {
+        writer.write_part(tensor.name, first, piece);
+      });
+    } else {
+      writer.write(tensor.name, tensor.value);
+    }
   }
   writer.finish();
   write_record(partial, state);
@@ -229,12 +248,12 @@ std::string CheckpointFolders::write(
 
 std::optional<TrainingState> CheckpointFolders::read_newest(
     std::span<const StateTensor> tensors,
-    const std::function<void(const std::string& what)>& damaged) const {
+    const std::function<void(const std::string& what)>& damaged, StateParts* parts) const {
   for (const fs::path& folder : folders(output_)) {
     std::string what;
     try {
       const TrainingState state = read_record(folder.string());
-      read_tensors(folder.string(), tensors);
+      read_tensors(folder.string(), tensors, parts);
       return state;
     } catch (const IoError& error) {
       what = error.what();

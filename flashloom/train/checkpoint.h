@@ -33,15 +33,19 @@ class CheckpointFolders {
   explicit CheckpointFolders(std::string output);
 
   /// Writes checkpoint-N, N = state.step: `tensors`, `state`, and what `write_model` puts into the
-  /// folder that it is given. Returns the folder's path.
+  /// folder that it is given. Returns the folder's path. Tensors that are parts are written whole,
+  /// put together by `parts`.
   std::string write(const TrainingState& state, std::span<const StateTensor> tensors,
-                    const std::function<void(const std::string& folder)>& write_model) const;
+                    const std::function<void(const std::string& folder)>& write_model,
+                    StateParts* parts = nullptr) const;
 
   /// Reads the newest checkpoint that is whole into `tensors`; none if there is none. Each newer
-  /// one that is damaged is told to `damaged` (may be empty), with what is wrong.
+  /// one that is damaged is told to `damaged` (may be empty), with what is wrong. With `parts`,
+  /// they hand out what is read, once it is known to be whole.
   std::optional<TrainingState> read_newest(
       std::span<const StateTensor> tensors,
-      const std::function<void(const std::string& what)>& damaged) const;
+      const std::function<void(const std::string& what)>& damaged,
+      StateParts* parts = nullptr) const;
 
   /// Removes all.
   void clear() const;

@@ -44,14 +44,21 @@ LlamaBatch batch_view(const PackedBatch& batch) {
 }
 
 EvaluationResult evaluate_documents(LlamaModel& model, const TokenDocuments& documents,
-                                    int64_t bin_tokens) {
+                                    int64_t bin_tokens, RankOf place,
+                                    const std::function<void(std::span<double>)>& sum_ranks) {
   check(documents.total_loss_tokens() > 0, "evaluate_documents", "documents",
         "at least one loss-bearing token", "none");
   EvaluationResult result = {.tokens = documents.total_loss_tokens(),
                              .all_tokens = documents.total_tokens()};
+  std::vector<double> losses;
   for_each_bin(documents, bin_tokens, [&](std::span<const int32_t>, const PackedBatch& batch) {
-    result.loss += model.evaluate(batch_view(batch));
+    const bool mine = place.takes(static_cast<int64_t>(losses.size()));
+    losses.push_back(mine ? model.evaluate(batch_view(batch)) : 0);
   });
+  if (sum_ranks) {
+    sum_ranks(losses);
+  }
+  result.loss = std::accumulate(losses.begin(), losses.end(), 0.0);
   result.loss /= static_cast<double>(result.tokens);
   return result;
 }

@@ -5,6 +5,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <numeric>
+#include <tuple>
+#include <utility>
 
 #include "flashloom/core/check.h"
 #include "flashloom/core/process_memory.h"
@@ -65,6 +68,12 @@ StepShape largest_bins(int64_t batch_tokens, int64_t most, int64_t longest,
   return plan_steps(batch_tokens, longest, accepted);
 }
 
+// The same with as many micro-batches for every rank, so that none waits for the others.
+StepShape for_ranks(const StepShape& shape, int ranks, int64_t batch_tokens, int64_t longest) {
+  const int64_t even = (shape.bins_per_step + ranks - 1) / ranks * ranks;
+  return plan_steps(batch_tokens, longest, std::max(longest, (batch_tokens + even - 1) / even));
+}
+
 }  // namespace
 
 FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
@@ -85,7 +94,15 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
     check(!blocks_.empty() && options_.lora, "finetune", "quantized_base",
           "adapters on a GGUF file with quantised matrices", bundle.path);
   }
-  const std::optional<StepShape> recorded = open_output();
+  const int ranks = options_.ranks != nullptr ? options_.ranks->size() : 1;
+  std::optional<StepShape> recorded;
+  if (ranks == 1 || options_.ranks->rank() == 0) {
+    recorded = open_output();
+  }
+  if (ranks > 1) {
+    recorded = agree_with_ranks(recorded, memory_budget);
+    memory_budget_ = memory_budget;
+  }
   const ModelConfig& config = bundle.files.config();
   const std::vector<int64_t> lengths = train.lengths();
   const std::vector<int64_t> held_out_lengths =
@@ -110,16 +127,19 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
   const auto fits = [&](const StepShape& shape) {
     MemoryPlan plan;
     const LlamaModel model(config, model_options(shape), plan);
-    const Optimizer optimizer(options_.optimizer, model.parameters(), plan);
+    plan_update(model.parameters(), plan);
     return plan.total_bytes() + options_.process_bytes <= memory_budget;
   };
-  const int64_t most = options_.micro_batch_tokens > 0
-                           ? std::min(options_.micro_batch_tokens, options_.batch_tokens)
-                           : options_.batch_tokens;
-  shape_ = recorded ? *recorded : largest_bins(options_.batch_tokens, most, longest, fits);
+  // A micro-batch for each rank at least.
+  const int64_t share = (options_.batch_tokens + ranks - 1) / ranks;
+  const int64_t most =
+      options_.micro_batch_tokens > 0 ? std::min(options_.micro_batch_tokens, share) : share;
+  shape_ = recorded ? *recorded
+                    : for_ranks(largest_bins(options_.batch_tokens, most, longest, fits), ranks,
+                                options_.batch_tokens, longest);
 
   model_ = std::make_unique<LlamaModel>(config, model_options(shape_), plan_);
-  optimizer_ = std::make_unique<Optimizer>(options_.optimizer, model_->parameters(), plan_);
+  std::tie(parallel_, optimizer_) = plan_update(model_->parameters(), plan_);
   plan_.add_outside("program, tokenizer, data", options_.process_bytes);
   if (plan_.total_bytes() > memory_budget) {
     throw OutOfMemory(fmt::format("this run needs {} of memory and {} are free\n{}{}",
@@ -139,11 +159,17 @@ FineTune::FineTune(const ModelBundle& bundle, const TokenDocuments& train,
   model_->bind(*arena_);
   model_->load(bundle.files);
   model_->initialize_adapters(options_.seed);
+  if (parallel_) {
+    parallel_->bind(*arena_, model_->parameters());
+  }
   optimizer_->bind(*arena_, model_->parameters());
   open_run(train, recorded.has_value());
   stream_ = std::make_unique<PackedStream>(train, shape_, PackingOptions{.seed = options_.seed});
   steps_ = options_.steps > 0 ? options_.steps : options_.epochs * stream_->steps_per_epoch();
   peak_flops_ = measure_peak_flops();
+  if (parallel_) {
+    parallel_->sum({&peak_flops_, 1});
+  }
 }
 
 FineTune::~FineTune() = default;
@@ -156,24 +182,41 @@ int64_t FineTune::trainable_parameters() const {
   return count;
 }
 
-double FineTune::gradients(std::span<const PackedBatch> batches, EmbeddingNoise noise) {
+std::pair<std::unique_ptr<DataParallel>, std::unique_ptr<Optimizer>> FineTune::plan_update(
+    std::span<const Parameter> parameters, MemoryPlan& plan) const {
+  std::unique_ptr<DataParallel> parallel;
+  if (options_.ranks != nullptr && options_.ranks->size() > 1) {
+    parallel = std::make_unique<DataParallel>(*options_.ranks, parameters, plan);
+  }
+  return {std::move(parallel),
+          std::make_unique<Optimizer>(options_.optimizer, parameters, plan,
+                                      parallel ? parallel->place() : RankOf())};
+}
+
+double FineTune::gradients(std::span<const PackedBatch> batches, EmbeddingNoise noise,
+                           RankOf place) {
   int64_t loss_tokens = 0;
   for (const PackedBatch& batch : batches) {
     loss_tokens += batch.loss_tokens;
   }
   // Every loss-bearing token of the step weighs the same, whichever micro-batch it is in.
   const float scale = loss_tokens > 0 ? 1.0f / static_cast<float>(loss_tokens) : 0.0f;
-  double sum = 0;
+  losses_.assign(batches.size(), 0);
   model_->zero_gradients();
-  for (const PackedBatch& batch : batches) {
-    if (batch.loss_tokens > 0) {
-      LlamaBatch view = batch_view(batch);
+  for (size_t i = 0; i < batches.size(); ++i) {
+    if (batches[i].loss_tokens > 0 && place.takes(static_cast<int64_t>(i))) {
+      LlamaBatch view = batch_view(batches[i]);
       view.noise = noise;
-      sum += model_->loss_and_gradients(view, scale);
+      losses_[i] = model_->loss_and_gradients(view, scale);
     }
-    noise.first_token += static_cast<int64_t>(batch.tokens.size());
+    noise.first_token += static_cast<int64_t>(batches[i].tokens.size());
   }
-  return sum / static_cast<double>(std::max<int64_t>(1, loss_tokens));
+  if (!place.alone()) {
+    parallel_->sum(losses_);
+    parallel_->reduce_gradients();
+  }
+  return std::accumulate(losses_.begin(), losses_.end(), 0.0) /
+         static_cast<double>(std::max<int64_t>(1, loss_tokens));
 }
 
 double FineTune::mean_loss(std::span<const PackedBatch> batches) {
@@ -203,6 +246,8 @@ void FineTune::probe(TrainingGuards& guards) {
 StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
   const auto start = Clock::now();
   StepReport report = {.step = index + 1, .steps = steps_};
+  const auto sent = [&] { return parallel_ ? parallel_->communicator().bytes_sent() : 0; };
+  const int64_t sent_before = sent();
   stream_->next(batches_);
   const LoraOptions* lora = options_.lora ? &*options_.lora : nullptr;
   double flops = 0;
@@ -224,17 +269,20 @@ StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
     }
   };
   guard([&] { guards->check_batches(report.step, batches_); });
-  report.loss =
-      gradients(batches_, {.alpha = options_.neftune_alpha, .seed = options_.seed, .step = index});
+  report.loss = gradients(
+      batches_, {.alpha = options_.neftune_alpha, .seed = options_.seed, .step = index}, place());
   if (!std::isfinite(report.loss)) {
     fail_not_finite(report.step, "the loss");
   }
   guard([&] { guards->before_update(model_->parameters()); });
   OptimizerStep update;
   try {
-    update = optimizer_->step(schedule_factor(options_.schedule, index, steps_));
+    update = optimizer_->step(schedule_factor(options_.schedule, index, steps_), sum_ranks());
   } catch (const NonFiniteGradient& error) {
     fail_not_finite(report.step, error.what());
+  }
+  if (parallel_) {
+    parallel_->gather_parameters();
   }
   model_->refresh_adapters();
   describe_gradients(report);
@@ -250,6 +298,7 @@ StepReport FineTune::step(int64_t index, TrainingGuards* guards) {
   report.seconds = seconds_since(start);
   report.utilisation = flops / report.seconds / peak_flops_;
   report.memory_bytes = anonymous_memory_bytes();
+  report.bytes_sent = sent() - sent_before;
   return report;
 }
 
@@ -309,6 +358,7 @@ void FineTune::log_step(MetricLog& log, const StepReport& report) {
        {"loss_tokens_per_second", static_cast<double>(report.loss_tokens) * rate},
        {"packing", static_cast<double>(report.tokens) / static_cast<double>(report.capacity)},
        {"mfu", report.utilisation},
+       {"bytes_sent", report.bytes_sent},
        {"memory_bytes", report.memory_bytes}});
 }
 

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "flashloom/comm/communicator.h"
 #include "flashloom/core/memory_plan.h"
 #include "flashloom/io/directory_lock.h"
 #include "flashloom/io/metric_log.h"
@@ -19,6 +20,7 @@
 #include "flashloom/train/guards.h"
 #include "flashloom/train/model_bundle.h"
 #include "flashloom/train/optimizer.h"
+#include "flashloom/train/parallel/data_parallel.h"
 #include "flashloom/train/report/run_journal.h"
 #include "flashloom/train/schedule.h"
 
@@ -47,6 +49,10 @@ struct FineTuneOptions {
   uint64_t seed = 0;
   int64_t process_bytes = 0;  // what the program holds beside the plan: counted against the budget
   bool guards = true;         // watch for signs that the run does not train; under 1 % of the time
+  /// The ranks that train together, each in a FineTune of its own with the same options; absent:
+  /// this one alone. They take a step's micro-batches in turn and each holds a share of the
+  /// optimizer's state (ZeRO-1). Rank 0 alone reads and writes `output` and calls the observer.
+  Communicator* ranks = nullptr;
   /// What decided the data beside the rows themselves, by name: a run that goes on must have the
   /// same.
   std::vector<std::pair<std::string, std::string>> data_settings = {};
@@ -72,6 +78,7 @@ struct StepReport {
   double update_ratio = 0;   // |dw| / |w|, sampled by the guards
   double lost_updates = 0;   // share of updates that rounding swallowed, sampled by the guards
   int64_t memory_bytes = 0;  // anonymous_memory_bytes() after the step
+  int64_t bytes_sent = 0;    // by this rank to others
 };
 
 /// What a run tells its caller; every function may be empty.
@@ -85,7 +92,7 @@ struct FineTuneObserver {
   std::function<void(int64_t step)> resumed;
   /// A checkpoint is damaged, and the one before it is tried.
   std::function<void(const std::string& what)> damaged;
-  /// Asked after each step: true ends the run in good order.
+  /// Asked after each step, on every rank: true on any of them ends the run in good order.
   std::function<bool()> stop;
 };
 
@@ -99,14 +106,17 @@ struct FineTuneResult {
 
 /// A fine-tuning run: everything is planned in the constructor, nothing allocated in a step. The
 /// weights at its end are bit for bit the same for any number of threads and however often the
-/// process was ended and started again (on one kind of processor).
+/// process was ended and started again (on one kind of processor). Another number of ranks, at the
+/// start or when a run goes on, changes the order in which gradients are added, and so the last
+/// bits.
 class FineTune {
  public:
   /// Borrows the model bundle and the documents. Throws OutOfMemory with the table, and the flags
   /// that would fit, if the plan does not fit `memory_budget`; micro-batches are made as small as a
   /// document before that, unless the output directory holds a run, whose micro-batches stay.
   /// Throws Error if that run has other settings or data, IoError if another process is writing
-  /// there.
+  /// there. Of several ranks the least budget counts, and a step has a micro-batch for each if the
+  /// longest document allows.
   FineTune(const ModelBundle& bundle, const TokenDocuments& train, const TokenDocuments* held_out,
            FineTuneOptions options, int64_t memory_budget);
   ~FineTune();
@@ -143,8 +153,22 @@ class FineTune {
   std::string log_path() const { return options_.output + "/metrics.jsonl"; }
 
   StepReport step(int64_t index, TrainingGuards* guards);
-  // Forward and backward of a step; the mean loss. `noise` is of its first token.
-  double gradients(std::span<const PackedBatch> batches, EmbeddingNoise noise = {});
+  // Forward and backward of a step's micro-batches that `place` takes; the mean loss of all of
+  // them. `noise` is of the step's first token.
+  double gradients(std::span<const PackedBatch> batches, EmbeddingNoise noise = {},
+                   RankOf place = {});
+
+  bool writes() const { return parallel_ == nullptr || parallel_->place().rank == 0; }
+
+  RankOf place() const { return parallel_ == nullptr ? RankOf() : parallel_->place(); }
+
+  // Adds numbers up over all ranks; empty for one alone.
+  std::function<void(std::span<double>)> sum_ranks();
+  // What rank 0 found, and the least memory of all; on every rank.
+  std::optional<StepShape> agree_with_ranks(std::optional<StepShape> recorded, int64_t& budget);
+  // What an update takes, added to `plan`; the first is null for one rank.
+  std::pair<std::unique_ptr<DataParallel>, std::unique_ptr<Optimizer>> plan_update(
+      std::span<const Parameter> parameters, MemoryPlan& plan) const;
   double mean_loss(std::span<const PackedBatch> batches);
   void probe(TrainingGuards& guards);
   void describe_gradients(StepReport& report) const;
@@ -155,6 +179,11 @@ class FineTune {
   std::vector<Metric> settings() const;
   std::vector<StateTensor> state_tensors() const;
   TrainingState resume(const FineTuneObserver& observer);
+  // The newest checkpoint, handed out to all ranks.
+  std::optional<TrainingState> read_state(const FineTuneObserver& observer);
+  // run() of the ranks that write nothing.
+  void follow(FineTuneResult& result, const FineTuneObserver& observer);
+  bool stop_asked(const FineTuneObserver& observer);
   void save_model(const std::string& directory) const;
 
   const ModelBundle& bundle_;
@@ -171,10 +200,12 @@ class FineTune {
   int64_t steps_ = 0;
   MemoryPlan plan_;
   std::unique_ptr<LlamaModel> model_;
+  std::unique_ptr<DataParallel> parallel_;  // null: one rank
   std::unique_ptr<Optimizer> optimizer_;
   std::unique_ptr<Arena> arena_;
   std::vector<PackedBatch> batches_;
-  double peak_flops_ = 0;  // measure_peak_flops() at the start
+  std::vector<double> losses_;  // of each micro-batch
+  double peak_flops_ = 0;       // measure_peak_flops() at the start
 };
 
 }  // namespace flashloom

@@ -13,6 +13,7 @@
 #include "flashloom/train/adapter_files.h"
 #include "flashloom/train/export.h"
 #include "flashloom/train/fine_tune.h"
+#include "flashloom/train/parallel/state_exchange.h"
 #include "flashloom/train/report/run_facts.h"
 #include "flashloom/train/run_record.h"
 
@@ -72,6 +73,14 @@ void FineTune::open_run(const TokenDocuments& train, bool recorded) {
   model_sum_ = weights_checksum(*model_);
   data_sum_ = documents_checksum(train);
   held_out_sum_ = held_out_ != nullptr ? documents_checksum(*held_out_) : "none";
+  if (parallel_) {
+    require_same(parallel_->communicator(), "model", model_sum_);
+    require_same(parallel_->communicator(), "training data", data_sum_);
+    require_same(parallel_->communicator(), "held-out data", held_out_sum_);
+  }
+  if (!writes()) {
+    return;
+  }
   if (recorded) {
     require_same_settings(options_.output, settings());
   } else {
@@ -172,9 +181,10 @@ void FineTune::save_model(const std::string& directory) const {
 }
 
 TrainingState FineTune::resume(const FineTuneObserver& observer) {
-  const std::optional<TrainingState> state =
-      CheckpointFolders(options_.output).read_newest(state_tensors(), observer.damaged);
-  cut_metric_log(log_path(), state ? state->step : -1);
+  const std::optional<TrainingState> state = read_state(observer);
+  if (writes()) {
+    cut_metric_log(log_path(), state ? state->step : -1);
+  }
   if (!state) {
     return {};
   }
@@ -184,7 +194,7 @@ TrainingState FineTune::resume(const FineTuneObserver& observer) {
   optimizer_->set_steps(state->step);
   model_->refresh_adapters();
   stream_->seek(state->data);
-  if (observer.resumed) {
+  if (writes() && observer.resumed) {
     observer.resumed(state->step);
   }
   return *state;
@@ -200,13 +210,21 @@ FineTuneResult FineTune::run(const FineTuneObserver& observer) {
   }
   const double seconds_before = state.seconds;
   const auto start = Clock::now();
+  if (!writes()) {
+    follow(result, observer);
+    return result;
+  }
   MetricLog log(log_path());
   RunJournal journal(options_.output, facts(), state.step, options_.report);
   const CheckpointFolders checkpoints(options_.output);
+  std::optional<StateExchange> exchange;
+  if (parallel_) {
+    exchange.emplace(parallel_->communicator());
+  }
 
   const auto evaluate = [&] {
     const EvaluationResult held_out =
-        evaluate_documents(*model_, *held_out_, model_->options().max_tokens);
+        evaluate_documents(*model_, *held_out_, model_->options().max_tokens, place(), sum_ranks());
     log.append(
         {{"step", state.step}, {"eval_loss", held_out.loss}, {"eval_tokens", held_out.tokens}});
     journal.evaluated(state.step, held_out.loss, anonymous_memory_bytes());
@@ -227,7 +245,8 @@ FineTuneResult FineTune::run(const FineTuneObserver& observer) {
     state.seconds = seconds_before + std::chrono::duration<double>(Clock::now() - start).count();
     const auto begin = Clock::now();
     const std::string folder = checkpoints.write(
-        state, state_tensors(), [&](const std::string& directory) { save_model(directory); });
+        state, state_tensors(), [&](const std::string& directory) { save_model(directory); },
+        exchange ? &*exchange : nullptr);
     result.checkpoint_seconds += std::chrono::duration<double>(Clock::now() - begin).count();
     ++result.checkpoints;
     if (observer.saved) {
@@ -278,7 +297,7 @@ FineTuneResult FineTune::run(const FineTuneObserver& observer) {
       observer.stepped(report);
     }
     const bool last = state.step == steps_;
-    result.stopped = !last && observer.stop && observer.stop();
+    result.stopped = stop_asked(observer) && !last;
     if (held_out_ != nullptr && (last || due(options_.eval_steps))) {
       evaluate();
     }

@@ -141,7 +141,7 @@ MemoryChoice memory_of(const MemoryQuestion& question, const MemoryChoice& asked
                          plan);
   OptimizerOptions optimizer = question.optimizer;
   optimizer.moments = choice.moments;
-  const Optimizer state(optimizer, model.parameters(), plan);
+  const Optimizer state(optimizer, model.parameters(), plan, {.rank = 0, .ranks = question.ranks});
   plan.add_outside("process", question.process_bytes);
   choice.weights = plan.kind_bytes(MemoryKind::weights);
   choice.adapters = plan.kind_bytes(MemoryKind::adapters);

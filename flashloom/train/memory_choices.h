@@ -25,6 +25,7 @@ struct MemoryQuestion {
   int64_t sequence_length = 1024;   // longest document
   int64_t batch_tokens = 1024;      // of an optimizer step
   OptimizerOptions optimizer;
+  int ranks = 1;                  // that share the optimizer's state; the plan is of rank 0
   int64_t process_bytes = 0;      // what the program holds outside the plan
   LlamaBlockFormats blocks = {};  // QLoRA: linears that stay in blocks
 };

@@ -71,35 +71,48 @@ Bf16Updates parse_bf16_updates(std::string_view name) {
   return parse<Bf16Updates>("parse_bf16_updates", kUpdates, name);
 }
 
+TensorView Optimizer::Slot::of_part(const TensorView& whole) const {
+  return flat(whole).slice(0, part.first, part.count);
+}
+
 Optimizer::Optimizer(const OptimizerOptions& options, std::span<const Parameter> parameters,
-                     MemoryPlan& plan)
-    : options_(options) {
+                     MemoryPlan& plan, RankOf place)
+    : options_(options), divided_(!place.alone()) {
+  std::vector<int64_t> sizes;
+  for (const Parameter& parameter : parameters) {
+    if (parameter.trainable()) {
+      sizes.push_back(parameter.value.size());
+    }
+  }
+  const Shards shards(sizes, place.ranks, kDynamicCodeBlock);
   int64_t position = 0;
   for (const Parameter& parameter : parameters) {
     if (!parameter.trainable()) {
       continue;
     }
     const int64_t size = parameter.value.size();
+    const TensorPart part = shards.of(place.rank)[slots_.size()];
     const bool quantized = options.moments == OptimizerMoments::bits8 && size >= kLeastQuantized;
     const auto add = [&](std::string_view what, DType dtype, int64_t count) {
       return plan.add(fmt::format("{}.{}", what, parameter.name), MemoryKind::optimizer, dtype,
                       {count});
     };
     const auto moment = [&](std::string_view name) {
-      Moment ids = {.values = add(name, quantized ? DType::u8 : DType::f32, size)};
+      Moment ids = {.values = add(name, quantized ? DType::u8 : DType::f32, part.count)};
       if (quantized) {
-        ids.scales =
-            add(fmt::format("{}_scales", name), DType::f32, tile_count(size, kDynamicCodeBlock));
+        ids.scales = add(fmt::format("{}_scales", name), DType::f32,
+                         tile_count(part.count, kDynamicCodeBlock));
       }
       return ids;
     };
     Slot slot;
     slot.parameter = parameter;
-    slot.position = position;
+    slot.part = part;
+    slot.position = position + part.first;
     slot.m_ids = moment("m");
     slot.v_ids = moment("v");
     if (parameter.value.dtype == DType::bf16 && options.bf16_updates == Bf16Updates::master) {
-      slot.master_id = add("master", DType::f32, size);
+      slot.master_id = add("master", DType::f32, part.count);
     }
     slots_.push_back(std::move(slot));
     position += size;
@@ -126,7 +139,7 @@ void Optimizer::bind(const Arena& arena, std::span<const Parameter> parameters) 
     slot.v = bound(slot.v_ids);
     if (slot.master_id >= 0) {
       slot.master = arena[slot.master_id];
-      convert(slot.master, flat(parameter.value));
+      convert(slot.master, slot.of_part(parameter.value));
     }
   }
   check(next == slots_.size(), "Optimizer::bind", "parameters",
@@ -136,24 +149,40 @@ void Optimizer::bind(const Arena& arena, std::span<const Parameter> parameters) 
 std::vector<StateTensor> Optimizer::state() const {
   std::vector<StateTensor> tensors;
   for (const Slot& slot : slots_) {
-    const auto add = [&](std::string_view what, const TensorView& view) {
+    const int64_t size = slot.parameter.value.size();
+    // A state of one number for each `of` of the parameter's.
+    const auto add = [&](std::string_view what, const TensorView& view, int64_t of) {
       if (view) {
-        tensors.push_back({fmt::format("{}.{}", what, slot.parameter.name), view});
+        StateTensor& tensor =
+            tensors.emplace_back(fmt::format("{}.{}", what, slot.parameter.name), view);
+        if (divided_) {
+          tensor.size = tile_count(size, of);
+          tensor.first = slot.part.first / of;
+        }
       }
     };
-    add("m", slot.m.codes);
-    add("m_scales", slot.m.scales);
-    add("v", slot.v.codes);
-    add("v_scales", slot.v.scales);
-    add("master", slot.master);
+    add("m", slot.m.codes, 1);
+    add("m_scales", slot.m.scales, kDynamicCodeBlock);
+    add("v", slot.v.codes, 1);
+    add("v_scales", slot.v.scales, kDynamicCodeBlock);
+    add("master", slot.master, 1);
   }
   return tensors;
 }
 
-OptimizerStep Optimizer::step(double factor) {
+OptimizerStep Optimizer::step(double factor,
+                              const std::function<void(std::span<double>)>& sum_ranks) {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const Slot& slot = slots_[i];
+    gradient_norms_[i] =
+        slot.part.count > 0 ? sum_of_squares(slot.of_part(slot.parameter.gradient)) : 0;
+  }
+  if (sum_ranks) {
+    sum_ranks(gradient_norms_);
+  }
   double sum = 0;
   for (size_t i = 0; i < slots_.size(); ++i) {
-    const double squares = sum_of_squares(slots_[i].parameter.gradient);
+    const double squares = gradient_norms_[i];
     if (!std::isfinite(squares)) {
       throw NonFiniteGradient(fmt::format("the gradient of {}", slots_[i].parameter.name));
     }
@@ -166,7 +195,9 @@ OptimizerStep Optimizer::step(double factor) {
   report.learning_rate = options_.learning_rate * factor;
   ++steps_;
   for (const Slot& slot : slots_) {
-    update(slot, report);
+    if (slot.part.count > 0) {
+      update(slot, report);
+    }
   }
   return report;
 }
@@ -187,9 +218,9 @@ void Optimizer::update(const Slot& slot, const OptimizerStep& report) const {
                                                                    : AdamwRounding::nearest,
       .seed = options_.seed,
       .position = slot.position};
-  const TensorView weight = flat(slot.parameter.value);
+  const TensorView weight = slot.of_part(slot.parameter.value);
   const TensorView target = slot.master ? slot.master : weight;
-  const TensorView gradient = flat(slot.parameter.gradient);
+  const TensorView gradient = slot.of_part(slot.parameter.gradient);
   if (slot.m.scales) {
     adamw_8bit(target, slot.m, slot.v, gradient, options);
   } else {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string_view>
 #include <vector>
@@ -8,6 +9,7 @@
 #include "flashloom/core/memory_plan.h"
 #include "flashloom/models/parameter.h"
 #include "flashloom/ops/adamw_8bit/adamw_8bit.h"
+#include "flashloom/train/parallel/shards.h"
 #include "flashloom/train/state_tensor.h"
 
 namespace flashloom {
@@ -57,19 +59,23 @@ struct OptimizerStep {
 /// with everything else. Random numbers of stochastic rounding are functions of (seed; update,
 /// place among all trained numbers), so an update is the same for any number of threads and after a
 /// resume.
+///
+/// One of several ranks keeps the state of its range (parallel/shards.h) and updates that alone, to
+/// the same bits as one rank would from the same gradients.
 class Optimizer {
  public:
   /// The parameters need shapes only, as a model has them before there is memory.
   Optimizer(const OptimizerOptions& options, std::span<const Parameter> parameters,
-            MemoryPlan& plan);
+            MemoryPlan& plan, RankOf place = {});
 
   /// The same parameters with their memory, which holds the values to start from. Throws
   /// InvalidArgument if they are not those of the constructor.
   void bind(const Arena& arena, std::span<const Parameter> parameters);
 
   /// One update with learning rates times `factor` (the schedule's). A gradient that is not finite
-  /// throws NonFiniteGradient naming the parameter, and changes nothing.
-  OptimizerStep step(double factor);
+  /// throws NonFiniteGradient naming the parameter, and changes nothing. `sum_ranks` adds numbers
+  /// up over all ranks, in place: with it, norms are of all ranges, and every rank throws together.
+  OptimizerStep step(double factor, const std::function<void(std::span<double>)>& sum_ranks = {});
 
   /// Of the last step: the norm of the gradient of each trained parameter, in their order.
   std::span<const double> gradient_norms() const { return gradient_norms_; }
@@ -90,16 +96,20 @@ class Optimizer {
 
   struct Slot {
     Parameter parameter;
-    int64_t position = 0;  // of its first number among all that are trained
+    TensorPart part;       // of its numbers that this rank updates
+    int64_t position = 0;  // of the part's first number among all that are trained
     Moment m_ids, v_ids;
     MemoryPlan::Id master_id = -1;
     QuantizedMoment m, v;  // f32 in `codes`, without scales, if they are not quantised
     TensorView master;     // absent unless kept
+
+    TensorView of_part(const TensorView& whole) const;
   };
 
   void update(const Slot& slot, const OptimizerStep& report) const;
 
   OptimizerOptions options_;
+  bool divided_ = false;  // among ranks
   std::vector<Slot> slots_;
   std::vector<double> gradient_norms_;
   int64_t steps_ = 0;
