@@ -203,8 +203,8 @@ function navigator_() {
     view.smooth(1 - 10 ** (-3 * Number(event.target.value) / 100));
   }});
   const longest = Math.max(...data.runs.map((run) => run.curves.loss?.x.length ?? 0));
-  // Noise hides the course of a long run: about a fiftieth of it is averaged from the start.
-  smoothing.value = longest > 200 ? Math.min(70, Math.round(100 / 3 * Math.log10(longest / 50))) : 0;
+  // Noise hides the course of a run: a twentieth of it is averaged from the start, 126 steps at most.
+  smoothing.value = longest > 40 ? Math.min(70, Math.round(100 / 3 * Math.log10(longest / 20))) : 0;
   view.smoothing = 1 - 10 ** (-3 * Number(smoothing.value) / 100);
   const bar = element('div', {class: 'bar'}, svg, element('div', {class: 'controls'}, range,
       button('−', 'zoom out', () => view.zoom(1.6)), button('+', 'zoom in', () => view.zoom(1 / 1.6)),

@@ -42,7 +42,7 @@ const formats = {
   rate: finite((value) => value === 0 ? '0' : value.toExponential(2).replace('e-', 'e−').replace('e+', 'e')),
   norm: finite((value) => Math.abs(value) >= 0.001 || value === 0 ? significant(value, 4) : formats.rate(value)),
   speed: finite((value) => `${value < 1000 ? grouped(value, value < 10 ? 1 : 0) : scaled(value, 4, ['', 'k', 'M', 'G'])}`),
-  share: finite((value) => `${significant(100 * value, Math.abs(value) >= 1 ? 4 : 3)} %`),
+  share: finite((value) => `${(100 * value).toFixed(Math.abs(value) >= 0.1 ? 1 : 2)} %`),
   bytes: finite((value) => scaled(value, 3, [' B', ' kB', ' MB', ' GB', ' TB'])),
   count: finite((value) => grouped(value)),
 };
