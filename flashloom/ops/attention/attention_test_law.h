@@ -6,7 +6,6 @@
 #include <cmath>
 #include <limits>
 #include <numbers>
-#include <utility>
 #include <vector>
 
 #include "flashloom/ops/attention/attention_rows.h"
@@ -310,8 +309,8 @@ class RoundedLoops : public Executor {
 /// are the largest errors over all draws.
 class Law {
  public:
-  Law(Case call, bool with_backward, double factor = 2)
-      : Law(std::move(call), with_backward, factor, Executor(), RoundedLoops()) {}
+  Law(const Case& call, bool with_backward, double factor = 2)
+      : Law(call, with_backward, factor, Executor(), RoundedLoops()) {}
 
   /// The same two runs on another device.
   Law(const Case& call, bool with_backward, double factor, const Executor& exact,
@@ -334,6 +333,7 @@ class Law {
   /// `slack` times it.
   void expect(AttentionBackend backend, const Executor& executor, double slack = 1) const {
     std::vector<Results> ours;
+    ours.reserve(draws_.size());
     for (const Draw& draw : draws_) {
       ours.push_back(draw.call.run(backend, with_backward_, executor, draw.call.dtype,
                                    draw.call.gradient_dtype.value_or(draw.call.dtype)));
