@@ -7,7 +7,7 @@ module accumulator_mac_bench (
     output logic [31:0] out
 );
   fsa_accumulator_mac #(
-      .E(fsa_config::AE), .M(fsa_config::AM), .P(fsa_config::PIECES),
+      .E(fsa_config::AE), .M(fsa_config::AM), .P(fsa_config::P),
       .SLOPES(fsa_config::SLOPES), .INTERCEPTS(fsa_config::INTERCEPTS)
   ) unit (.a(a), .b(b), .c(c), .exp2(exp2), .out(out));
 endmodule

@@ -1,0 +1,74 @@
+// A word a cycle, in order: the last word of an instruction waits for room in its queue, a fence for
+// the engines that it names. An unknown kind stops the decoder for good.
+module fsa_decoder (
+    input  logic         clock,
+    input  logic         reset,
+    input  logic         word_valid,
+    output logic         word_ready,
+    input  logic [31:0]  word,
+    input  logic         matrix_room,
+    input  logic         load_room,
+    input  logic         store_room,
+    input  logic         matrix_idle,   // its queue too
+    input  logic         dma_idle,
+    output logic         push_matrix,
+    output logic         push_load,
+    output logic         push_store,
+    output logic [127:0] instruction,   // header in the last bits
+    output logic         stopped,       // by a fence
+    output logic         fault
+);
+  logic [95:0] taken;  // words before this one
+  logic [1:0] count;   // of them
+  logic [31:0] header;
+  logic [2:0] kind;
+  logic is_fence, is_matrix, is_dma, is_store, complete, may_end;
+  assign header = count == 2'd0 ? word : taken[31:0];
+  assign kind = header[31:29];
+  assign is_fence = kind == 3'(fsa_config::KIND_FENCE);
+  assign is_matrix = kind == 3'(fsa_config::KIND_MATRIX);
+  assign is_dma = kind == 3'(fsa_config::KIND_DMA);
+  assign is_store = header[fsa_config::F_DMA_FUNCTION_HIGH:fsa_config::F_DMA_FUNCTION_LOW]
+                    == 4'(fsa_config::DMA_STORE);
+  always_comb begin
+    case (count)
+      2'd0: instruction = {96'b0, word};
+      2'd1: instruction = {64'b0, word, taken[31:0]};
+      2'd2: instruction = {32'b0, word, taken[63:0]};
+      default: instruction = {word, taken};
+    endcase
+    complete = is_fence || (is_matrix && count == 2'(fsa_config::WORDS_MATRIX - 1))
+               || (is_dma && count == 2'(fsa_config::WORDS_DMA - 1));
+    may_end = 1'b0;
+    if (is_fence) begin
+      may_end = (matrix_idle || !header[fsa_config::F_FENCE_MATRIX_LOW])
+                && (dma_idle || !header[fsa_config::F_FENCE_DMA_LOW]);
+    end else if (is_matrix) may_end = matrix_room;
+    else if (is_dma) may_end = is_store ? store_room : load_room;
+  end
+  logic known;
+  assign known = is_fence || is_matrix || is_dma;
+  assign word_ready = !stopped && !fault && known && (!complete || may_end);
+  logic ends;
+  assign ends = word_valid && word_ready && complete;
+  assign push_matrix = ends && is_matrix;
+  assign push_load = ends && is_dma && !is_store;
+  assign push_store = ends && is_dma && is_store;
+  always_ff @(posedge clock) begin
+    if (reset) begin
+      taken <= '0;
+      count <= '0;
+      stopped <= 1'b0;
+      fault <= 1'b0;
+    end else begin
+      if (word_valid && word_ready) begin
+        count <= complete ? 2'd0 : count + 2'd1;
+        if (count == 2'd0) taken[31:0] <= word;
+        if (count == 2'd1) taken[63:32] <= word;
+        if (count == 2'd2) taken[95:64] <= word;
+      end
+      if (ends && is_fence && header[fsa_config::F_FENCE_STOP_LOW]) stopped <= 1'b1;
+      if (word_valid && !known) fault <= 1'b1;
+    end
+  end
+endmodule
