@@ -1,22 +1,16 @@
 // The accumulator below a column: scale * SRAM + what the array sends, and the scale itself, which
 // exp2, a load and a division make.
-module fsa_accumulator #(
-    parameter int E = 8,
-    parameter int M = 23,
-    parameter int P = 8,
-    parameter logic [P*(1+E+M)-1:0] SLOPES = '0,
-    parameter logic [P*(1+E+M)-1:0] INTERCEPTS = '0,
-    parameter logic [E+M:0] SCALE = '0,  // log2(e) / sqrt(head dim)
-    parameter int BITS = 2               // of a quotient, a cycle
-) (
-    input  logic         clock,
-    input  logic         reset,
-    input  logic         valid,
-    input  logic [2:0]   command,
-    input  logic [E+M:0] array_in,
-    input  logic [E+M:0] sram_in,
-    output logic [E+M:0] out,
-    output logic [E+M:0] scale
+`include "fsa_config.sv"
+
+module fsa_accumulator (
+    input  logic                        clock,
+    input  logic                        reset,
+    input  logic                        valid,
+    input  logic [2:0]                  command,
+    input  logic [fsa_config::A-1:0]    array_in,
+    input  logic [fsa_config::A-1:0]    sram_in,
+    output logic [fsa_config::A-1:0]    out,
+    output logic [fsa_config::A-1:0]    scale
 );
   logic first, second, add_array, set, divide;
   assign first = command == 3'd0;   // EXP_S1
@@ -25,12 +19,17 @@ module fsa_accumulator #(
   assign set = command == 3'd4;
   assign divide = command == 3'd5;
 
-  fsa_accumulator_mac #(.E(E), .M(M), .P(P), .SLOPES(SLOPES), .INTERCEPTS(INTERCEPTS)) mac (
-      .a(first ? array_in : scale), .b(first ? SCALE : sram_in), .c(add_array ? array_in : '0),
-      .exp2(second), .out(out));
+  fsa_accumulator_mac #(
+      .E(fsa_config::AE), .M(fsa_config::AM), .P(fsa_config::P), .SLOPES(fsa_config::SLOPES),
+      .INTERCEPTS(fsa_config::INTERCEPTS)
+  ) mac (
+      .a(first ? array_in : scale), .b(first ? fsa_config::SCALE : sram_in),
+      .c(add_array ? array_in : '0), .exp2(second), .out(out));
   logic done;
-  logic [E+M:0] quotient;
-  fsa_reciprocal #(.E(E), .M(M), .BITS(BITS)) reciprocal (
+  logic [fsa_config::A-1:0] quotient;
+  fsa_reciprocal #(
+      .E(fsa_config::AE), .M(fsa_config::AM), .BITS(fsa_config::QUOTIENT_BITS)
+  ) reciprocal (
       .clock(clock), .reset(reset), .start(valid && divide), .x(scale), .done(done),
       .quotient(quotient));
 

@@ -1,33 +1,27 @@
 // The comparators and R x C processing elements. Rows take their control and left words at column 0;
 // comparators take theirs there too. A column's sums leave at the bottom.
-module fsa_array #(
-    parameter int R = 8,
-    parameter int C = 8,
-    parameter int EE = 5,
-    parameter int EM = 10,
-    parameter int AE = 8,
-    parameter int AM = 23,
-    parameter int P = 8,
-    parameter logic [P*(1+AE+AM)-1:0] INTERCEPTS = '0,
-    parameter bit COMPAT = 1'b0,
-    // What benches look at: all registers of an element and of a comparator, fields from the last
-    // bits on as they are written below. Nothing in the engine reads them.
-    localparam int PE_STATE = 9 + 2 * (1 + EE + EM) + 1 + 1 + 2 * (2 + AE + AM),
-    localparam int CMP_STATE = 1 + 3 + 9 + (2 + AE + AM) + 2 * (1 + AE + AM) + $clog2(P)
-) (
-    input  logic                      clock,
-    input  logic                      reset,
-    input  logic [R*9-1:0]            controls,
-    input  logic [R*(1+EE+EM)-1:0]    lefts,
-    input  logic                      command_valid,
-    input  logic [2:0]                command,
-    input  logic [8:0]                mask,
-    output logic [C*(1+AE+AM)-1:0]    sums,
-    output logic [R*C*PE_STATE-1:0]   elements,    // row after row
-    output logic [C*CMP_STATE-1:0]    comparators
+`include "fsa_config.sv"
+
+module fsa_array (
+    input  logic                                        clock,
+    input  logic                                        reset,
+    input  logic [fsa_config::R*9-1:0]                  controls,
+    input  logic [fsa_config::R*fsa_config::E-1:0]      lefts,
+    input  logic                                        command_valid,
+    input  logic [2:0]                                  command,
+    input  logic [8:0]                                  mask,
+    output logic [fsa_config::C*fsa_config::A-1:0]      sums,
+    // All registers of an element (row after row) and of a comparator, fields from the last bits on
+    // as they are concatenated below. Benches look at them; nothing in the engine does.
+    output logic [fsa_config::R*fsa_config::C*fsa_config::PE_STATE-1:0] elements,
+    output logic [fsa_config::C*fsa_config::CMP_STATE-1:0]              comparators
 );
-  localparam int W = 1 + EE + EM;
-  localparam int A = 1 + AE + AM;
+  localparam int R = fsa_config::R;
+  localparam int C = fsa_config::C;
+  localparam int W = fsa_config::E;
+  localparam int A = fsa_config::A;
+  localparam int PE_STATE = fsa_config::PE_STATE;
+  localparam int CMP_STATE = fsa_config::CMP_STATE;
 
   genvar r, c;
   generate
@@ -36,7 +30,7 @@ module fsa_array #(
       logic [2:0] in_command, out_command;
       logic [8:0] in_mask, out_mask;
       logic [A-1:0] up_word, down, old_max, new_max;
-      logic [$clog2(P)-1:0] piece;
+      logic [fsa_config::PIECE_BITS-1:0] piece;
       if (c == 0) begin : first
         assign in_valid = command_valid;
         assign in_command = command;
@@ -47,9 +41,7 @@ module fsa_array #(
         assign in_mask = top[c-1].out_mask;
       end
       assign up_word = row[0].column[c].up;
-      fsa_cmp #(
-          .EE(EE), .EM(EM), .AE(AE), .AM(AM), .P(P), .INTERCEPTS(INTERCEPTS), .COMPAT(COMPAT)
-      ) cmp (
+      fsa_cmp cmp (
           .clock(clock), .reset(reset), .valid_in(in_valid), .command_in(in_command),
           .mask_in(in_mask), .up_in(up_word), .valid(out_valid), .command(out_command),
           .mask(out_mask), .down_valid(down_valid), .down(down), .old_max(old_max),
@@ -80,7 +72,7 @@ module fsa_array #(
         end else begin : higher
           assign down_in = row[r+1].column[c].up;
         end
-        fsa_pe #(.EE(EE), .EM(EM), .AE(AE), .AM(AM), .P(P)) pe (
+        fsa_pe pe (
             .clock(clock), .reset(reset), .control_in(control_in), .left_in(left_in),
             .up_in(up_in), .down_in(down_in), .control(control), .right_valid(right_valid),
             .right(right), .down_valid(down_valid), .down(down), .up_valid(up_valid), .up(up),

@@ -3,28 +3,24 @@
 // exp2 the word is the argument, the left carries slopes, the top intercepts.
 //
 // Data are read whether valid or not, and links hold them while nothing valid is sent.
-module fsa_pe #(
-    parameter int EE = 5,
-    parameter int EM = 10,
-    parameter int AE = 8,
-    parameter int AM = 23,
-    parameter int P = 8
-) (
-    input  logic           clock,
-    input  logic           reset,
-    input  logic [8:0]     control_in,   // the plan's control bits; move right, one column a cycle
-    input  logic [EE+EM:0] left_in,
-    input  logic [AE+AM:0] up_in,        // from above
-    input  logic [AE+AM:0] down_in,      // from below
-    output logic [8:0]     control,
-    output logic           right_valid,
-    output logic [EE+EM:0] right,
-    output logic           down_valid,   // to below
-    output logic [AE+AM:0] down,
-    output logic           up_valid,     // to above
-    output logic [AE+AM:0] up,
-    output logic [EE+EM:0] stationary,
-    output logic           exp2_done     // of pieces, the first hit counts
+`include "fsa_config.sv"
+
+module fsa_pe (
+    input  logic                        clock,
+    input  logic                        reset,
+    input  logic [8:0]                  control_in,  // the plan's bits; a column a cycle
+    input  logic [fsa_config::E-1:0]    left_in,
+    input  logic [fsa_config::A-1:0]    up_in,  // from above
+    input  logic [fsa_config::A-1:0]    down_in,  // from below
+    output logic [8:0]                  control,
+    output logic                        right_valid,
+    output logic [fsa_config::E-1:0]    right,
+    output logic                        down_valid,  // to below
+    output logic [fsa_config::A-1:0]    down,
+    output logic                        up_valid,  // to above
+    output logic [fsa_config::A-1:0]    up,
+    output logic [fsa_config::E-1:0]    stationary,
+    output logic                        exp2_done  // of pieces, the first hit counts
 );
   /* verilator no_inline_module */
   logic mac, acc_ui, load_reg_li, load_reg_ui, flow_lr, flow_ud, flow_du, update_reg, exp2;
@@ -32,9 +28,12 @@ module fsa_pe #(
       control_in;
 
   logic hit;
-  logic [AE+AM:0] sum;
-  logic [EE+EM:0] sum_element;
-  fsa_pe_mac #(.EE(EE), .EM(EM), .AE(AE), .AM(AM), .P(P)) arithmetic (
+  logic [fsa_config::A-1:0] sum;
+  logic [fsa_config::E-1:0] sum_element;
+  fsa_pe_mac #(
+      .EE(fsa_config::EE), .EM(fsa_config::EM), .AE(fsa_config::AE), .AM(fsa_config::AM),
+      .P(fsa_config::P)
+  ) arithmetic (
       .a(stationary), .b(left_in), .c(acc_ui ? up_in : down_in), .exp2(exp2), .out(sum),
       .out_element(sum_element), .hit(hit));
 
@@ -62,7 +61,7 @@ module fsa_pe #(
       up_valid <= sum_up || flow_du;
       if (sum_up || flow_du) up <= sum_up ? sum : down_in;
       if (load_reg_li) stationary <= left_in;
-      else if (load_reg_ui) stationary <= up_in[EE+EM:0];
+      else if (load_reg_ui) stationary <= up_in[fsa_config::E-1:0];
       else if (update_reg || (hit && !exp2_done)) stationary <= sum_element;
       exp2_done <= exp2 && (exp2_done || hit);
     end

@@ -1,4 +1,6 @@
 // Cuts a DMA instruction's rows contiguously over the ports, the remainder to the first ones.
+`include "fsa_config.sv"
+
 module fsa_dma_split #(
     parameter int PORTS = 4,     // a power of two
     parameter int ROW_BITS = 6   // of the SRAM's row number

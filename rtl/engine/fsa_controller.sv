@@ -1,5 +1,7 @@
 // Issues matrix instructions to slots in rotation and drives the array's borders from what is active
 // in any of them. Windows of different slots never drive one signal at once.
+`include "fsa_config.sv"
+
 module fsa_controller (
     input  logic                                clock,
     input  logic                                reset,

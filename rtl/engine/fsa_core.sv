@@ -1,5 +1,7 @@
 // The matrix engine: controller, scratchpad, array, accumulators and their memory. Instructions come
 // decoded from the queue; the DMA writes the scratchpad and reads the sums.
+`include "fsa_config.sv"
+
 module fsa_core (
     input  logic                     clock,
     input  logic                     reset,
@@ -118,11 +120,7 @@ module fsa_core (
     command_valid = active[fsa_config::SIGNAL_COMPARE_UPDATE] || command != 3'd0;
   end
   logic [C*A-1:0] array_out, sums;
-  fsa_array #(
-      .R(R), .C(C), .EE(fsa_config::EE), .EM(fsa_config::EM), .AE(fsa_config::AE),
-      .AM(fsa_config::AM), .P(fsa_config::P), .INTERCEPTS(fsa_config::STREAMED_INTERCEPTS),
-      .COMPAT(fsa_config::COMPAT)
-  ) array (
+  fsa_array array (
       .clock(clock), .reset(reset), .controls(controls), .lefts(lefts),
       .command_valid(command_valid), .command(command), .mask(mask), .sums(array_out),
       .elements(elements), .comparators(comparators));
@@ -169,11 +167,7 @@ module fsa_core (
   genvar c;
   generate
     for (c = 0; c < C; c = c + 1) begin : column
-      fsa_accumulator #(
-          .E(fsa_config::AE), .M(fsa_config::AM), .P(fsa_config::P),
-          .SLOPES(fsa_config::SLOPES), .INTERCEPTS(fsa_config::INTERCEPTS),
-          .SCALE(fsa_config::SCALE), .BITS(fsa_config::QUOTIENT_BITS)
-      ) accumulator (
+      fsa_accumulator accumulator (
           .clock(clock), .reset(reset), .valid(sum_valid), .command(sum_command),
           .array_in(sums[c*A+:A]), .sram_in(old_sums[c*A+:A]), .out(write_data[c*A+:A]),
           .scale(scales[c*A+:A]));

@@ -1,4 +1,6 @@
 // The whole accelerator: a stream of instruction words in, AXI memory ports out.
+`include "fsa_config.sv"
+
 module fsa_engine (
     input  logic        clock,
     input  logic        reset,

@@ -1,4 +1,6 @@
 // The fields of a matrix instruction that are numbers; rows are cut to the memories' sizes.
+`include "fsa_config.sv"
+
 module fsa_matrix_fields (
     input  logic [95:0]                      instruction,
     output logic [4:0]                       code,

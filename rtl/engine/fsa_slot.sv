@@ -1,5 +1,7 @@
 // One instruction in flight: its fields, its timer, and every signal whose window the timer is in.
 // Windows come from the plan's table in fsa_config, and from nowhere else.
+`include "fsa_config.sv"
+
 module fsa_slot (
     input  logic                                clock,
     input  logic                                reset,

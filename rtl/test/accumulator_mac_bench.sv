@@ -1,4 +1,6 @@
 // The accumulator's arithmetic with the generated table of its linear pieces.
+`include "fsa_config.sv"
+
 module accumulator_mac_bench (
     input  logic [31:0] a,
     input  logic [31:0] b,
