@@ -2,8 +2,8 @@
 //
 // One wide word holds the product at its right end and, AM + 4 binary places further left, the
 // addend, which is then shifted right to its weight. If it would have to go left, it stays: the
-// product is below its guard bits and only its being there counts. F fraction bits keep every bit of
-// an addend that the product can cancel.
+// product is below its guard bits and only its being there counts. F fraction bits keep every bit
+// of an addend that the product can cancel.
 //
 // The multiplicand `a` need not be normalised (fsa_split's fractions are not), as long as no bit of
 // c is more than F places below a_exponent + b_exponent.

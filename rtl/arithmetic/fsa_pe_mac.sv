@@ -3,8 +3,9 @@
 //
 // For exp2, b is a slope and c an intercept, which lies in (0.5, 1]: of its exponent only the last
 // bit is needed, so the others carry the piece's number and are put back here. `hit` says that the
-// piece on the wires is a's own. Sums of other slopes and intercepts than these are not exact
-// (fsa_fma), and nobody latches them.
+// piece on the wires is a's own. With other slopes and intercepts than these, which no program that
+// keeps the constants' way through the input delayer free can bring here, the sum is not exact
+// (fsa_fma) and its sign is lost: 2^a is positive.
 module fsa_pe_mac #(
     parameter int EE = 5,   // element
     parameter int EM = 10,

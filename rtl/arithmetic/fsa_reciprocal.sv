@@ -1,5 +1,6 @@
-// 1 / x, correctly rounded, BITS quotient bits a cycle. `start` is taken while idle; x must hold until
-// `done`, which comes LATENCY - 1 cycles after the cycle of the start and stands for one cycle.
+// 1 / x, correctly rounded, BITS quotient bits a cycle. `start` is taken while idle; x must hold
+// until `done`, which comes LATENCY - 1 cycles after the cycle of the start and stands for one
+// cycle.
 module fsa_reciprocal #(
     parameter int E = 8,
     parameter int M = 23,

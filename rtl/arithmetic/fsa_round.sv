@@ -1,9 +1,9 @@
 // One rounding, to nearest even, of an exact result whose tail is jammed into its last bit. What is
-// below the smallest normal number after rounding becomes a signed zero; a NaN is the positive quiet
-// one.
+// below the smallest normal number after rounding becomes a signed zero; a NaN is the positive
+// quiet one.
 module fsa_round #(
     parameter int X = 11,  // bits of the incoming exponent
-    parameter int I = 26,  // bits of the incoming mantissa: leading one, at least M + 1 more, sticky
+    parameter int I = 26,  // of the incoming mantissa: leading one, M + 1 or more, sticky
     parameter int E = 8,   // exponent bits of the result
     parameter int M = 23   // stored mantissa bits of the result; I >= M + 3
 ) (

@@ -1,6 +1,6 @@
 // x = whole + fraction with |fraction| < 1, both of x's sign, and the piece of exp2's piecewise
-// linear approximation: floor(|fraction| * P). From |x| = 2^E on (NaN and infinity among them) there
-// is no whole: `huge`, and the result of exp2 is zero.
+// linear approximation: floor(|fraction| * P). From |x| = 2^E on (NaN and infinity among them)
+// there is no whole: `huge`, and the result of exp2 is zero.
 //
 // The fraction is not normalised: after the whole is cut off, its leading bits may be zero. A
 // normaliser here would be a second one beside fsa_fma's.

@@ -1,5 +1,5 @@
-// The comparators and R x C processing elements. Rows take their control and left words at column 0;
-// comparators take theirs there too. A column's sums leave at the bottom.
+// The comparators and R x C processing elements. Rows take their control and left words at column
+// 0; comparators take theirs there too. A column's sums leave at the bottom.
 `include "fsa_config.sv"
 
 module fsa_array (

@@ -70,7 +70,8 @@ module fsa_cmp (
       if (valid_in && clear) begin
         old_max <= kLeast;
         new_max <= kLeast;
-      end else if (valid_in && (update || (send_max && fsa_config::COMPAT) || send_difference)) begin
+      end else if (valid_in
+                   && (update || (send_max && fsa_config::COMPAT) || send_difference)) begin
         new_max <= larger;
         if (send_difference) old_max <= larger;
       end

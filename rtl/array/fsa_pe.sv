@@ -1,6 +1,6 @@
 // A processing element. Its stationary word is multiplied by what comes from the left and added to
-// what comes from above (acc_ui) or from below; the sum goes on that way, or back into the word. For
-// exp2 the word is the argument, the left carries slopes, the top intercepts.
+// what comes from above (acc_ui) or from below; the sum goes on that way, or back into the word.
+// For exp2 the word is the argument, the left carries slopes, the top intercepts.
 //
 // Data are read whether valid or not, and links hold them while nothing valid is sent.
 `include "fsa_config.sv"

@@ -1,5 +1,5 @@
-// The DMA: loads into the scratchpad and stores of sums, each in its own queue, over PORTS AXI ports.
-// One burst a row, single ID, a whole row of the SRAM; rows must not cross 4 KiB.
+// The DMA: loads into the scratchpad and stores of sums, each in its own queue, over PORTS AXI
+// ports. One burst a row, single ID, a whole row of the SRAM; rows must not cross 4 KiB.
 `include "fsa_config.sv"
 
 module fsa_dma (

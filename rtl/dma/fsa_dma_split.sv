@@ -48,7 +48,8 @@ module fsa_dma_split #(
         assign address = base;
         assign row = base_row;
       end else begin : next
-        assign address = port[p-1].address + address_step + (9'(p - 1) < rest ? address_stride : '0);
+        assign address =
+            port[p-1].address + address_step + (9'(p - 1) < rest ? address_stride : '0);
         assign row = port[p-1].row + row_step + (9'(p - 1) < rest ? row_stride : '0);
       end
       assign rows[p*9+:9] = share + 9'(9'(p) < rest);

@@ -1,5 +1,5 @@
-// One port's stores: beats are read from the accumulators' memory into a short queue and sent; a job
-// is done when memory has answered its last row.
+// One port's stores: beats are read from the accumulators' memory into a short queue and sent; a
+// job is done when memory has answered its last row.
 module fsa_store_port #(
     parameter int ROW_BITS = 4,
     parameter int BEATS = 4,

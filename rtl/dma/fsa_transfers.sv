@@ -1,5 +1,6 @@
-// One direction of the DMA: instructions wait in order for their semaphore, go to all ports at once,
-// and let go of the semaphore when every port has finished. Ports finish in order, so transfers do.
+// One direction of the DMA: instructions wait in order for their semaphore, go to all ports at
+// once, and let go of the semaphore when every port has finished. Ports finish in order, so
+// transfers do.
 `include "fsa_config.sv"
 
 module fsa_transfers #(

@@ -1,11 +1,11 @@
-// Issues matrix instructions to slots in rotation and drives the array's borders from what is active
-// in any of them. Windows of different slots never drive one signal at once.
+// Issues matrix instructions to slots in rotation and drives the array's borders from what is
+// active in any of them. Windows of different slots never drive one signal at once.
 `include "fsa_config.sv"
 
 module fsa_controller (
     input  logic                                clock,
     input  logic                                reset,
-    input  logic                                valid,   // an instruction whose semaphores can be had
+    input  logic                                valid,  // its semaphores can be had
     input  logic [95:0]                         instruction,
     output logic                                ready,   // it issues, if valid
     output logic                                busy,

@@ -1,5 +1,5 @@
-// The matrix engine: controller, scratchpad, array, accumulators and their memory. Instructions come
-// decoded from the queue; the DMA writes the scratchpad and reads the sums.
+// The matrix engine: controller, scratchpad, array, accumulators and their memory. Instructions
+// come decoded from the queue; the DMA writes the scratchpad and reads the sums.
 `include "fsa_config.sv"
 
 module fsa_core (

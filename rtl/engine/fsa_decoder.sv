@@ -1,5 +1,5 @@
-// A word a cycle, in order: the last word of an instruction waits for room in its queue, a fence for
-// the engines that it names. An unknown kind stops the decoder for good.
+// A word a cycle, in order: the last word of an instruction waits for room in its queue, a fence
+// for the engines that it names. An unknown kind stops the decoder for good.
 `include "fsa_config.sv"
 
 module fsa_decoder (

@@ -1,5 +1,6 @@
-// 32 semaphores. One can be taken while it is free and holds the asked value; who releases it writes
-// a value. In a cycle the matrix engine takes first, then loads, then stores; releases come after.
+// 32 semaphores. One can be taken while it is free and holds the asked value; who releases it
+// writes a value. In a cycle the matrix engine takes first, then loads, then stores; releases come
+// after.
 module fsa_semaphores (
     input  logic       clock,
     input  logic       reset,

@@ -14,13 +14,13 @@
 #include <exception>
 #include <iostream>
 #include <map>
-#include <numbers>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "flashloom/core/error.h"
 #include "flashloom/systolic/isa/verilog_package.h"
+#include "flashloom/systolic/machine/machine_config.h"
 #include "flashloom/systolic/numeric/exp2.h"
 #include "flashloom/systolic/numeric/float_format.h"
 #include "flashloom/systolic/plan/plan.h"
@@ -30,22 +30,17 @@ namespace {
 
 constexpr int kQuotientBits = 2;  // of the divider, a cycle
 
-struct Configuration {
-  ArrayShape shape;
+MachineConfig parse(const std::vector<std::string>& arguments) {
+  MachineConfig config;
   int head_dim = 0;
-  int slots = 2;
-  int ports = 0;
   int compat = 0;
-  ArrayFormats formats;
-};
-
-Configuration parse(const std::vector<std::string>& arguments) {
-  Configuration configuration;
-  const std::map<std::string_view, int*> numbers = {
-      {"rows", &configuration.shape.rows},     {"columns", &configuration.shape.columns},
-      {"pieces", &configuration.shape.pieces}, {"head_dim", &configuration.head_dim},
-      {"slots", &configuration.slots},         {"ports", &configuration.ports},
-      {"compat", &configuration.compat}};
+  const std::map<std::string_view, int*> numbers = {{"rows", &config.shape.rows},
+                                                    {"columns", &config.shape.columns},
+                                                    {"pieces", &config.shape.pieces},
+                                                    {"slots", &config.controller.slots},
+                                                    {"ports", &config.dma.ports},
+                                                    {"head_dim", &head_dim},
+                                                    {"compat", &compat}};
   for (const std::string& argument : arguments) {
     const size_t equals = argument.find('=');
     const std::string name = argument.substr(0, equals);
@@ -53,38 +48,41 @@ Configuration parse(const std::vector<std::string>& arguments) {
     if (const auto found = numbers.find(name); found != numbers.end()) {
       const auto [end, fault] =
           std::from_chars(value.data(), value.data() + value.size(), *found->second);
-      if (fault != std::errc() || end != value.data() + value.size() || *found->second < 0) {
+      if (fault != std::errc() || end != value.data() + value.size()) {
         throw InvalidArgument("rtl_package", name, "a number", value);
       }
     } else if (name == "element") {
-      configuration.formats.element = parse_float_format(value);
+      config.formats.element = parse_float_format(value);
     } else if (name == "accumulator") {
-      configuration.formats.accumulator = parse_float_format(value);
+      config.formats.accumulator = parse_float_format(value);
     } else {
       throw InvalidArgument("rtl_package", "argument", "name=value as in the head of the source",
                             argument);
     }
   }
-  const ArrayShape& shape = configuration.shape;
-  const auto at_least = [](std::string_view name, int least, int value) {
-    if (value < least) {
-      throw InvalidArgument("rtl_package", name, fmt::format("{} or more", least),
-                            fmt::format("{}", value));
+  const int precision = config.formats.accumulator.fraction_bits + 3;
+  config.shape.divider_latency = (precision + kQuotientBits - 1) / kQuotientBits + 2;
+  config.compat = compat != 0;
+  if (head_dim != 0) {
+    config.softmax_scale = 1 / std::sqrt(static_cast<double>(head_dim));
+  }
+  check_machine(config);
+  // What the SystemVerilog asks for beyond the simulator.
+  const auto check = [](std::string_view name, bool good, std::string_view expected, int value) {
+    if (!good) {
+      throw InvalidArgument("rtl_package", name, expected, fmt::format("{}", value));
     }
   };
-  at_least("rows", 2, shape.rows);  // a wave needs a step
-  at_least("columns", 2, shape.columns);
-  at_least("pieces", 2, shape.pieces);  // the index of a piece would have no bit
-  at_least("slots", 2, configuration.slots);
-  if (configuration.head_dim == 0) {
-    configuration.head_dim = shape.rows;
-  }
-  if (configuration.ports == 0) {  // the published sizes
-    configuration.ports = shape.rows <= 8 ? 4 : shape.rows <= 64 ? 8 : 16;
-  }
-  const int precision = configuration.formats.accumulator.fraction_bits + 3;
-  configuration.shape.divider_latency = (precision + kQuotientBits - 1) / kQuotientBits + 2;
-  return configuration;
+  check("pieces", config.shape.pieces >= 2, "2 or more, else a piece has no number",
+        config.shape.pieces);
+  check("slots", config.controller.slots >= 2, "2 or more", config.controller.slots);
+  check("ports", std::has_single_bit(static_cast<unsigned>(config.port_count())), "a power of two",
+        config.port_count());
+  check("rows", config.spad_row_bytes() % config.beat_bytes() == 0,
+        "rows of the scratchpad that are whole beats", config.shape.rows);
+  check("columns", config.accumulator_row_bytes() % config.beat_bytes() == 0,
+        "rows of sums that are whole beats", config.shape.columns);
+  return config;
 }
 
 std::string upper(std::string_view name) {
@@ -112,9 +110,9 @@ int address_bits(int count) {
   return std::bit_width(static_cast<unsigned>(count) - 1);
 }
 
-void write_sizes(const Configuration& configuration) {
-  const ArrayShape& shape = configuration.shape;
-  const auto& [element, accumulator] = configuration.formats;
+void write_sizes(const MachineConfig& config) {
+  const ArrayShape& shape = config.shape;
+  const auto& [element, accumulator] = config.formats;
   number("R", shape.rows);
   number("C", shape.columns);
   number("P", shape.pieces);
@@ -127,36 +125,31 @@ void write_sizes(const Configuration& configuration) {
   number("A", accumulator.width());
   number("PIECE_BITS", address_bits(shape.pieces));
   number("QUOTIENT_BITS", kQuotientBits);
-  number("SLOTS", configuration.slots);
-  std::cout << fmt::format("  localparam bit COMPAT = 1'b{};\n", configuration.compat != 0 ? 1 : 0);
-  // Two tiles each of Q, K and Vᵀ; sums of the row and Oᵀ. A DMA port moves 64 bits or what it
-  // takes to move a row of sums in one cycle through all of them.
-  const int spad_rows = 2 * shape.columns + 4 * shape.rows;
-  const int beat = std::max(64, shape.rows * 32 / configuration.ports);
-  const int spad_beats = shape.rows * element.width() / beat;
-  const int sums_beats = shape.columns * accumulator.width() / beat;
-  number("SPAD_ROWS", spad_rows);
-  number("SPAD_BITS", address_bits(spad_rows));
+  number("SLOTS", config.controller.slots);
+  std::cout << fmt::format("  localparam bit COMPAT = 1'b{};\n", config.compat ? 1 : 0);
+  const int spad_beats = config.spad_row_bytes() / config.beat_bytes();
+  const int sums_beats = config.accumulator_row_bytes() / config.beat_bytes();
+  number("SPAD_ROWS", config.spad_row_count());
+  number("SPAD_BITS", address_bits(config.spad_row_count()));
   number("SPAD_BEAT_BITS", std::max(1, address_bits(spad_beats)));
-  number("SUMS_ROWS", shape.rows + 1);
-  number("SUMS_BITS", address_bits(shape.rows + 1));
+  number("SUMS_ROWS", config.accumulator_row_count());
+  number("SUMS_BITS", address_bits(config.accumulator_row_count()));
   number("SUMS_BEAT_BITS", std::max(1, address_bits(sums_beats)));
   number("SPAD_BEATS", spad_beats);
   number("SUMS_BEATS", sums_beats);
-  number("PORTS", configuration.ports);
-  number("BEAT", beat);
-  // Entries of the queues, and rows under way on a port; the published sizes.
-  number("MATRIX_QUEUE", 8);
-  number("LOAD_QUEUE", 16);
-  number("STORE_QUEUE", 8);
-  number("OUTSTANDING", 16);
+  number("PORTS", config.port_count());
+  number("BEAT", 8 * config.beat_bytes());
+  number("MATRIX_QUEUE", config.controller.matrix_queue);
+  number("LOAD_QUEUE", config.dma.load_queue);
+  number("STORE_QUEUE", config.dma.store_queue);
+  number("OUTSTANDING", config.dma.outstanding);
   // Bits of fsa_array's outputs for benches.
   number("PE_STATE", kControlBits + 2 * element.width() + 2 * accumulator.width() + 4);
   number("CMP_STATE", 1 + 3 + 9 + 1 + 3 * accumulator.width() + address_bits(shape.pieces));
 }
 
-void write_plan(const Configuration& configuration) {
-  const ArrayShape& shape = configuration.shape;
+void write_plan(const MachineConfig& config) {
+  const ArrayShape& shape = config.shape;
   number("SIGNALS", kSignalCount);
   number("SIGNAL_BITS", address_bits(kSignalCount));
   number("CONTROL_BITS", kControlBits);
@@ -209,9 +202,9 @@ void write_plan(const Configuration& configuration) {
 
 // Pieces from zero on: slopes stream from the left, tagged intercepts from above; accumulators keep
 // a table of their own.
-void write_arithmetic(const Configuration& configuration) {
-  const auto& [element, accumulator] = configuration.formats;
-  const int pieces = configuration.shape.pieces;
+void write_arithmetic(const MachineConfig& config) {
+  const auto& [element, accumulator] = config.formats;
+  const int pieces = config.shape.pieces;
   const Exp2Table streamed = exp2_table(element, accumulator, pieces);
   std::vector<uint32_t> tagged;
   tagged.reserve(streamed.intercepts.size());
@@ -224,21 +217,20 @@ void write_arithmetic(const Configuration& configuration) {
   const Exp2Table local = exp2_table(accumulator, accumulator, pieces);
   words("SLOPES", accumulator.width(), local.slopes);
   words("INTERCEPTS", accumulator.width(), local.intercepts);
-  const double scale = std::numbers::log2e / std::sqrt(configuration.head_dim);
   words("ELEMENT_ONE", element.width(), {element.one()});
-  words("STREAMED_SCALE", element.width(), {round_double(element, scale)});
-  words("SCALE", accumulator.width(), {round_double(accumulator, scale)});
+  words("STREAMED_SCALE", element.width(), {config.element_scale_bits()});
+  words("SCALE", accumulator.width(), {config.accumulator_scale_bits()});
 }
 
-void write(const Configuration& configuration) {
+void write(const MachineConfig& config) {
   // Files that use the package include it. Not every bench uses all constants.
   std::cout << "// Generated by rtl_package.\n`ifndef FSA_CONFIG_SV\n`define FSA_CONFIG_SV\n"
                "/* verilator lint_off UNUSED */\npackage fsa_config;\n";
-  write_sizes(configuration);
+  write_sizes(config);
   std::cout << verilog_constants();
   std::cout << "/* verilator lint_off UNUSED */\n";
-  write_plan(configuration);
-  write_arithmetic(configuration);
+  write_plan(config);
+  write_arithmetic(config);
   std::cout << "endpackage\n/* verilator lint_on UNUSED */\n`endif\n";
 }
 

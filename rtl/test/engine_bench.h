@@ -42,8 +42,7 @@ struct BenchOptions {
 template <typename Model>
 class EngineBench {
  public:
-  explicit EngineBench(const systolic::MachineConfig& config)
-      : config_(config), model_(std::make_unique<Model>()) {}
+  explicit EngineBench(const systolic::MachineConfig& config) : config_(config) {}
 
   EngineTrace run(const std::vector<uint32_t>& words, systolic::MainMemory& memory,
                   const BenchOptions& options) {
@@ -57,6 +56,7 @@ class EngineBench {
     }
     std::mt19937_64 random(options.memory.seed);
     std::uniform_real_distribution<double> chance(0, 1);
+    model_ = std::make_unique<Model>();  // memories start as zeros, as the simulator's do
     reset();
     EngineTrace trace;
     size_t next_word = 0;

@@ -159,6 +159,13 @@ RandomProgram random_instructions(const systolic::MachineConfig& config, std::mt
     instruction[Field::reverse_in] = below(random, 2);
     instruction[Field::reverse_out] = below(random, 2);
     instruction[Field::delay] = below(random, 2);
+    if (systolic::planned_as(previous) == Function::score &&
+        instruction[Field::wait_previous] == 0) {
+      // The score's last constants are still on their way down the rows: other selects of the input
+      // delayer would tear them apart, and exp2 is not defined for what came out.
+      instruction[Field::reverse_out] = 0;
+      instruction[Field::delay] = 1;
+    }
     instruction[Field::zero] = below(random, 2);
     instruction[Field::causal] = rows == columns ? below(random, 2) : 0;
     if (function == Function::score_limit) {
