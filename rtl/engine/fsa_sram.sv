@@ -58,12 +58,15 @@ module fsa_sram #(
 
   logic [2*BITS-1:0] outputs;  // of the banks
   assign read_data = read_bank ? outputs[BITS+:BITS] : outputs[0+:BITS];
-  always_comb begin
-    for (int p = 0; p < PORTS; p = p + 1) begin
-      port_read_data[p*BEAT+:BEAT] =
-          outputs[int'(port_bank[p])*BITS+int'(port_read_beat[p*BEAT_BITS+:BEAT_BITS])*BEAT+:BEAT];
+  genvar port;
+  generate
+    for (port = 0; port < PORTS; port = port + 1) begin : reader
+      logic [BITS-1:0] row;
+      assign row = port_bank[port] ? outputs[BITS+:BITS] : outputs[0+:BITS];
+      assign port_read_data[port*BEAT+:BEAT] =
+          row[port_read_beat[port*BEAT_BITS+:BEAT_BITS]*BEAT+:BEAT];
     end
-  end
+  endgenerate
 
   genvar bank, beat;
   generate
