@@ -170,6 +170,7 @@ int run(const Options& options) {
   }
   if (!options.sweep.empty()) {
     std::vector<SweepAxis> axes;
+    axes.reserve(options.sweep.size());
     for (const std::string& text : options.sweep) {
       axes.push_back(parse_axis(text));
     }
@@ -221,6 +222,7 @@ Command simulate_command() {
   auto options = std::make_shared<Options>();
   std::vector<Flag> flags = options->flags.flags();
   std::vector<std::string> distributions;
+  distributions.reserve(systolic::kDistributionCount);
   for (int i = 0; i < systolic::kDistributionCount; ++i) {
     distributions.emplace_back(systolic::distribution_name(static_cast<systolic::Distribution>(i)));
   }

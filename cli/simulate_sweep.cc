@@ -157,6 +157,7 @@ void run_sweep(const systolic::MachineConfig& machine, const systolic::Attention
     line.points.emplace_back(x, utilisation);
   }
   std::vector<systolic::PlotSeries> lines;
+  lines.reserve(series.size());
   for (auto& [label, line] : series) {
     lines.push_back(std::move(line));
   }

@@ -54,32 +54,33 @@ const FieldFormat* find_field(Kind kind, std::string_view name) {
   return nullptr;
 }
 
+[[noreturn]] void fail(int line, std::string_view expected, std::string_view actual) {
+  throw InvalidArgument("systolic", fmt::format("line {}", line), expected, actual);
+}
+
 Instruction parse_line(std::span<const std::string_view> words, int line) {
-  const auto fail = [&](std::string_view expected, std::string_view actual) {
-    throw InvalidArgument("systolic", fmt::format("line {}", line), expected, actual);
-  };
   std::optional<Instruction> instruction = parse_mnemonic(words[0]);
   if (!instruction) {
-    fail("a mnemonic such as score, load or fence", words[0]);
+    fail(line, "a mnemonic such as score, load or fence", words[0]);
   }
   for (const std::string_view word : words.subspan(1)) {
     const size_t equals = word.find('=');
     const FieldFormat* format = find_field(instruction->kind, word.substr(0, equals));
     if (equals == std::string_view::npos || format == nullptr) {
-      fail(fmt::format("field=value with a field of {}", words[0]), word);
+      fail(line, fmt::format("field=value with a field of {}", words[0]), word);
     }
     const std::string_view digits = word.substr(equals + 1);
     int64_t value = 0;
     const auto [end, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
     if (error != std::errc() || end != digits.data() + digits.size()) {
-      fail("an integer", word);
+      fail(line, "an integer", word);
     }
     (*instruction)[format->field] = value;
   }
   try {
     encode(*instruction);
   } catch (const InvalidArgument& error) {
-    fail("an instruction that can be encoded", error.what());
+    fail(line, "an instruction that can be encoded", error.what());
   }
   return *instruction;
 }

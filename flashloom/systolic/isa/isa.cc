@@ -10,7 +10,6 @@
 namespace flashloom::systolic {
 namespace {
 
-constexpr int kTypeHigh = 31;
 constexpr int kTypeLow = 29;
 
 constexpr FieldFormat field(Kind kind, Field id, std::string_view name, FieldPart part,
@@ -179,8 +178,9 @@ Instruction decode(std::span<const uint32_t> words) {
       stored |= uint64_t{(words[part.word] >> part.low) & part_mask(part)} << part.low_bit_of_value;
     }
     auto value = static_cast<int64_t>(stored);
-    if (format.is_signed && (stored >> (format.bits() - 1)) != 0) {
-      value -= int64_t{1} << format.bits();
+    const int bits = format.bits();
+    if (format.is_signed && bits > 0 && (stored >> (bits - 1)) != 0) {
+      value -= int64_t{1} << bits;
     }
     instruction[format.field] = value + format.bias;
   }
