@@ -203,14 +203,14 @@ void decode_row(const std::byte* row, int64_t first, int64_t count, float* out) 
 
 template <class Block>
 const BlockFormat* format_of(GgmlType type) {
-  static const BlockFormat kFormat = {
+  static const BlockFormat format = {
       .name = find_ggml_type(static_cast<uint32_t>(type))->name,
       .block_elements = Block::kElements,
       .block_bytes = Block::kBytes,
       .group_elements = kGroup,
       .decode = decode_row<Block>,
   };
-  return &kFormat;
+  return &format;
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 #include "flashloom/train/export.h"
 
+#include <fmt/format.h>
+
 #include <vector>
 
 #include "flashloom/core/error.h"
@@ -27,7 +29,7 @@ DType parse_float_dtype(std::string_view name) {
 
 void save_tokenizer(const std::string& directory, const Tokenizer& tokenizer) {
   for (const auto& [name, content] : tokenizer.files()) {
-    write_file_atomically(directory + "/" + name, content);
+    write_file_atomically(fmt::format("{}/{}", directory, name), content);
   }
 }
 

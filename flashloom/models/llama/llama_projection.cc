@@ -1,5 +1,7 @@
 #include "flashloom/models/llama/llama_projection.h"
 
+#include <algorithm>
+
 #include "flashloom/ops/gemv/gemv.h"
 #include "flashloom/ops/linear/linear.h"
 #include "flashloom/ops/lora_linear/lora_linear.h"
@@ -27,7 +29,8 @@ bool adds_bias(const LlamaLayer& layer, LlamaGroup group) {
 Projections projections_of(const LlamaLayer& layer, LlamaGroup group) {
   Projections result;
   const auto [first, end] = llama_group_range(group);
-  for (size_t i = first; i < end; ++i) {
+  // The analyzer does not see that no group is larger than the largest.
+  for (size_t i = first; i < std::min(end, first + kLargestGroup); ++i) {
     LoraProjection& projection = result.items[result.count++];
     projection.weight = layer.weights.linear[i];
     projection.blocks = layer.weights.blocks[i];
