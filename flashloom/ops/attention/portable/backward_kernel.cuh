@@ -2,7 +2,7 @@
 
 #include "flashloom/cuda/ptx/cp_async.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
-#include "flashloom/ops/attention/portable/pairs.cuh"
+#include "flashloom/ops/attention/portable/backward_scores.cuh"
 
 // The backward pass in two launches of one kernel, without atomics, so that its bits never change:
 //
@@ -16,86 +16,10 @@
 
 namespace flashloom::portable {
 
-/// Which results a launch makes.
-enum class Side { queries, keys };
-
-template <class Element, int kHeadDim, int kWarpCount, int kInnerRows>
-struct BackwardShape {
-  using T = Element;
-  static constexpr int kDim = kHeadDim;
-  static constexpr int kWarps = kWarpCount;
-  static constexpr int kThreads = 32 * kWarps;
-  static constexpr int kOuter = 16 * kWarps;
-  static constexpr int kInner = kInnerRows;
-  static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(T));
-  // dK and dV together do not fit the registers of wide rows, nor beside the split factors of f32:
-  // blocks of their own make each.
-  static constexpr bool kSplit = kRowBytes > 256 || sizeof(T) == 4;
-  static constexpr int kStages = kSplit ? 1 : 2;  // buffers of inner tiles
-  static constexpr int kTileBytes = (2 * kOuter + 2 * kStages * kInner) * kRowBytes;
-
-  struct Stage {
-    float log_sum[kInner], delta[kInner];  // of inner queries
-    float entropy[kInner], dentropy[kInner];
-  };
-
-  struct Shared {
-    SharedWalk walk;
-    HeadRows x1, x2, y1, y2;
-    Stage stages[kStages];
-  };
-
-  static constexpr int kSharedBytes = kTileBytes + static_cast<int>(sizeof(Shared));
-  static_assert(kSharedBytes <= kLeastSharedMemory);
-};
-
-/// Numbers of a query row that the backward pass needs, by (head, row of all sequences).
-struct QueryNumbers {
-  float* log_sum = nullptr;  // lse in base 2; +inf for rows without a key, so that P is 0
-  float* delta = nullptr;    // sum dO o out - dlse
-  float* entropy = nullptr;  // null unless there is a gradient of the entropy
-  float* dentropy = nullptr;
-  int64_t rows = 0;  // a head
-
-  __device__ __forceinline__ int64_t at(int32_t head, int32_t first_row) const {
-    return head * rows + first_row;
-  }
-};
-
-struct BackwardParams {
-  Problem problem;
-  RowsView out, dout, dq, dk, dv;
-  RowsView lse, entropy, dlse, dentropy;
-  QueryNumbers numbers;
-  float entropy_order = 1;
-  bool accumulate = false;
-  int32_t tiles = 0;  // outer tiles, a (sequence, head)
-};
-
-/// First row of a sequence among all rows of a head.
-__device__ __forceinline__ int32_t first_of_all(const Problem& problem, const SequenceRows& lengths,
-                                                int32_t sequence) {
-  return problem.source.cu_query != nullptr ? lengths.query_first
-                                            : sequence * problem.source.max_query;
-}
-
-/// The entropy's part of dS; `distance` is score - lse in base 2.
-__device__ __forceinline__ float entropy_gradient(float p, float distance, float entropy,
-                                                  float dentropy, float order) {
-  if (dentropy == 0) {
-    return 0;
-  }
-  const float natural = distance * kLn2;
-  return order == 1
-             ? -p * dentropy * (natural + entropy)
-             : dentropy * order / (1 - order) * (expf(order * natural - (1 - order) * entropy) - p);
-}
-
 template <class Shape, Side kSide>
 class BackwardBlock {
  public:
   using T = typename Shape::T;
-  using Stage = typename Shape::Stage;
   static constexpr int kTiles = Shape::kInner / 8;
   static constexpr int kDim = Shape::kDim;
   static constexpr bool kKeys = kSide == Side::keys;
@@ -108,7 +32,8 @@ class BackwardBlock {
         x2_(x1_ + Shape::kOuter * Shape::kRowBytes),
         inner_(x2_ + Shape::kOuter * Shape::kRowBytes),
         lane_(threadIdx.x % 32),
-        warp_(threadIdx.x / 32) {
+        warp_(threadIdx.x / 32),
+        scores_(params, shared_) {
     const GeometrySource& source = params.problem.source;
     const int32_t heads = kKeys ? source.key_heads : source.heads;
     const int32_t of_head = static_cast<int32_t>(blockIdx.x) / params.tiles;
@@ -150,6 +75,8 @@ class BackwardBlock {
         shared_.y2 = side_rows(!kKeys, true);
       }
       __syncthreads();
+      scores_.start(sequence_, query_head_, first_of_all(problem, lengths_, sequence_),
+                    inner_size_);
       walk_inner(loaded);
     }
     finish();
@@ -208,26 +135,6 @@ class BackwardBlock {
                                                        params_.problem.value_dim);
   }
 
-  // Of inner queries.
-  __device__ __forceinline__ void load_numbers(const Step& step, int stage) const {
-    if constexpr (kKeys) {
-      Stage& numbers = shared_.stages[stage];
-      const int32_t rows = inner_rows(step);
-      const int64_t at =
-          params_.numbers.at(query_head_, first_of_all(params_.problem, lengths_, sequence_)) +
-          step.tile * inner_size_;
-      for (int i = static_cast<int>(threadIdx.x); i < Shape::kInner; i += Shape::kThreads) {
-        const bool exists = i < rows;
-        numbers.log_sum[i] = exists ? params_.numbers.log_sum[at + i] : infinity();
-        numbers.delta[i] = exists ? params_.numbers.delta[at + i] : 0;
-        if (params_.numbers.entropy != nullptr) {
-          numbers.entropy[i] = exists ? params_.numbers.entropy[at + i] : 0;
-          numbers.dentropy[i] = exists ? params_.numbers.dentropy[at + i] : 0;
-        }
-      }
-    }
-  }
-
   __device__ __forceinline__ void walk_inner(bool& loaded) {
     Walk steps(shared_.walk);
     Step next = {};
@@ -237,7 +144,7 @@ class BackwardBlock {
     }
     const ThreadPairs pairs(geometry(), first_, outer_size_, warp_, lane_);
     if constexpr (!kKeys) {
-      load_row_numbers(pairs);
+      scores_.load_row_numbers(pairs);
     }
     if (!loaded) {
       load_outer();
@@ -256,7 +163,7 @@ class BackwardBlock {
     const auto load = [&](const Step& step, int stage) {
       load_y1(step, stage);
       load_y2(step, stage);
-      load_numbers(step, stage);
+      scores_.load_numbers(step, stage);
     };
     load(next, 0);
     cuda::cp_async_commit();
@@ -277,7 +184,7 @@ class BackwardBlock {
                                       lane_);
       multiply_along<T, kDim, kTiles>(ds, x2_, warp_ * 16, y2(stage), params_.problem.value_dim,
                                       lane_);
-      differentiate_tile(p, ds, pairs, step, stage);
+      scores_.differentiate_tile(p, ds, pairs, step, stage);
       if constexpr (kTwoSums) {
         multiply_down<T, kDim, kTiles>(value_sums_, p, y2(stage), params_.problem.value_dim, lane_);
       }
@@ -308,7 +215,7 @@ class BackwardBlock {
       } else {
         load_y1(step, 0);
       }
-      load_numbers(step, 0);
+      scores_.load_numbers(step, 0);
       cuda::cp_async_commit();
     };
     load_first(next);
@@ -334,7 +241,7 @@ class BackwardBlock {
       if (!values) {
         multiply_along<T, kDim, kTiles>(p, x1_, warp_ * 16, y1(0), problem.head_dim, lane_);
       }
-      differentiate_tile(p, ds, pairs, step, 0);
+      scores_.differentiate_tile(p, ds, pairs, step, 0);
       if (values) {
 #pragma unroll
         for (int n = 0; n < kTiles; ++n) {
@@ -351,117 +258,6 @@ class BackwardBlock {
       if (more) {
         load_second(next);
       }
-    }
-  }
-
-  __device__ __forceinline__ void load_row_numbers(const ThreadPairs& pairs) {
-    const int64_t at =
-        params_.numbers.at(query_head_, first_of_all(params_.problem, lengths_, sequence_));
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int32_t row = pairs.row(r);
-      log_sum_[r] = row >= 0 ? params_.numbers.log_sum[at + row] : infinity();
-      delta_[r] = row >= 0 ? params_.numbers.delta[at + row] : 0;
-      if (params_.numbers.entropy != nullptr) {
-        entropy_[r] = row >= 0 ? params_.numbers.entropy[at + row] : 0;
-        dentropy_[r] = row >= 0 ? params_.numbers.dentropy[at + row] : 0;
-      }
-    }
-  }
-
-  // From S and dP to P and dS.
-  __device__ __forceinline__ void differentiate_tile(float (&p)[kTiles][4], float (&ds)[kTiles][4],
-                                                     const ThreadPairs& pairs, const Step& step,
-                                                     int stage) const {
-    const ScoreRule& rule = params_.problem.score;
-    const int32_t first = step.tile * inner_size_;
-    const int32_t rows = inner_rows(step);
-    if (needs_pairs(rule, geometry(), step) || rule.dropout || params_.numbers.entropy != nullptr) {
-      differentiate_pairs(p, ds, pairs, step, stage, first, rows);
-    } else {
-      differentiate(p, ds, pairs, step, stage, first, rows);
-    }
-  }
-
-  // Nothing but the scale, a window and the ends.
-  __device__ __forceinline__ void differentiate(float (&p)[kTiles][4], float (&ds)[kTiles][4],
-                                                const ThreadPairs& pairs, const Step& step,
-                                                int stage, int64_t first, int32_t rows) const {
-    const float scale = params_.problem.score.scale * kLog2E;
-    constexpr uint32_t kInnerBounds = kKeys ? kRunRowBounds : kRunBounds;
-    if ((step.flags & (kInnerBounds | kRunPositions)) != 0 || rows < Shape::kInner) {
-      pairs.hide_outside(p, geometry(), first, rows, (step.flags & kRunPositions) != 0,
-                         scale < 0 ? infinity() : -infinity());
-    }
-    const Stage& numbers = shared_.stages[stage];
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int c = pairs.column(n, e);
-        const float log_sum = kKeys ? numbers.log_sum[c] : log_sum_[e / 2];
-        const float delta = kKeys ? numbers.delta[c] : delta_[e / 2];
-        p[n][e] = cuda::exp2_fast(p[n][e] * scale - log_sum);
-        ds[n][e] = p[n][e] * (ds[n][e] - delta);
-      }
-    }
-  }
-
-  // The rare rules, one pair after the other (as in the forward pass).
-  __device__ __forceinline__ void differentiate_pairs(float (&p)[kTiles][4], float (&ds)[kTiles][4],
-                                                      const ThreadPairs& pairs, const Step& step,
-                                                      int stage, int64_t first,
-                                                      int32_t rows) const {
-    const Problem& problem = params_.problem;
-    const HeadScore rule = head_score(problem.score, sequence_, query_head_);
-    const Stage& numbers = shared_.stages[stage];
-    // Without a description of the tile (entropy alone), positions are not asked for.
-    const bool described = needs_pairs(problem.score, geometry(), step) || problem.score.dropout;
-    if (!described && ((step.flags & kRunPositions) != 0 || rows < Shape::kInner)) {
-      pairs.hide_outside(p, geometry(), first, rows, (step.flags & kRunPositions) != 0,
-                         rule.scale < 0 ? infinity() : -infinity());
-    }
-    float values[4 * kTiles];
-    float gradients[4 * kTiles];
-#pragma unroll
-    for (int i = 0; i < 4 * kTiles; ++i) {
-      values[i] = p[i / 4][i % 4];
-      gradients[i] = ds[i / 4][i % 4];
-    }
-#pragma unroll 1
-    for (int i = 0; i < 4 * kTiles; ++i) {
-      const int r = i / 2 % 2;
-      const int c = pairs.column(i / 4, i);
-      float score = values[i] * (rule.scale * kLog2E);
-      float slope = 1;
-      float factor = 1;
-      if (described) {
-        const Pair pair(geometry(), step, problem.partial_count, pairs.row(r), first, rows, c);
-        score = -infinity();
-        if (pair.visible) {
-          score = final_score(rule, values[i], pair.query, pair.key,
-                              pair.key_position - pair.query_position, slope);
-          factor = rule.dropout ? dropout_factor(rule, pair.query_position, pair.key_position) : 1;
-        }
-      }
-      const float distance = score - (kKeys    ? numbers.log_sum[c]
-                                      : r == 0 ? log_sum_[0]
-                                               : log_sum_[1]);
-      const float delta = kKeys ? numbers.delta[c] : r == 0 ? delta_[0] : delta_[1];
-      const float weight = cuda::exp2_fast(distance);
-      float gradient = weight * (factor * gradients[i] - delta);
-      if (params_.numbers.entropy != nullptr && distance > -infinity()) {
-        const float entropy = kKeys ? numbers.entropy[c] : r == 0 ? entropy_[0] : entropy_[1];
-        const float dentropy = kKeys ? numbers.dentropy[c] : r == 0 ? dentropy_[0] : dentropy_[1];
-        gradient += entropy_gradient(weight, distance, entropy, dentropy, params_.entropy_order);
-      }
-      values[i] = weight * factor;
-      gradients[i] = gradient * slope;
-    }
-#pragma unroll
-    for (int i = 0; i < 4 * kTiles; ++i) {
-      p[i / 4][i % 4] = values[i];
-      ds[i / 4][i % 4] = gradients[i];
     }
   }
 
@@ -515,9 +311,9 @@ class BackwardBlock {
   int32_t outer_size_, inner_size_, first_;
   SequenceRows lengths_;
   bool wants_values_, wants_scores_;
-  float sums_[kDim / 8][4];                                 // dQ or dK (dV in blocks of its own)
-  float value_sums_[kTwoSums ? kDim / 8 : 1][4];            // dV
-  float log_sum_[2], delta_[2], entropy_[2], dentropy_[2];  // of outer queries
+  BackwardScores<Shape, kSide> scores_;
+  float sums_[kDim / 8][4];                       // dQ or dK (dV in blocks of its own)
+  float value_sums_[kTwoSums ? kDim / 8 : 1][4];  // dV
 };
 
 template <class Shape, Side kSide>
