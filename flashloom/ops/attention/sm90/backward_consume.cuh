@@ -59,7 +59,7 @@ struct BackwardConsumer {
           unpack2<T>(weights[at / 2], p[0], p[1]);
         }
         float x = dp[at], y = dp[at + 1];
-        if constexpr (Shape::kGeneral) {
+        if constexpr (Shape::kAdjusts) {
           float slope[2];
           unpack2<__half>(slopes[at / 2], slope[0], slope[1]);
           p[0] *= slope[0];
@@ -107,19 +107,28 @@ struct BackwardConsumer {
   static __device__ __forceinline__ void add(float* sum, const float (&dq)[kSums],
                                              BackwardBarriers<Shape>& barriers, int32_t group,
                                              bool turns, uint32_t step, uint32_t lane) {
+    // Of 96 columns the second warpgroup has half as many as the first.
+    const int vectors = kDim == 96 && group == 1 ? kSums / 8 : kSums / 4;
+    bool first = false;
     if (turns) {
       cuda::mbarrier_wait(&barriers.turn[group][step % 2], step / 2 % 2, {"a consumer", "turn"});
+      first = barriers.first[group][step % 2];
     }
-    constexpr int kShared = kDim == 96 ? 4 : kSums / 4;  // groups of 8 columns both warpgroups have
+    if (first) {  // the sums hold anything
 #pragma unroll
-    for (int i = 0; i < kShared; ++i) {
-      cuda::reduce_add_f32x4(sum + 512 * i, dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
-    }
-    if (kShared < kSums / 4 && group == 0) {
+      for (int i = 0; i < kSums / 4; ++i) {
+        if (i < vectors) {
+          *reinterpret_cast<float4*>(sum + 512 * i) =
+              make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
+        }
+      }
+    } else {
 #pragma unroll
-      for (int i = kShared; i < kSums / 4; ++i) {
-        cuda::reduce_add_f32x4(sum + 512 * i, dq[4 * i], dq[4 * i + 1], dq[4 * i + 2],
-                               dq[4 * i + 3]);
+      for (int i = 0; i < kSums / 4; ++i) {
+        if (i < vectors) {
+          cuda::reduce_add_f32x4(sum + 512 * i, dq[4 * i], dq[4 * i + 1], dq[4 * i + 2],
+                                 dq[4 * i + 3]);
+        }
       }
     }
     if (turns) {
@@ -151,7 +160,7 @@ struct BackwardConsumer {
     if (more) {
       mbarrier_wait(&barriers.k_full, 0, {"a consumer", "k_full"});
       mbarrier_wait(&barriers.v_full, 0, {"a consumer", "v_full"});
-      if constexpr (Shape::kGeneral) {
+      if constexpr (Shape::kLists) {
         mbarrier_wait(&barriers.q_full[0], 0, {"a consumer", "q_full"});
         more = barriers.steps[0].t >= 0;
       } else {
@@ -192,7 +201,7 @@ struct BackwardConsumer {
       uint32_t buffer_index = 0;
 
       auto step_at = [&](uint32_t stage) -> BackwardStep {
-        return Shape::kGeneral ? barriers.steps[stage] : walk;
+        return Shape::kLists ? barriers.steps[stage] : walk;
       };
       auto sum_of = [&](const BackwardStep& at) {
         const int64_t first =
@@ -206,6 +215,9 @@ struct BackwardConsumer {
         }
       };
       auto release = [&](uint32_t stage) {
+        if constexpr (Shape::kLists) {
+          __syncwarp();  // all lanes have read the step
+        }
         if (lane == 0) {
           mbarrier_arrive(&barriers.q_empty[stage]);
           mbarrier_arrive(&barriers.dout_empty[stage]);
@@ -230,14 +242,14 @@ struct BackwardConsumer {
         const float* delta = shared.delta(stage) + 2 * (lane % 4);
         wgmma_wait<0>();
         wgmma_hold(scores);
-        if constexpr (!Shape::kGeneral) {
+        if constexpr (!Shape::kAdjusts) {
           wait_for(&barriers.dout_full[stage], shared.dout(stage), t);
           wgmma_hold(dp);
           wgmma_fence();
           issue_scores(dp, own_v, shared_address(shared.dout(stage)));
         }
         float factor = scale_log2;
-        if constexpr (Shape::kGeneral) {
+        if constexpr (Shape::kAdjusts) {
           const BackwardScore& score = params.score;
           const float alibi = score.slopes != nullptr
                                   ? score.slopes[work.batch * score.slope_batch +
@@ -251,13 +263,20 @@ struct BackwardConsumer {
           if (score.exclude_self) {
             hide_self(scores, distance);
           }
+        }
+        if constexpr (Shape::kLists) {
           if (const int32_t partial = step_at(stage).partial; partial >= 0) {
-            const uint32_t visible =
-                kept_by_block(params.blocks, partial, query % params.blocks.queries,
-                              own_key % params.blocks.keys);
+            const int32_t query = t * kQueries + 2 * static_cast<int32_t>(lane % 4);
 #pragma unroll
-            for (int i = 0; i < kScores; ++i) {
-              scores[i] = (visible >> i & 1) != 0 ? scores[i] : -INFINITY;
+            for (int part = 0; part < kScores / 32; ++part) {
+              const uint32_t visible =
+                  kept_by_block(params.blocks, partial, (query + 64 * part) % params.blocks.queries,
+                                own_key % params.blocks.keys);
+#pragma unroll
+              for (int i = 0; i < 32; ++i) {
+                float& score = scores[32 * part + i];
+                score = (visible >> i & 1) != 0 ? score : -INFINITY;
+              }
             }
           }
         }
@@ -265,7 +284,7 @@ struct BackwardConsumer {
           hide_queries(scores, sequence, own_key, t * kQueries, lane);
         }
         exponentials<T>(scores, weights, factor, lse);
-        if constexpr (Shape::kGeneral) {
+        if constexpr (Shape::kAdjusts) {
           wait_for(&barriers.dout_full[stage], shared.dout(stage), t);
           uint32_t dropped[kScores / 2];
           if (params.score.seed != nullptr) {
@@ -301,7 +320,7 @@ struct BackwardConsumer {
         }
         wgmma_hold(dp);
         float keep = params.score.keep;
-        if constexpr (Shape::kGeneral) {
+        if constexpr (Shape::kAdjusts) {
           if (params.dentropy != nullptr) {
             add_entropy(dp, weights, shared.dentropy(stage) + 2 * (lane % 4), kept, keep);
             kept = 0xffffffffu;
@@ -324,14 +343,14 @@ struct BackwardConsumer {
         wgmma_wait<1>();
         wgmma_hold(dk);
         wgmma_hold(dv);
-        if constexpr (!Shape::kGeneral) {
+        if constexpr (!Shape::kAdjusts) {
           wgmma_hold(weights);
         }
         wgmma_hold(ds);
         float* sum = sum_of(step_at(stage));
         release(stage);
         place.advance();
-        if constexpr (Shape::kGeneral) {
+        if constexpr (Shape::kLists) {
           mbarrier_wait(&barriers.q_full[place.stage], place.parity, {"a consumer", "q_full"});
           more = step_at(place.stage).t >= 0;
         } else {
@@ -361,7 +380,7 @@ struct BackwardConsumer {
     // Sums of rows that are stored but not used are those of nothing.
     store_rows<T, kDim>(dk, params.scale, params.dk, batch, work.head, sequence.key_first, own_key,
                         rows, rows, params.accumulate, !Shape::kExact, params.columns, lane);
-    store_rows<T, kDim>(dv, Shape::kGeneral ? params.score.keep : 1, params.dv, batch, work.head,
+    store_rows<T, kDim>(dv, Shape::kAdjusts ? params.score.keep : 1, params.dv, batch, work.head,
                         sequence.key_first, own_key, rows, rows, params.accumulate, !Shape::kExact,
                         params.value_columns, lane);
   }

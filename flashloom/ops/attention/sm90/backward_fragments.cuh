@@ -70,6 +70,22 @@ __device__ __forceinline__ void exponentials(float (&scores)[kScores],
   }
 }
 
+/// The sum of products of eight elements.
+template <class T>
+__device__ __forceinline__ float row_product(const uint4& a, const uint4& b) {
+  const uint32_t left[4] = {a.x, a.y, a.z, a.w};
+  const uint32_t right[4] = {b.x, b.y, b.z, b.w};
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float x, y, z, w;
+    cuda::unpack2<T>(left[i], x, y);
+    cuda::unpack2<T>(right[i], z, w);
+    sum = fmaf(x, z, fmaf(y, w, sum));
+  }
+  return sum;
+}
+
 /// Writes rows of a fragment of 64 x kDim sums: row `first` + 8 half of `out` if below `rows`, as 0
 /// from `used` on. `padded`: `out` has only `columns` columns.
 template <class T, int kDim>

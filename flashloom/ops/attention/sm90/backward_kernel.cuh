@@ -4,6 +4,7 @@
 
 #include "flashloom/ops/attention/sm90/backward_consume.cuh"
 #include "flashloom/ops/attention/sm90/backward_produce.cuh"
+#include "flashloom/ops/attention/sm90/backward_start.cuh"
 
 // Backward attention on Hopper. A block owns 128 keys of a key-value head and walks the tiles of
 // queries that see them, of every query head that reads them; dK and dV stay in registers, dQ is
@@ -15,10 +16,7 @@ namespace flashloom::sm90 {
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     attention_backward_kernel(const __grid_constant__ BackwardParams params,
-                              const __grid_constant__ CUtensorMap q,
-                              const __grid_constant__ CUtensorMap k,
-                              const __grid_constant__ CUtensorMap v,
-                              const __grid_constant__ CUtensorMap dout) {
+                              const __grid_constant__ BackwardMaps maps) {
   using namespace cuda;
   extern __shared__ __align__(1024) char memory[];
   const BackwardShared<Shape> shared{memory};
@@ -27,32 +25,24 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (found.key >= found.sequence.key_rows) {
     return;
   }
-  // General scores leave no registers for it, nor do producers that keep turns.
-  constexpr bool kShares = !Shape::kExact;
+  // Lists and producers that keep turns leave no registers for it.
+  constexpr bool kShares = Shape::kTurns != BackwardTurns::never;
   if (threadIdx.x == 0) {
     if constexpr (kShares) {
       shared.work() = found;
     }
-    prefetch_tensor_map(&q);
-    prefetch_tensor_map(&k);
-    prefetch_tensor_map(&v);
-    prefetch_tensor_map(&dout);
-    mbarrier_init(&barriers.k_full, 1);
-    mbarrier_init(&barriers.v_full, 1);
-    for (int i = 0; i < Shape::kStages; ++i) {
-      mbarrier_init(&barriers.q_full[i], 1);
-      mbarrier_init(&barriers.q_empty[i], 8);
-      mbarrier_init(&barriers.dout_full[i], 1);
-      mbarrier_init(&barriers.dout_empty[i], 8);
-    }
-    for (int i = 0; i < 2; ++i) {
-      for (int j = 0; j < 2; ++j) {
-        mbarrier_init(&barriers.turn[i][j], 1);
-        mbarrier_init(&barriers.added[i][j], 4);
+    begin_backward_block(maps, [&] {
+      mbarrier_init(&barriers.k_full, 1);
+      mbarrier_init(&barriers.v_full, 1);
+      init_ring(barriers.q_full, barriers.q_empty, 1, 8);
+      init_ring(barriers.dout_full, barriers.dout_empty, 1, 8);
+      for (int i = 0; i < 2; ++i) {
+        for (int j = 0; j < 2; ++j) {
+          mbarrier_init(&barriers.turn[i][j], 1);
+          mbarrier_init(&barriers.added[i][j], 4);
+        }
       }
-    }
-    mbarrier_init_fence();
-    begin_debug_block();
+    });
   }
   __syncthreads();
   const int32_t warpgroup = __shfl_sync(0xffffffffu, static_cast<int32_t>(threadIdx.x / 128), 0);
@@ -64,15 +54,17 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       const int32_t row = work.sequence.key_first + work.key;
       if (threadIdx.x == 0) {
         mbarrier_arrive_expect(&barriers.k_full, Shape::kKeyBytes);
-        backward_load<Shape>(shared.k(), &k, &barriers.k_full, Shape::kKeys, row, work.head, batch);
-        backward_produce<Shape>(params, work, &q, params.lse, nullptr, shared.q(0), shared.lse(0),
-                                barriers.q_full, barriers.q_empty,
-                                Shape::kGeneral ? barriers.steps : nullptr);
+        backward_load<Shape>(shared.k(), &maps.k, &barriers.k_full, Shape::kKeys, row, work.head,
+                             batch);
+        backward_produce<Shape>(params, work, &maps.q, params.lse, nullptr, shared.q(0),
+                                shared.lse(0), barriers.q_full, barriers.q_empty,
+                                Shape::kLists ? barriers.steps : nullptr);
       } else if (threadIdx.x == 32) {
         mbarrier_arrive_expect(&barriers.v_full, Shape::kKeyBytes);
-        backward_load<Shape>(shared.v(), &v, &barriers.v_full, Shape::kKeys, row, work.head, batch);
-        backward_produce<Shape>(params, work, &dout, params.delta,
-                                Shape::kGeneral ? params.dentropy : nullptr, shared.dout(0),
+        backward_load<Shape>(shared.v(), &maps.v, &barriers.v_full, Shape::kKeys, row, work.head,
+                             batch);
+        backward_produce<Shape>(params, work, &maps.dout, params.delta,
+                                Shape::kAdjusts ? params.dentropy : nullptr, shared.dout(0),
                                 shared.delta(0), barriers.dout_full, barriers.dout_empty, nullptr);
       } else if (takes_turns<Shape>(params) && threadIdx.x % 32 == 0) {
         backward_take_turns<Shape>(params, work, barriers,
@@ -82,7 +74,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   } else {
     register_limit_raise<Shape::kConsumerRegisters>();
     BackwardConsumer<Shape> consumer;
-    consumer.run(params, Shape::kGeneral ? shared.work() : found, shared, warpgroup - 1);
+    // At 64 columns registers suffice for what turns need, and shared memory costs 5 %.
+    constexpr bool kFew = Shape::kLists || (kShares && Shape::kDim > 64);
+    consumer.run(params, kFew ? shared.work() : found, shared, warpgroup - 1);
   }
 }
 

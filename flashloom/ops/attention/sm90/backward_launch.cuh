@@ -243,6 +243,28 @@ inline BackwardBlocks launch_backward_blocks(const BackwardCall& call, std::byte
   return blocks;
 }
 
+/// Heads worked on together where blocks take turns. A block meets a tile of queries a turn after
+/// the one before it, so one head can only start so many blocks a microsecond: with the steps of a
+/// block, that gives the heads that keep all multiprocessors busy.
+inline int32_t heads_that_take_turns(const BackwardCall& call, const Problem& problem,
+                                     int32_t queries) {
+  constexpr int64_t kTurn = 2;  // steps from a block's turn to the next block's
+  const AttentionOptions& options = call.options;
+  int64_t rows = problem.cu_query != nullptr ? problem.total_query / problem.batch
+                                             : int64_t{problem.query_length};
+  if (options.blocks.rows) {
+    const int64_t columns = options.blocks.column_offsets.shape[2] - 1;
+    rows = options.blocks.rows.shape[2] / columns * options.blocks.block_rows;
+  } else if (options.visibility.right >= 0 && options.visibility.left < 0) {
+    rows /= 2;
+  } else if (options.visibility.left >= 0 && options.visibility.right >= 0) {
+    rows = std::min(rows, options.visibility.left + options.visibility.right + 128);
+  }
+  const int64_t steps = std::max<int64_t>(1, rows / queries * problem.heads_per_key);
+  const int64_t heads = (kTurn * device_multiprocessors() + steps - 1) / steps;
+  return heads_side_by_side(backward_heads(problem), 1, 1, heads);
+}
+
 template <class Shape>
 void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   const AttentionInputs& inputs = call.inputs;
@@ -256,35 +278,27 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   launch_backward_prepare<typename Shape::T, Shape::kDim, Shape::kQueries>(rows, place.places,
                                                                            stream);
   BackwardParams params = backward_params(call, rows, Shape::kKeys);
-  if (Shape::kGeneral && options.blocks.rows) {
+  if (Shape::kLists && options.blocks.rows) {
     params.blocks = launch_backward_blocks(call, memory, place, Shape::kQueries, stream);
   } else {
-    const bool hides = options.visibility.left >= 0 || options.visibility.right >= 0;
-    params.cyclic = !hides;
-    params.descending = deterministic && hides;
+    params.cyclic = !deterministic && options.visibility.left < 0 && options.visibility.right < 0;
   }
-  // A circle waits for its last member: all must run side by side.
   params.circle = device_multiprocessors();
   const int64_t heads = backward_heads(rows.problem);
-  if (options.visibility.right >= 0 && options.visibility.left < 0 &&
-      rows.problem.cu_key == nullptr) {
+  const bool causal = options.visibility.right >= 0 && options.visibility.left < 0;
+  // Late keys have the fewest queries: the last blocks are the longest, the more so where a block
+  // walks several heads.
+  params.late_first = causal && !options.blocks.rows && rows.problem.heads_per_key == 1;
+  if (deterministic && !params.late_first) {
+    params.section = heads_that_take_turns(call, rows.problem, Shape::kQueries);
+  } else if (causal && rows.problem.cu_key == nullptr) {
     const int64_t bytes =
         int64_t{8} * rows.problem.query_length * Shape::kDim * rows.problem.heads_per_key;
     params.section = heads_side_by_side(heads, bytes, 1, int64_t{32} << 20);
   }
-  const CUtensorMap q_map = cuda::make_tile_map(as_batched(inputs.q), Shape::kQueries);
-  const CUtensorMap k_map = cuda::make_tile_map(as_batched(inputs.k), Shape::kKeys);
-  const CUtensorMap v_map = cuda::make_tile_map(as_batched(inputs.v), Shape::kKeys);
-  const CUtensorMap dout_map = cuda::make_tile_map(as_batched(call.saved.dout), Shape::kQueries);
-  auto* kernel = &attention_backward_kernel<Shape>;
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Shape::kSharedBytes),
-              "cudaFuncSetAttribute");
-  const auto blocks = static_cast<uint32_t>(params.key_tiles * heads);
-  cuda::prepare_debug(stream);
-  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(params, q_map, k_map, v_map,
-                                                                   dout_map);
-  cuda::check(cudaGetLastError(), "attention_backward_kernel");
+  launch_backward_kernel<Shape>(&attention_backward_kernel<Shape>, "attention_backward_kernel",
+                                static_cast<uint32_t>(params.key_tiles * heads), params, inputs,
+                                call.saved.dout, stream);
   attention_backward_finish_kernel<Shape>
       <<<static_cast<uint32_t>(place.places), 256, 0, stream>>>(rows);
   cuda::check(cudaGetLastError(), "attention_backward_finish_kernel");

@@ -15,29 +15,25 @@ void launch(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   params.keys = backward_params(call, rows, Shape::kKeys);
   params.queries = queries_params(call, rows, Shape::kQueries);
   params.queries.descending = false;  // the order of the keys
-  const CUtensorMap q = cuda::make_tile_map(as_batched(inputs.q), Shape::kQueries);
-  const CUtensorMap k = cuda::make_tile_map(as_batched(inputs.k), Shape::kKeys);
-  const CUtensorMap v = cuda::make_tile_map(as_batched(inputs.v), Shape::kKeys);
-  const CUtensorMap dout = cuda::make_tile_map(as_batched(call.saved.dout), Shape::kQueries);
-  auto* kernel = &attention_backward_kernel_near<Shape>;
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Shape::kSharedBytes),
-              "cudaFuncSetAttribute");
   params.key_heads = static_cast<int32_t>(backward_heads(rows.problem));
   params.heads = static_cast<int32_t>(queries_heads(rows.problem));
   const int32_t group = rows.problem.heads_per_key;
   const dim3 grid(static_cast<uint32_t>(1 + group),
                   static_cast<uint32_t>(std::max(params.keys.key_tiles, params.queries.blocks)),
                   static_cast<uint32_t>(std::max(params.key_heads, params.heads / group)));
-  cuda::prepare_debug(stream);
-  kernel<<<grid, Shape::kThreads, Shape::kSharedBytes, stream>>>(params, q, k, v, dout);
-  cuda::check(cudaGetLastError(), "attention_backward_kernel_near");
+  launch_backward_kernel<Shape>(&attention_backward_kernel_near<Shape>,
+                                "attention_backward_kernel_near", grid, params, inputs,
+                                call.saved.dout, stream);
   launch_backward_sinks<kQueryPlace>(rows, stream);
 }
 
 }  // namespace
 
 void launch_backward_near(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
+  if (is_band(call)) {
+    launch_backward_band(call, stream);
+    return;
+  }
   with_storage(call.inputs.q.dtype, [&](auto storage) {
     using T = decltype(storage);
     if (backward_width(call.inputs) > 64) {

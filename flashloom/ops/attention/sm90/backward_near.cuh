@@ -15,12 +15,29 @@
 
 namespace flashloom::sm90 {
 
+/// Begins a step: waits for the pair that passes by, clears rows of others, issues S and dP.
+template <class Shape, class Borders>
+__device__ __forceinline__ void near_begin_step(const NearShared<Shape>& shared,
+                                                const cuda::PipelineState<Shape::kStages>& place,
+                                                const Borders& borders, int32_t tile,
+                                                float (&scores)[32], float (&dp)[32]) {
+  cuda::mbarrier_wait(shared.full(place.stage), place.parity, {"the warpgroup", "a pair"});
+  char* pair = shared.pair(place.stage);
+  if (tile == borders.tail) {
+    zero_rows<Shape::kPanels>(pair, borders.tail_rows, 64, 1);
+    zero_rows<Shape::kPanels>(pair + Shape::kTileBytes, borders.tail_rows, 64, 1);
+  }
+  const uint32_t own = cuda::shared_address(shared.own());
+  const uint32_t other = cuda::shared_address(pair);
+  near_issue_scores<Shape>(scores, own, other);
+  near_issue_scores<Shape>(dp, own + Shape::kTileBytes, other + Shape::kTileBytes);
+}
+
 /// dK and dV of 64 keys.
 template <class Shape>
 __device__ __forceinline__ void near_keys(const BackwardParams& params, const BackwardWork& work,
-                                          const NearShared<Shape>& shared, const CUtensorMap* q,
-                                          const CUtensorMap* k, const CUtensorMap* v,
-                                          const CUtensorMap* dout) {
+                                          const NearShared<Shape>& shared,
+                                          const BackwardMaps& maps) {
   using namespace cuda;
   using T = typename Shape::T;
   constexpr int kDim = Shape::kDim;
@@ -48,7 +65,7 @@ __device__ __forceinline__ void near_keys(const BackwardParams& params, const Ba
                                           params.query_tiles, Shape::kQueries);
         const int64_t row = (first + ahead.t) * Shape::kQueries;
         uint64_t* full = shared.full(fill.stage);
-        near_load<Shape>(shared.pair(fill.stage), full, q, dout,
+        near_load<Shape>(shared.pair(fill.stage), full, &maps.q, &maps.dout,
                          {sequence.query_first + ahead.t * Shape::kQueries, ahead.head,
                           problem.cu_query != nullptr ? 0 : work.batch},
                          2 * Shape::kRowBytes);
@@ -60,7 +77,7 @@ __device__ __forceinline__ void near_keys(const BackwardParams& params, const Ba
       more_ahead = ahead.advance(params, work);
     };
     if (thread == 0) {
-      near_load<Shape>(shared.own(), shared.own_full(), k, v,
+      near_load<Shape>(shared.own(), shared.own_full(), &maps.k, &maps.v,
                        {sequence.key_first + work.key, work.head, key_batch}, 0);
     }
     for (int i = 0; i < Shape::kStages; ++i) {
@@ -68,31 +85,15 @@ __device__ __forceinline__ void near_keys(const BackwardParams& params, const Ba
     }
     const KeysBorders<Shape::kQueries> borders(problem, sequence, work.key);
     const float scale = params.scale * kLog2e;
-    const uint32_t own_k = shared_address(shared.own());
-    const uint32_t own_v = own_k + Shape::kTileBytes;
     float scores[32], dp[32];
     uint32_t weights[16], ds[16];
-    auto wait_for = [&](const PipelineState<Shape::kStages>& at, int32_t t) {
-      mbarrier_wait(shared.full(at.stage), at.parity, {"the warpgroup", "a pair"});
-      if (t == borders.tail) {
-        char* pair = shared.pair(at.stage);
-        zero_rows<Shape::kPanels>(pair, borders.tail_rows, Shape::kQueries, 1);
-        zero_rows<Shape::kPanels>(pair + Shape::kTileBytes, borders.tail_rows, Shape::kQueries, 1);
-      }
-    };
-    auto issue_both = [&](uint32_t stage) {
-      const uint32_t pair = shared_address(shared.pair(stage));
-      near_issue_scores<Shape>(scores, own_k, pair);
-      near_issue_scores<Shape>(dp, own_v, pair + Shape::kTileBytes);
-    };
     mbarrier_wait(shared.own_full(), 0, {"the warpgroup", "its own pair"});
     wgmma_hold(dk);
     wgmma_hold(dv);
     do {
       const uint32_t pair = shared_address(shared.pair(place.stage));
       const float* lse = shared.rows(place.stage) + 2 * (lane % 4);
-      wait_for(place, walk.t);
-      issue_both(place.stage);
+      near_begin_step<Shape>(shared, place, borders, walk.t, scores, dp);
       wgmma_wait<1>();
       wgmma_hold(scores);
       if (walk.t < borders.open || walk.t >= borders.closed) {
@@ -139,9 +140,8 @@ __device__ __forceinline__ void near_keys(const BackwardParams& params, const Ba
 /// dQ of 64 queries.
 template <class Shape>
 __device__ __forceinline__ void near_queries(const QueriesParams& params, const QueriesWork& work,
-                                             const NearShared<Shape>& shared, const CUtensorMap* q,
-                                             const CUtensorMap* k, const CUtensorMap* v,
-                                             const CUtensorMap* dout) {
+                                             const NearShared<Shape>& shared,
+                                             const BackwardMaps& maps) {
   using namespace cuda;
   using T = typename Shape::T;
   constexpr int kDim = Shape::kDim;
@@ -165,7 +165,7 @@ __device__ __forceinline__ void near_queries(const QueriesParams& params, const 
       }
       if (thread == 0) {
         near_load<Shape>(
-            shared.pair(fill.stage), shared.full(fill.stage), k, v,
+            shared.pair(fill.stage), shared.full(fill.stage), &maps.k, &maps.v,
             {sequence.key_first + ahead * Shape::kKeys, work.head / problem.heads_per_key,
              problem.cu_key != nullptr ? 0 : work.batch},
             0);
@@ -174,7 +174,7 @@ __device__ __forceinline__ void near_queries(const QueriesParams& params, const 
       ++ahead;
     };
     if (thread == 0) {
-      near_load<Shape>(shared.own(), shared.own_full(), q, dout,
+      near_load<Shape>(shared.own(), shared.own_full(), &maps.q, &maps.dout,
                        {sequence.query_first + work.query, work.head, query_batch}, 0);
     }
     for (int i = 0; i < Shape::kStages; ++i) {
@@ -191,28 +191,12 @@ __device__ __forceinline__ void near_queries(const QueriesParams& params, const 
     }
     const QueriesBorders<Shape::kKeys> borders(problem, sequence, work.query);
     const float scale = params.scale * kLog2e;
-    const uint32_t own_q = shared_address(shared.own());
-    const uint32_t own_dout = own_q + Shape::kTileBytes;
     float scores[32], dp[32];
     uint32_t ds[16];
-    auto wait_for = [&](const PipelineState<Shape::kStages>& at, int32_t tile) {
-      mbarrier_wait(shared.full(at.stage), at.parity, {"the warpgroup", "a pair"});
-      if (tile == borders.tail) {
-        char* pair = shared.pair(at.stage);
-        zero_rows<Shape::kPanels>(pair, borders.tail_rows, Shape::kKeys, 1);
-        zero_rows<Shape::kPanels>(pair + Shape::kTileBytes, borders.tail_rows, Shape::kKeys, 1);
-      }
-    };
-    auto issue_both = [&](uint32_t stage) {
-      const uint32_t pair = shared_address(shared.pair(stage));
-      near_issue_scores<Shape>(scores, own_q, pair);
-      near_issue_scores<Shape>(dp, own_dout, pair + Shape::kTileBytes);
-    };
     mbarrier_wait(shared.own_full(), 0, {"the warpgroup", "its own pair"});
     wgmma_hold(sums);
     for (int32_t tile = work.begin; tile < work.end; ++tile) {
-      wait_for(place, tile);
-      issue_both(place.stage);
+      near_begin_step<Shape>(shared, place, borders, tile, scores, dp);
       wgmma_wait<1>();
       wgmma_hold(scores);
       if (tile < borders.open || tile >= borders.closed) {
@@ -249,10 +233,7 @@ __device__ __forceinline__ void near_queries(const QueriesParams& params, const 
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     attention_backward_kernel_near(const __grid_constant__ NearParams params,
-                                   const __grid_constant__ CUtensorMap q,
-                                   const __grid_constant__ CUtensorMap k,
-                                   const __grid_constant__ CUtensorMap v,
-                                   const __grid_constant__ CUtensorMap dout) {
+                                   const __grid_constant__ BackwardMaps maps) {
   using namespace cuda;
   extern __shared__ __align__(1024) char memory[];
   const NearShared<Shape> shared{memory};
@@ -261,16 +242,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const auto tile = static_cast<int32_t>(blockIdx.y);
   const auto head = static_cast<int32_t>(blockIdx.z);
   if (threadIdx.x == 0) {
-    prefetch_tensor_map(&q);
-    prefetch_tensor_map(&k);
-    prefetch_tensor_map(&v);
-    prefetch_tensor_map(&dout);
-    mbarrier_init(shared.own_full(), 1);
-    for (int i = 0; i < Shape::kStages; ++i) {
-      mbarrier_init(shared.full(i), 1);
-    }
-    mbarrier_init_fence();
-    begin_debug_block();
+    begin_backward_block(maps, [&] {
+      mbarrier_init(shared.own_full(), 1);
+      for (int i = 0; i < Shape::kStages; ++i) {
+        mbarrier_init(shared.full(i), 1);
+      }
+    });
   }
   if (part == 0) {
     if (tile >= params.keys.key_tiles || head >= params.key_heads) {
@@ -282,8 +259,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     }
     __syncthreads();
     if (work.key < work.sequence.key_rows) {
-      near_keys<Shape>(params.keys, shared.template work<BackwardWork>(), shared, &q, &k, &v,
-                       &dout);
+      near_keys<Shape>(params.keys, shared.template work<BackwardWork>(), shared, maps);
     }
     return;
   }
@@ -297,8 +273,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   }
   __syncthreads();
   if (work.query < work.sequence.query_rows) {
-    near_queries<Shape>(params.queries, shared.template work<QueriesWork>(), shared, &q, &k, &v,
-                        &dout);
+    near_queries<Shape>(params.queries, shared.template work<QueriesWork>(), shared, maps);
   }
 }
 

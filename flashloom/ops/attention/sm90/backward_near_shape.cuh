@@ -7,6 +7,7 @@
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/ops/attention/sm90/backward_products.cuh"
 #include "flashloom/ops/attention/sm90/backward_queries_work.cuh"
+#include "flashloom/ops/attention/sm90/backward_start.cuh"
 
 // Parameters, shared memory, copies and products of the backward kernel for rows that see few keys.
 
@@ -23,7 +24,8 @@ struct NearShape {
   static constexpr int kKeys = 64;
   static constexpr int kQueries = 64;
   static constexpr int kPanels = kDim / 64;
-  static constexpr bool kGeneral = false;
+  static constexpr bool kLists = false;
+  static constexpr BackwardTurns kTurns = BackwardTurns::never;
   static constexpr int kThreads = 128;
   static constexpr uint32_t kTileBytes = 64 * kDim * 2;
   static constexpr uint32_t kRowBytes = kQueries * 4;

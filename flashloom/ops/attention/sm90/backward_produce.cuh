@@ -65,11 +65,6 @@ __device__ __forceinline__ void backward_produce(const BackwardParams& params,
   }
 }
 
-template <class Shape>
-__device__ __forceinline__ bool takes_turns(const BackwardParams& params) {
-  return !Shape::kExact && params.turns != nullptr;
-}
-
 __device__ __forceinline__ int32_t load_acquire(const int32_t* place) {
   int32_t value;
   asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(place) : "memory");
@@ -118,6 +113,7 @@ __device__ __forceinline__ void backward_take_turns(const BackwardParams& params
         if (late && params.problem.status != nullptr) {
           *params.problem.status = 1;
         }
+        barriers.first[group][granted % 2] = rank == 0;
         mbarrier_arrive(&barriers.turn[group][granted % 2]);
         (granted == released ? older : newer) = turn;
         ++granted;

@@ -49,8 +49,8 @@ __device__ __forceinline__ void issue_registers_by_tile(float (&d)[kDim / 2],
   wgmma_commit();
 }
 
-/// d (64 x kN) = a^T b, both tiles of kReduced rows.
-template <class T, int kReduced, int kN>
+/// d (64 x kN) = a^T b, or that much more; both tiles of kReduced rows.
+template <class T, int kReduced, int kN, bool kAdds = false>
 __device__ __forceinline__ void issue_columns_by_columns(float (&d)[kN / 2], uint32_t a,
                                                          uint32_t b) {
   using namespace cuda;
@@ -59,7 +59,8 @@ __device__ __forceinline__ void issue_columns_by_columns(float (&d)[kN / 2], uin
 #pragma unroll
   for (int step = 0; step < kReduced / 16; ++step) {
     Wgmma<T, kN>::template from_shared<Major::kOther, Major::kOther>(
-        d, left + (mn_major_step(step) >> 4), right + (mn_major_step(step) >> 4), step != 0);
+        d, left + (mn_major_step(step) >> 4), right + (mn_major_step(step) >> 4),
+        kAdds || step != 0);
   }
   wgmma_commit();
 }

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "flashloom/cuda/tile/fragment.cuh"
+#include "flashloom/ops/attention/sm90/backward_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_schedule.cuh"
 
 // What surrounds the backward kernel: row sums before it, the conversion of dQ and the gradients of
@@ -57,7 +58,7 @@ __device__ __forceinline__ RowTile row_tile(const BackwardRowParams& params, int
 }
 
 /// delta = sum(dout * out) - dlse and lse in powers of two, in rows padded to whole tiles; clears
-/// the sums of dQ and the turns. One block of 256 threads a place.
+/// the turns, or the sums of dQ where there are none. One block of 256 threads a place.
 template <class T, int kDim, int kQueries>
 __global__ void __launch_bounds__(256)
     attention_backward_prepare_kernel(const __grid_constant__ BackwardRowParams params) {
@@ -70,7 +71,7 @@ __global__ void __launch_bounds__(256)
   if (params.turns != nullptr && threadIdx.x < 2) {
     params.turns[2 * tile.place + threadIdx.x] = 0;
   }
-  if (params.dq_sum != nullptr) {
+  if (params.dq_sum != nullptr && params.turns == nullptr) {
     auto* sums = reinterpret_cast<float4*>(params.dq_sum + tile.place * kQueries * kDim);
 #pragma unroll
     for (int i = 0; i < kQueries * kDim / 1024; ++i) {
@@ -90,15 +91,7 @@ __global__ void __launch_bounds__(256)
           *reinterpret_cast<const uint4*>(params.out.at<T>(batch, tile.head, row) + 8 * lane);
       const uint4 b =
           *reinterpret_cast<const uint4*>(params.dout.at<T>(batch, tile.head, row) + 8 * lane);
-      const uint32_t left[4] = {a.x, a.y, a.z, a.w};
-      const uint32_t right[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        float x, y, z, w;
-        cuda::unpack2<T>(left[i], x, y);
-        cuda::unpack2<T>(right[i], z, w);
-        sum = fmaf(x, z, fmaf(y, w, sum));
-      }
+      sum = row_product<T>(a, b);
     }
 #pragma unroll
     for (int step = kLanes / 2; step > 0; step /= 2) {
@@ -151,10 +144,12 @@ __global__ void __launch_bounds__(256)
                      group * kVectors * 128 + threadIdx.x % 128;
   // Of 96 columns the second warpgroup has half as many as the first.
   const int vectors = kDim == 96 && group == 1 ? kVectors / 2 : kVectors;
+  // Whoever comes first in a fixed order stores its part; nobody may have.
+  const bool any = params.turns == nullptr || params.turns[2 * tile.place + group] != 0;
   float4 sum[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    sum[i] = i < vectors ? sums[128 * i] : make_float4(0, 0, 0, 0);
+    sum[i] = i < vectors && any ? sums[128 * i] : make_float4(0, 0, 0, 0);
   }
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {

@@ -39,26 +39,21 @@ __device__ __forceinline__ int64_t first_place(const Problem& problem, const Seq
              : (int64_t{batch} * problem.heads + head) * query_tiles;
 }
 
-/// Place in a circle of `size` key tiles that starts at the `base`-th: key tile base + i starts at
-/// query tile i queries / size, so that no two add to the same dQ at a time.
-struct BackwardCircle {
-  int32_t base, size, own;
-
-  __device__ __forceinline__ int32_t start(int32_t queries) const { return own * queries / size; }
-
-  /// How many of the circle's key tiles come to query tile t before this one.
-  __device__ __forceinline__ int32_t before(int32_t t, int32_t queries) const {
-    const int32_t leader = min(size - 1, ((t + 1) * size - 1) / queries);
-    return leader - own + (leader < own ? size : 0);
-  }
-};
-
-__device__ __forceinline__ BackwardCircle backward_circle(int32_t own, int32_t count,
-                                                          int32_t limit) {
+/// Where key tile `own` of `count` starts among `queries` tiles of queries, if up to `limit` key
+/// tiles that run side by side start around a circle, so that no two add to the same dQ at a time.
+__device__ __forceinline__ int32_t place_in_circle(int32_t own, int32_t count, int32_t limit,
+                                                   int32_t queries) {
   const int32_t circles = (count + limit - 1) / limit;
-  const int32_t width = (count + circles - 1) / max(circles, 1);
-  const int32_t base = own / max(width, 1) * width;
-  return {base, max(min(width, count - base), 1), own - base};
+  const int32_t width = max((count + circles - 1) / max(circles, 1), 1);
+  const int32_t base = own / width * width;
+  return (own - base) * queries / max(min(width, count - base), 1);
+}
+
+/// Whether sums take turns.
+template <class Shape>
+__device__ __forceinline__ bool takes_turns(const BackwardParams& params) {
+  return Shape::kTurns == BackwardTurns::always ||
+         (Shape::kTurns == BackwardTurns::maybe && params.turns != nullptr);
 }
 
 /// The work of a block: tile `tile` of the keys of a key-value head, or of a packed head.
@@ -81,7 +76,7 @@ __device__ __forceinline__ BackwardWork backward_work_at(const BackwardParams& p
     tile -= work.sequence.key_first / Shape::kKeys + work.batch;
     tiles = (work.sequence.key_rows + Shape::kKeys - 1) / Shape::kKeys;
   }
-  if (params.descending && tile < tiles) {
+  if (takes_turns<Shape>(params) && params.late_first && tile < tiles) {
     tile = tiles - 1 - tile;
   }
   work.key = tile * Shape::kKeys;
@@ -91,14 +86,14 @@ __device__ __forceinline__ BackwardWork backward_work_at(const BackwardParams& p
                  ? work.begin
                  : (work.sequence.query_end(last) + Shape::kQueries - 1) / Shape::kQueries;
   work.end = max(work.begin, work.end);
-  if (Shape::kGeneral && params.blocks.offsets.data != nullptr) {
+  if (Shape::kLists && params.blocks.offsets.data != nullptr) {
     work.begin = 0;  // the lists decide
     work.end = last < work.key ? 0 : 1;
   }
-  work.first = work.begin;
+  work.first = takes_turns<Shape>(params) && !params.late_first ? work.end - 1 : work.begin;
   if (params.cyclic && work.begin < work.end) {
     const int32_t count = (work.sequence.key_length + Shape::kKeys - 1) / Shape::kKeys;
-    work.first = backward_circle(tile, count, params.circle).start(work.end);
+    work.first = place_in_circle(tile, count, params.circle, work.end);
   }
   return work;
 }
@@ -112,8 +107,7 @@ __device__ __forceinline__ BackwardWork backward_work(const BackwardParams& para
   if (params.section == 0) {
     return backward_work_at<Shape>(params, index / params.key_tiles, index % params.key_tiles);
   }
-  // Early keys, which most queries see under a causal mask, come first; but last where sums take
-  // turns, since late keys meet a tile of queries first.
+  // Early keys, which most queries see under a causal mask, come first, where turns allow it.
   const int32_t section = index / (params.section * params.key_tiles);
   const int32_t width = min(params.section, heads - section * params.section);
   const int32_t rest = index - section * params.section * params.key_tiles;
@@ -130,7 +124,7 @@ struct BackwardWalk : BackwardStep {
     head = work.head * params.problem.heads_per_key;
     last_head = head + params.problem.heads_per_key - 1;
     partial = -1;
-    if constexpr (Shape::kGeneral) {
+    if constexpr (Shape::kLists) {
       if (params.blocks.offsets.data != nullptr) {
         --head;
         entry = entry_first = 0;
@@ -143,10 +137,21 @@ struct BackwardWalk : BackwardStep {
   }
 
   __device__ __forceinline__ bool advance(const BackwardParams& params, const BackwardWork& work) {
-    if constexpr (Shape::kGeneral) {
+    if constexpr (Shape::kLists) {
       if (params.blocks.offsets.data != nullptr) {
         return advance_list(params, work);
       }
+    }
+    if (takes_turns<Shape>(params)) {
+      // All heads at a tile of queries before the next: blocks with few tiles a head would else
+      // wait for those with many before every head.
+      if (head < last_head) {
+        ++head;
+        return true;
+      }
+      head = last_head - params.problem.heads_per_key + 1;
+      t += params.late_first ? 1 : -1;
+      return t >= work.begin && t < work.end;
     }
     ++t;
     t = t == work.end ? work.begin : t;
@@ -189,14 +194,16 @@ struct BackwardWalk : BackwardStep {
 };
 
 /// How many other tiles of keys add to the dQ of the walk's tile before this one does. Blocks start
-/// in the order of their index; those that come before have a lower one or belong to the same
-/// circle, which fits the device, so none waits for a block that cannot start.
+/// in the order of their index, and those that come before have a lower one, so none waits for a
+/// block that cannot start. Early keys come first and all walk from the last queries to the first,
+/// so that each meets a tile a little later than the block before it; or late keys come first and
+/// all walk from the first queries that see them on.
 template <class Shape>
 __device__ __forceinline__ int32_t backward_rank(const BackwardParams& params,
                                                  const BackwardWork& work,
                                                  const BackwardWalk<Shape>& walk) {
   const int32_t own = work.key / Shape::kKeys;
-  if constexpr (Shape::kGeneral) {
+  if constexpr (Shape::kLists) {
     if (params.blocks.ranks != nullptr) {
       const BackwardBlocks& blocks = params.blocks;
       const int64_t list = work.batch * blocks.rank_batch + walk.head * blocks.rank_head;
@@ -205,14 +212,12 @@ __device__ __forceinline__ int32_t backward_rank(const BackwardParams& params,
     }
   }
   const Sequence& sequence = work.sequence;
-  const int32_t keys = (sequence.key_length + Shape::kKeys - 1) / Shape::kKeys;
-  if (params.cyclic) {
-    const BackwardCircle circle = backward_circle(own, keys, params.circle);
-    return circle.base + circle.before(walk.t, work.end);
+  if (params.late_first) {
+    const int32_t keys = (sequence.key_length + Shape::kKeys - 1) / Shape::kKeys;
+    const int32_t last = (walk.t + 1) * Shape::kQueries - 1 + sequence.offset + sequence.right;
+    return min(keys - 1, last / Shape::kKeys) - own;
   }
-  // Late keys first: those whose first query is not behind the tile.
-  const int32_t last = (walk.t + 1) * Shape::kQueries - 1 + sequence.offset + sequence.right;
-  return min(keys - 1, last / Shape::kKeys) - own;
+  return own - sequence.key_begin(walk.t * Shape::kQueries) / Shape::kKeys;
 }
 
 }  // namespace flashloom::sm90

@@ -34,15 +34,18 @@ struct BackwardParams {
   int32_t* turns;         // by place, one a warpgroup, zero: sums in a fixed order; or null
   float scale;
   bool accumulate;      // add to dk, dv (f32)
-  bool cyclic;          // nothing is hidden by position: key tiles start at different queries
-  bool descending;      // late keys first
+  bool cyclic;          // key tiles start at different queries: sums in any order, no window
+  bool late_first;      // late keys first
   int32_t query_tiles;  // places a head
   int32_t key_tiles;    // blocks a key-value head
   int32_t section;      // key-value heads worked on together; 0: tiles of a head are neighbours
-  int32_t circle;       // key tiles of a head that take turns in a circle
+  int32_t circle;       // key tiles of a head that start around a circle of queries
   BackwardScore score;
   BackwardBlocks blocks;
 };
+
+/// Whether blocks add to dQ in a fixed order; `maybe`: where params.turns is not null.
+enum class BackwardTurns { never, maybe, always };
 
 /// How a kernel works.
 struct BackwardForm {
@@ -50,8 +53,10 @@ struct BackwardForm {
   int queries;   // a tile; keys are 128, 64 a warpgroup
   bool swapped;  // dQ is computed transposed, half of the columns a warpgroup
   bool rounded;  // dS from P as rounded for dV, which frees the registers of P
-  bool general;  // softcap, ALiBi, dropout, block masks, exclude_self
-  bool exact;    // tensors have just these columns, and blocks add to dQ in any order
+  bool lists;    // may walk the lists of a block mask
+  bool adjusts;  // softcap, ALiBi, dropout, exclude_self, dentropy
+  bool exact;    // tensors have just these columns
+  BackwardTurns turns;
 };
 
 template <class T_, BackwardForm kForm>
@@ -63,8 +68,10 @@ struct BackwardShape {
   static constexpr int kQueries = kForm.queries;
   static constexpr bool kSwapped = kForm.swapped;
   static constexpr bool kRounded = kForm.rounded;
-  static constexpr bool kGeneral = kForm.general;
+  static constexpr bool kLists = kForm.lists;
+  static constexpr bool kAdjusts = kForm.adjusts;
   static constexpr bool kExact = kForm.exact;
+  static constexpr BackwardTurns kTurns = kForm.turns;
   // A warpgroup's part of dQ: 64 columns x queries if swapped, else 64 queries x 64 columns. The
   // warpgroups split the columns; with 64 columns they split the queries. Of 96 columns the second
   // warpgroup has 32 (and multiplies 32 zeros).
@@ -76,7 +83,7 @@ struct BackwardShape {
   static constexpr int kThreads = 384;
   // Producers that walk lists need more than 24 registers. A block has 504 for three warpgroups
   // (168 a thread): asking for more waits for ever.
-  static constexpr bool kLeanProducer = !kGeneral && kDim != 96;
+  static constexpr bool kLeanProducer = !kLists && kDim != 96;
   static constexpr int kProducerRegisters = kLeanProducer ? 24 : 40;
   static constexpr int kConsumerRegisters = kLeanProducer ? 240 : 232;
   static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 504);
@@ -87,7 +94,7 @@ struct BackwardShape {
   static constexpr uint32_t kRowBytes = kQueries * 4;
   static constexpr uint32_t kBarrierBytes = 1024;
   // Tiles start at multiples of 1024 bytes.
-  static constexpr uint32_t kRowArrays = kGeneral ? 3 : 2;  // lse, delta, dentropy
+  static constexpr uint32_t kRowArrays = kAdjusts ? 3 : 2;  // lse, delta, dentropy
   static constexpr uint32_t kRowsBytes = (kRowArrays * kStages * kRowBytes + 1023) / 1024 * 1024;
   static constexpr uint32_t kSharedBytes =
       kBarrierBytes + kRowsBytes + 2 * kKeyBytes + 2 * kStages * kQueryBytes + 2 * kScoreBytes;
@@ -115,7 +122,8 @@ struct BackwardBarriers {
   uint64_t dout_full[Shape::kStages], dout_empty[Shape::kStages];
   // By warpgroup and step modulo 2: may add its part of dQ; has added it.
   uint64_t turn[2][2], added[2][2];
-  BackwardStep steps[Shape::kStages];  // in general scores, of each tile of q
+  bool first[2][2];                    // of a turn: nothing has been added yet
+  BackwardStep steps[Shape::kStages];  // of each tile of q, where lists may be walked
 };
 
 template <class Shape>
@@ -140,7 +148,7 @@ struct BackwardShared {
   }
 
   __device__ __forceinline__ float* dentropy(uint32_t stage) const {
-    static_assert(Shape::kGeneral);
+    static_assert(Shape::kAdjusts);
     return delta(Shape::kStages + stage);
   }
 

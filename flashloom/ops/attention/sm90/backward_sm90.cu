@@ -31,23 +31,35 @@ Choice choose(const AttentionInputs& inputs, const AttentionSaved& saved,
   const int64_t width = backward_width(inputs);
   const int64_t rows = backward_workspace(inputs, saved, options, kQueryPlace, 0).end;
   if (width > 128) {
-    return {is_general(saved, options) ? launch_backward_wide_general : launch_backward_wide, rows};
+    return {is_adjusted(saved, options) ? launch_backward_wide_general : launch_backward_wide,
+            rows};
   }
-  if (is_general(saved, options)) {
+  const bool masked = static_cast<bool>(options.blocks.row_offsets);
+  // At 64 columns a tile of the kernel for masks is 128 queries, that of the general one 64.
+  const bool whole_tiles =
+      width > 64 || options.blocks.block_rows % BackwardMasked64<__half>::kQueries == 0;
+  if (is_adjusted(saved, options) || (masked && !whole_tiles)) {
     return {launch_backward_general,
             width > 64 ? workspace_of<BackwardGeneral128<__half>>(inputs, saved, options)
                        : workspace_of<BackwardGeneral64<__half>>(inputs, saved, options)};
+  }
+  if (masked) {
+    return {launch_backward_masked,
+            width > 64 ? workspace_of<BackwardMasked128<__half>>(inputs, saved, options)
+                       : workspace_of<BackwardMasked64<__half>>(inputs, saved, options)};
   }
   if (is_near(inputs, options)) {
     return {launch_backward_near, rows};
   }
   if (width > 96) {
-    return {launch_backward_128, workspace_of<Backward128<__half, false>>(inputs, saved, options)};
+    return {launch_backward_128,
+            workspace_of<Backward128<__half, false, BackwardTurns::maybe>>(inputs, saved, options)};
   }
   if (width > 64) {
     return {launch_backward_96, workspace_of<Backward96<__half>>(inputs, saved, options)};
   }
-  return {launch_backward_64, workspace_of<Backward64<__half, false>>(inputs, saved, options)};
+  return {launch_backward_64,
+          workspace_of<Backward64<__half, false, BackwardTurns::maybe>>(inputs, saved, options)};
 }
 
 }  // namespace

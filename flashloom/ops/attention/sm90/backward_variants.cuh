@@ -3,51 +3,80 @@
 #include "flashloom/ops/attention/sm90/backward_launch.cuh"
 
 // Which shape of the backward kernel runs. Heads of exactly 64 and 128 columns have kernels of
-// their own for sums in any order.
+// their own, one for each mode.
 
 namespace flashloom::sm90 {
 
-template <class T, bool kExact>
+template <class T, bool kExact, BackwardTurns kTurns>
 using Backward128 = BackwardShape<T, BackwardForm{.dim = 128,
                                                   .queries = 64,
                                                   .swapped = false,
                                                   .rounded = false,
-                                                  .general = false,
-                                                  .exact = kExact}>;
+                                                  .lists = false,
+                                                  .adjusts = false,
+                                                  .exact = kExact,
+                                                  .turns = kTurns}>;
 template <class T>
 using Backward96 = BackwardShape<T, BackwardForm{.dim = 96,
                                                  .queries = 64,
                                                  .swapped = false,
                                                  .rounded = false,
-                                                 .general = false,
-                                                 .exact = false}>;
-template <class T, bool kExact>
+                                                 .lists = false,
+                                                 .adjusts = false,
+                                                 .exact = false,
+                                                 .turns = BackwardTurns::maybe}>;
+template <class T, bool kExact, BackwardTurns kTurns>
 using Backward64 = BackwardShape<T, BackwardForm{.dim = 64,
                                                  .queries = 128,
                                                  .swapped = false,
                                                  .rounded = true,
-                                                 .general = false,
-                                                 .exact = kExact}>;
+                                                 .lists = false,
+                                                 .adjusts = false,
+                                                 .exact = kExact,
+                                                 .turns = kTurns}>;
 template <class T>
 using BackwardGeneral128 = BackwardShape<T, BackwardForm{.dim = 128,
                                                          .queries = 64,
                                                          .swapped = false,
                                                          .rounded = true,
-                                                         .general = true,
-                                                         .exact = false}>;
+                                                         .lists = true,
+                                                         .adjusts = true,
+                                                         .exact = false,
+                                                         .turns = BackwardTurns::maybe}>;
 template <class T>
 using BackwardGeneral64 = BackwardShape<T, BackwardForm{.dim = 64,
                                                         .queries = 64,
                                                         .swapped = true,
                                                         .rounded = true,
-                                                        .general = true,
-                                                        .exact = false}>;
+                                                        .lists = true,
+                                                        .adjusts = true,
+                                                        .exact = false,
+                                                        .turns = BackwardTurns::maybe}>;
 
-/// Whether scores need more than scale and visibility.
-inline bool is_general(const AttentionSaved& saved, const AttentionOptions& options) {
+/// For block masks and nothing else.
+template <class T>
+using BackwardMasked128 = BackwardShape<T, BackwardForm{.dim = 128,
+                                                        .queries = 64,
+                                                        .swapped = false,
+                                                        .rounded = true,
+                                                        .lists = true,
+                                                        .adjusts = false,
+                                                        .exact = false,
+                                                        .turns = BackwardTurns::maybe}>;
+template <class T>
+using BackwardMasked64 = BackwardShape<T, BackwardForm{.dim = 64,
+                                                       .queries = 128,
+                                                       .swapped = false,
+                                                       .rounded = true,
+                                                       .lists = true,
+                                                       .adjusts = false,
+                                                       .exact = false,
+                                                       .turns = BackwardTurns::maybe}>;
+
+/// Whether scores need more than scale and what hides pairs.
+inline bool is_adjusted(const AttentionSaved& saved, const AttentionOptions& options) {
   return saved.dentropy || options.score.softcap != 0 || options.score.alibi_slopes ||
-         options.dropout.probability != 0 || options.blocks.row_offsets ||
-         options.positions.exclude_self ||
+         options.dropout.probability != 0 || options.positions.exclude_self ||
          options.score.scale < 0;  // hidden scores are -inf before they are scaled
 }
 
@@ -72,14 +101,15 @@ void with_storage(DType storage, Launch&& launch) {
   }
 }
 
-template <template <class, bool> class Shape, class T>
+template <template <class, bool, BackwardTurns> class Shape, class T>
 void launch_backward_mode(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
-  constexpr int kDim = Shape<T, true>::kDim;
-  if (call.inputs.q.dim(-1) == kDim && call.inputs.v.dim(-1) == kDim &&
-      !call.options.execution.deterministic) {
-    launch_backward<Shape<T, true>>(call, memory, stream);
+  constexpr int kDim = Shape<T, true, BackwardTurns::never>::kDim;
+  if (call.inputs.q.dim(-1) != kDim || call.inputs.v.dim(-1) != kDim) {
+    launch_backward<Shape<T, false, BackwardTurns::maybe>>(call, memory, stream);
+  } else if (call.options.execution.deterministic) {
+    launch_backward<Shape<T, true, BackwardTurns::always>>(call, memory, stream);
   } else {
-    launch_backward<Shape<T, false>>(call, memory, stream);
+    launch_backward<Shape<T, true, BackwardTurns::never>>(call, memory, stream);
   }
 }
 
@@ -88,6 +118,10 @@ void launch_backward_64(const BackwardCall& call, std::byte* memory, cudaStream_
 void launch_backward_96(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
 void launch_backward_128(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
 void launch_backward_general(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
+void launch_backward_masked(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
+/// Whether the kernel for narrow bands takes a call; it needs no workspace.
+bool is_band(const BackwardCall& call);
+void launch_backward_band(const BackwardCall& call, cudaStream_t stream);
 void launch_backward_near(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
 void launch_backward_wide_general(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
 void launch_backward_wide(const BackwardCall& call, std::byte* memory, cudaStream_t stream);

@@ -21,18 +21,9 @@ void launch_wide_queries(const BackwardCall& call, const BackwardRowParams& rows
     params.section = heads_side_by_side(heads, int64_t{4} * rows.problem.key_length * Shape::kDim,
                                         1, kWideCacheBytes);
   }
-  const CUtensorMap q = cuda::make_tile_map(as_batched(inputs.q), Shape::kQueries);
-  const CUtensorMap k = cuda::make_tile_map(as_batched(inputs.k), Shape::kKeys);
-  const CUtensorMap v = cuda::make_tile_map(as_batched(inputs.v), Shape::kKeys);
-  const CUtensorMap dout = cuda::make_tile_map(as_batched(call.saved.dout), Shape::kQueries);
-  auto* kernel = &attention_backward_kernel_queries<Shape>;
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Shape::kSharedBytes),
-              "cudaFuncSetAttribute");
-  cuda::prepare_debug(stream);
-  kernel<<<static_cast<uint32_t>(params.blocks * heads), Shape::kThreads, Shape::kSharedBytes,
-           stream>>>(params, q, k, v, dout);
-  cuda::check(cudaGetLastError(), "attention_backward_kernel_queries");
+  launch_backward_kernel<Shape>(
+      &attention_backward_kernel_queries<Shape>, "attention_backward_kernel_queries",
+      static_cast<uint32_t>(params.blocks * heads), params, inputs, call.saved.dout, stream);
 }
 
 template <class Shape>
@@ -47,18 +38,9 @@ void launch_wide_keys(const BackwardCall& call, const BackwardRowParams& rows,
         int64_t{4} * rows.problem.query_length * Shape::kDim * rows.problem.heads_per_key;
     params.section = heads_side_by_side(heads, bytes, 1, kWideCacheBytes);
   }
-  const CUtensorMap q = cuda::make_tile_map(as_batched(inputs.q), Shape::kQueries);
-  const CUtensorMap k = cuda::make_tile_map(as_batched(inputs.k), Shape::kKeys);
-  const CUtensorMap v = cuda::make_tile_map(as_batched(inputs.v), Shape::kKeys);
-  const CUtensorMap dout = cuda::make_tile_map(as_batched(call.saved.dout), Shape::kQueries);
-  auto* kernel = &attention_backward_kernel_keys<Shape>;
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Shape::kSharedBytes),
-              "cudaFuncSetAttribute");
-  cuda::prepare_debug(stream);
-  kernel<<<static_cast<uint32_t>(params.key_tiles * heads), Shape::kThreads, Shape::kSharedBytes,
-           stream>>>(params, q, k, v, dout);
-  cuda::check(cudaGetLastError(), "attention_backward_kernel_keys");
+  launch_backward_kernel<Shape>(
+      &attention_backward_kernel_keys<Shape>, "attention_backward_kernel_keys",
+      static_cast<uint32_t>(params.key_tiles * heads), params, inputs, call.saved.dout, stream);
 }
 
 template <class T, int kDim, bool kAdjusts>

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "flashloom/cuda/ptx/tma.cuh"
+#include "flashloom/ops/attention/sm90/backward_start.cuh"
 #include "flashloom/ops/attention/sm90/backward_wide_consume.cuh"
 
 // dK and dV of heads with up to 256 columns.
@@ -54,10 +55,7 @@ __device__ __forceinline__ void wide_produce(const BackwardParams& params, const
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     attention_backward_kernel_keys(const __grid_constant__ BackwardParams params,
-                                   const __grid_constant__ CUtensorMap q,
-                                   const __grid_constant__ CUtensorMap k,
-                                   const __grid_constant__ CUtensorMap v,
-                                   const __grid_constant__ CUtensorMap dout) {
+                                   const __grid_constant__ BackwardMaps maps) {
   using namespace cuda;
   extern __shared__ __align__(1024) char memory[];
   const WideKeysShared<Shape> shared{memory};
@@ -67,24 +65,16 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     return;
   }
   if (threadIdx.x == 0) {
-    prefetch_tensor_map(&q);
-    prefetch_tensor_map(&k);
-    prefetch_tensor_map(&v);
-    prefetch_tensor_map(&dout);
-    mbarrier_init(&barriers.k_full, 1);
-    mbarrier_init(&barriers.v_full, 1);
-    for (int i = 0; i < Shape::kStages; ++i) {
-      mbarrier_init(&barriers.q_full[i], 1);
-      mbarrier_init(&barriers.q_empty[i], 8);
-      mbarrier_init(&barriers.dout_full[i], 1);
-      mbarrier_init(&barriers.dout_empty[i], 8);
-    }
-    for (int i = 0; i < 2; ++i) {
-      mbarrier_init(&barriers.weights_full[i], 4);
-      mbarrier_init(&barriers.weights_empty[i], 4);
-    }
-    mbarrier_init_fence();
-    begin_debug_block();
+    begin_backward_block(maps, [&] {
+      mbarrier_init(&barriers.k_full, 1);
+      mbarrier_init(&barriers.v_full, 1);
+      init_ring(barriers.q_full, barriers.q_empty, 1, 8);
+      init_ring(barriers.dout_full, barriers.dout_empty, 1, 8);
+      for (int i = 0; i < 2; ++i) {
+        mbarrier_init(&barriers.weights_full[i], 4);
+        mbarrier_init(&barriers.weights_empty[i], 4);
+      }
+    });
   }
   __syncthreads();
   const int32_t warpgroup = __shfl_sync(0xffffffffu, static_cast<int32_t>(threadIdx.x / 128), 0);
@@ -92,11 +82,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     register_limit_lower<24>();
     if (work.begin < work.end) {
       if (threadIdx.x == 0) {
-        wide_produce<Shape>(params, work, &k, shared.k(), &barriers.k_full, &q, params.lse,
-                            shared.q(0), shared.lse(0), barriers.q_full, barriers.q_empty);
+        wide_produce<Shape>(params, work, &maps.k, shared.k(), &barriers.k_full, &maps.q,
+                            params.lse, shared.q(0), shared.lse(0), barriers.q_full,
+                            barriers.q_empty);
       } else if (threadIdx.x == 32) {
-        wide_produce<Shape>(params, work, &v, shared.v(), &barriers.v_full, &dout, params.delta,
-                            shared.dout(0), shared.delta(0), barriers.dout_full,
+        wide_produce<Shape>(params, work, &maps.v, shared.v(), &barriers.v_full, &maps.dout,
+                            params.delta, shared.dout(0), shared.delta(0), barriers.dout_full,
                             barriers.dout_empty);
       }
     }

@@ -8,6 +8,7 @@
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_products.cuh"
 #include "flashloom/ops/attention/sm90/backward_queries_work.cuh"
+#include "flashloom/ops/attention/sm90/backward_start.cuh"
 #include "flashloom/ops/attention/sm90/backward_wide_shape.cuh"
 
 // dQ of heads with up to 256 columns: 64 queries a warpgroup, which walks tiles of 64 keys. Scores
@@ -250,10 +251,7 @@ __device__ __forceinline__ void wide_queries_consume(const QueriesParams& params
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     attention_backward_kernel_queries(const __grid_constant__ QueriesParams params,
-                                      const __grid_constant__ CUtensorMap q,
-                                      const __grid_constant__ CUtensorMap k,
-                                      const __grid_constant__ CUtensorMap v,
-                                      const __grid_constant__ CUtensorMap dout) {
+                                      const __grid_constant__ BackwardMaps maps) {
   using namespace cuda;
   extern __shared__ __align__(1024) char memory[];
   const WideQueriesShared<Shape> shared{memory};
@@ -263,22 +261,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     return;
   }
   if (threadIdx.x == 0) {
-    prefetch_tensor_map(&q);
-    prefetch_tensor_map(&k);
-    prefetch_tensor_map(&v);
-    prefetch_tensor_map(&dout);
-    mbarrier_init(&barriers.q_full, 1);
-    mbarrier_init(&barriers.dout_full, 1);
-    for (int i = 0; i < Shape::kKeyStages; ++i) {
-      mbarrier_init(&barriers.k_full[i], 1);
-      mbarrier_init(&barriers.k_empty[i], 8);
-    }
-    for (int i = 0; i < Shape::kValueStages; ++i) {
-      mbarrier_init(&barriers.v_full[i], 1);
-      mbarrier_init(&barriers.v_empty[i], 8);
-    }
-    mbarrier_init_fence();
-    begin_debug_block();
+    begin_backward_block(maps, [&] {
+      mbarrier_init(&barriers.q_full, 1);
+      mbarrier_init(&barriers.dout_full, 1);
+      init_ring(barriers.k_full, barriers.k_empty, 1, 8);
+      init_ring(barriers.v_full, barriers.v_empty, 1, 8);
+    });
   }
   __syncthreads();
   const int32_t warpgroup = __shfl_sync(0xffffffffu, static_cast<int32_t>(threadIdx.x / 128), 0);
@@ -286,12 +274,12 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     register_limit_lower<40>();
     if (work.begin < work.end) {
       if (threadIdx.x == 0) {
-        wide_queries_produce<Shape, Shape::kKeyStages>(params, work, &q, shared.q(),
-                                                       &barriers.q_full, &k, shared.k(0),
+        wide_queries_produce<Shape, Shape::kKeyStages>(params, work, &maps.q, shared.q(),
+                                                       &barriers.q_full, &maps.k, shared.k(0),
                                                        barriers.k_full, barriers.k_empty);
       } else if (threadIdx.x == 32) {
-        wide_queries_produce<Shape, Shape::kValueStages>(params, work, &dout, shared.dout(),
-                                                         &barriers.dout_full, &v, shared.v(0),
+        wide_queries_produce<Shape, Shape::kValueStages>(params, work, &maps.dout, shared.dout(),
+                                                         &barriers.dout_full, &maps.v, shared.v(0),
                                                          barriers.v_full, barriers.v_empty);
       }
     }

@@ -24,7 +24,8 @@ struct WideKeysShape {
   static constexpr int kKeys = 64;
   static constexpr int kQueries = 64;
   static constexpr int kPanels = kDim / 64;
-  static constexpr bool kGeneral = false;  // no lists of blocks
+  static constexpr bool kLists = false;
+  static constexpr BackwardTurns kTurns = BackwardTurns::never;
   static constexpr bool kAdjusts = kAdjusts_;
   static constexpr int kThreads = 384;
   static constexpr uint32_t kTileBytes = kQueries * kDim * 2;

@@ -1,0 +1,86 @@
+#include "flashloom/ops/attention/sm90/backward_band.cuh"
+#include "flashloom/ops/attention/sm90/backward_variants.cuh"
+
+namespace flashloom::sm90 {
+namespace {
+
+// Tiles of a block: waves of blocks times the tiles of each should be few. A run also computes
+// about a tile's worth beside it.
+int32_t tiles_of_run(int64_t tiles, int64_t heads, int32_t slots) {
+  int32_t best = 1;
+  double least = INFINITY;
+  for (int32_t run = 4; run <= 32; ++run) {
+    const int64_t blocks = (tiles + run - 1) / run * heads;
+    const auto waves = static_cast<double>((blocks + slots - 1) / slots);
+    const double cost = waves * (static_cast<double>(std::min<int64_t>(run, tiles)) + 1);
+    if (cost < least) {
+      least = cost;
+      best = run;
+    }
+  }
+  return best;
+}
+
+template <class Shape>
+void launch(const BackwardCall& call, cudaStream_t stream) {
+  const auto& [gradients, inputs, saved, options] = call;
+  const DType storage = inputs.q.dtype;
+  BandParams params = {};
+  params.problem = make_problem(as_batched(inputs.q), as_batched(inputs.k), options);
+  const Problem& problem = params.problem;
+  params.columns = static_cast<int32_t>(inputs.q.dim(-1));
+  params.value_columns = static_cast<int32_t>(inputs.v.dim(-1));
+  params.lse = row_tensor(saved.lse, true, storage);
+  if (saved.dlse) {
+    params.dlse = row_tensor(saved.dlse, true, storage);
+  }
+  params.dq = row_tensor(gradients.dq, false, storage);
+  params.dk = row_tensor(gradients.dk, false, storage);
+  params.dv = row_tensor(gradients.dv, false, storage);
+  params.scale = score_scale(options, inputs.q.dim(-1));
+  params.accumulate = gradients.accumulate;
+  params.sends = !params.accumulate && !params.dq.wide && !params.dk.wide && !params.dv.wide;
+  if (params.sends) {
+    params.dq_map = cuda::make_tile_map(as_batched(gradients.dq), Shape::kTile);
+    params.dk_map = cuda::make_tile_map(as_batched(gradients.dk), Shape::kTile);
+    params.dv_map = cuda::make_tile_map(as_batched(gradients.dv), Shape::kTile);
+  }
+  params.out = cuda::make_tile_map(as_batched(saved.out), Shape::kTile / 2);
+  const bool packed = problem.cu_key != nullptr;
+  const int64_t heads = int64_t{packed ? 1 : problem.batch} * problem.heads;
+  const int64_t rows = packed ? problem.total_key : problem.key_length;
+  const int64_t tiles = (rows + Shape::kTile - 1) / Shape::kTile;
+  params.run = tiles_of_run(tiles, heads, device_multiprocessors() * Shape::kBlocks);
+  const int32_t run_rows = params.run * Shape::kTile;
+  params.runs = static_cast<int32_t>(packed ? rows / run_rows + problem.batch
+                                            : (rows + run_rows - 1) / run_rows);
+  launch_backward_kernel<Shape>(
+      &attention_backward_kernel_band<Shape>, "attention_backward_kernel_band",
+      dim3(static_cast<uint32_t>(params.runs), static_cast<uint32_t>(heads)), params, inputs,
+      saved.dout, stream);
+}
+
+}  // namespace
+
+bool is_band(const BackwardCall& call) {
+  const auto& [gradients, inputs, saved, options] = call;
+  const auto& [left, right] = options.visibility;
+  const AttentionSequences& sequences = options.sequences;
+  const AttentionPositions& positions = options.positions;
+  constexpr int64_t kReach = BandShape<__half>::kTile;
+  const bool same_rows =
+      inputs.q.dim(-2) == inputs.k.dim(-2) && sequences.cu_query.data == sequences.cu_key.data &&
+      sequences.max_query == sequences.max_key && !sequences.used_query && !sequences.used_key;
+  const bool same_place = positions.query_start ? *positions.query_start == *positions.key_start
+                                                : positions.offset.value_or(0) == 0;
+  return backward_width(inputs) <= BandShape<__half>::kDim && left > 0 && left <= kReach &&
+         right > 0 && right <= kReach && same_rows && same_place &&
+         inputs.q.dim(-3) == inputs.k.dim(-3) && !gradients.dsinks;
+}
+
+void launch_backward_band(const BackwardCall& call, cudaStream_t stream) {
+  with_storage(call.inputs.q.dtype,
+               [&](auto storage) { launch<BandShape<decltype(storage)>>(call, stream); });
+}
+
+}  // namespace flashloom::sm90
