@@ -155,6 +155,7 @@ void HostCommunicator::all_reduce(TensorView values, Stream stream) {
     std::vector<std::byte> all(part * static_cast<size_t>(size_));
     all_gather(TensorView(all.data(), values.dtype, {size_, count}), values, stream);
     std::vector<const std::byte*> parts;
+    parts.reserve(static_cast<size_t>(size_));
     for (int r = 0; r < size_; ++r) {
       parts.push_back(all.data() + static_cast<size_t>(r) * part);
     }

@@ -123,6 +123,7 @@ void DataParallel::reduce_gradients() {
     return;
   }
   std::vector<Cursor<Range>> from;
+  from.reserve(gradients_.size());
   for (const Range& range : gradients_) {
     from.emplace_back(range);
   }
@@ -155,6 +156,7 @@ void DataParallel::gather_parameters() {
     return;
   }
   std::vector<Cursor<Range>> to;
+  to.reserve(weights_.size());
   for (const Range& range : weights_) {
     to.emplace_back(range);
   }
