@@ -53,7 +53,7 @@ void flatten(const json& value, const std::string& name,
              std::vector<std::pair<std::string, json>>& out) {
   if (value.is_object()) {
     for (const auto& [key, inner] : value.items()) {
-      flatten(inner, name.empty() ? key : name + "." + key, out);
+      flatten(inner, name.empty() ? key : fmt::format("{}.{}", name, key), out);
     }
   } else if (!value.is_null()) {
     out.emplace_back(name, value);
