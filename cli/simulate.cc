@@ -12,16 +12,15 @@
 #include "cli/simulate_flags.h"
 #include "cli/simulate_report.h"
 #include "cli/simulate_sweep.h"
+#include "cli/simulate_trace.h"
 #include "cli/terminal.h"
 #include "flashloom/core/parallel.h"
 #include "flashloom/io/atomic_file.h"
 #include "flashloom/io/model_config.h"
 #include "flashloom/systolic/isa/assembler.h"
 #include "flashloom/systolic/program/flash_attention.h"
-#include "flashloom/systolic/report/perfetto.h"
 #include "flashloom/systolic/report/picture.h"
 #include "flashloom/systolic/report/simulation.h"
-#include "flashloom/systolic/report/waveform.h"
 
 namespace flashloom::cli {
 namespace {
@@ -44,10 +43,6 @@ struct Options {
   int64_t threads = 0;
   bool json = false;
 };
-
-// Registers of every cycle: at 16 x 16 about 2,100 words a cycle.
-constexpr int kMostTracedRows = 16;
-constexpr int64_t kMostTracedCycles = 20'000;
 
 bool is_text(const std::string& path) {
   return path.ends_with(".txt");
@@ -95,30 +90,6 @@ void save_program(const std::string& path, const std::vector<uint32_t>& words) {
     }
   }
   write_file_atomically(path, bytes);
-}
-
-// PREFIX.json for ui.perfetto.dev, PREFIX.vcd, PREFIX.requests.csv.
-void write_trace(const std::string& prefix, const systolic::Simulation& run,
-                 const systolic::SimulationOptions& options) {
-  write_file_atomically(prefix + ".json", systolic::perfetto_trace(run.config, run.schedule));
-  write_file_atomically(prefix + ".requests.csv", systolic::request_csv(run.schedule));
-  const bool registers =
-      std::max(run.config.shape.rows, run.config.shape.columns) <= kMostTracedRows &&
-      run.schedule.cycles <= kMostTracedCycles;
-  if (registers) {
-    systolic::MachineState state(run.config, systolic::layout_of(run.config, run.problem).bytes);
-    const systolic::AttentionData data =
-        systolic::random_inputs(run.config, run.problem, options.distribution, options.seed);
-    systolic::place_inputs(run.config, run.problem, data, state.memory);
-    write_file_atomically(prefix + ".vcd", systolic::register_vcd(run.config, run.schedule, state));
-  } else {
-    write_file_atomically(prefix + ".vcd", systolic::schedule_vcd(run.config, run.schedule));
-  }
-  note(fmt::format("wrote {0}.json, {0}.requests.csv, {0}.vcd ({1})", prefix,
-                   registers ? "every register"
-                             : fmt::format("slots and transfers; registers up to {0} x {0} and {1} "
-                                           "cycles",
-                                           kMostTracedRows, kMostTracedCycles)));
 }
 
 // The attention of one layer of a model, from its config.json or directory.
@@ -234,7 +205,8 @@ Command simulate_command() {
            {"--checked-rows", &options->checked_rows, "of the output against float64"},
            {"--cycles-only", &options->cycles_only, "no values"},
            {"--trace", &options->trace,
-            "PREFIX.json (Perfetto), PREFIX.vcd (waveform), PREFIX.requests.csv"},
+            "PREFIX.json (Perfetto), PREFIX.fst (waveform), PREFIX.requests.csv; PREFIX.vcd for a "
+            "VCD"},
            {"--picture", &options->picture, "write an SVG of a tile's phases"},
            {"--sweep", &options->sweep,
             "NAME=VALUE:VALUE:…, several times for a product; the machine's parameters and array, "

@@ -80,7 +80,10 @@ TEST_F(Simulate, WritesTracesAndPictures) {
   ASSERT_EQ(result.code, 0) << result.err;
   const json trace = json::parse(read_for_test(path("run.json")));
   EXPECT_GT(trace["traceEvents"].size(), 20u);
-  EXPECT_THAT(read_for_test(path("run.vcd")), HasSubstr("pe_0_0_reg"));
+  EXPECT_THAT(read_for_test(path("run.fst")), HasSubstr("pe_0_0_reg"));
+  ASSERT_EQ(run("--preset tiny --seq 6 --trace " + path("other.vcd")).code, 0);
+  EXPECT_THAT(read_for_test(path("other.vcd")), HasSubstr("pe_0_0_reg $end"));
+  EXPECT_EQ(read_for_test(path("other.json")), read_for_test(path("run.json")));
   EXPECT_THAT(read_for_test(path("run.requests.csv")), HasSubstr("instruction,port,kind"));
   EXPECT_THAT(read_for_test(path("plan.svg")), HasSubstr("period 33 cycles"));
 }
@@ -128,6 +131,7 @@ TEST_F(Simulate, RefusesWhatCannotBeBuilt) {
   refused("--sweep rowz=1", 2, "--sweep: expected NAME=VALUE");
   refused("--pieces 7", 1, "a power of two");
   refused("--program /nowhere.bin", 1, "/nowhere.bin");
+  refused("--preset tiny --seq 6 --trace /nowhere/run", 1, "/nowhere/run.json: create");
 }
 
 }  // namespace

@@ -1,0 +1,55 @@
+#include "flashloom/systolic/report/vcd.h"
+
+#include <fmt/format.h>
+
+#include <iterator>
+
+namespace flashloom::systolic {
+namespace {
+
+// Identifiers of VCD: digits to the base 94 from '!' on.
+std::string identifier(size_t number) {
+  constexpr size_t kBase = 94;
+  std::string text;
+  do {
+    text += static_cast<char>('!' + number % kBase);
+    number /= kBase;
+  } while (number > 0);
+  return text;
+}
+
+}  // namespace
+
+void VcdWriter::write_header() {
+  buffer_ = "$timescale 1 ns $end\n$scope module machine $end\n";
+  for (size_t i = 0; i < signals().size(); ++i) {
+    const Signal& signal = signals()[i];
+    fmt::format_to(std::back_inserter(buffer_), "$var wire {} {} {} $end\n", signal.width,
+                   identifier(i), signal.name);
+  }
+  buffer_ += "$upscope $end\n$enddefinitions $end\n";
+}
+
+void VcdWriter::write_time(int64_t time) {
+  constexpr size_t kWriteBytes = size_t{1} << 16;  // a system call for many ticks
+  if (buffer_.size() >= kWriteBytes) {
+    sink_.append(buffer_);
+    buffer_.clear();
+  }
+  fmt::format_to(std::back_inserter(buffer_), "#{}\n", time);
+}
+
+void VcdWriter::write_value(size_t signal, uint64_t value) {
+  if (signals()[signal].width == 1) {
+    fmt::format_to(std::back_inserter(buffer_), "{}{}\n", value, identifier(signal));
+  } else {
+    fmt::format_to(std::back_inserter(buffer_), "b{:b} {}\n", value, identifier(signal));
+  }
+}
+
+void VcdWriter::write_end(int64_t /*end*/) {
+  sink_.append(buffer_);
+  buffer_.clear();
+}
+
+}  // namespace flashloom::systolic
