@@ -80,9 +80,9 @@ TEST_F(Simulate, WritesTracesAndPictures) {
   ASSERT_EQ(result.code, 0) << result.err;
   const json trace = json::parse(read_for_test(path("run.json")));
   EXPECT_GT(trace["traceEvents"].size(), 20u);
-  EXPECT_THAT(read_for_test(path("run.fst")), HasSubstr("pe_0_0_reg"));
+  EXPECT_THAT(read_for_test(path("run.fst")), HasSubstr("pe_0_0"));
   ASSERT_EQ(run("--preset tiny --seq 6 --trace " + path("other.vcd")).code, 0);
-  EXPECT_THAT(read_for_test(path("other.vcd")), HasSubstr("pe_0_0_reg $end"));
+  EXPECT_THAT(read_for_test(path("other.vcd")), HasSubstr("$scope module pe_0_0 $end"));
   EXPECT_EQ(read_for_test(path("other.json")), read_for_test(path("run.json")));
   EXPECT_THAT(read_for_test(path("run.requests.csv")), HasSubstr("instruction,port,kind"));
   EXPECT_THAT(read_for_test(path("plan.svg")), HasSubstr("period 33 cycles"));

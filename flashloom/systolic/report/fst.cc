@@ -65,11 +65,12 @@ std::string lz4_literals(std::string_view text) {
 }  // namespace
 
 std::string FstWriter::header(int64_t end) const {
-  constexpr uint64_t kScopes = 1;
   constexpr char kNanoseconds = -9;  // power of ten of a tick in seconds
   constexpr size_t kWriterNameBytes = 128;
   constexpr size_t kDateBytes = 119;
   constexpr char kVerilog = 0;
+  uint64_t scopes = 1;  // the machine
+  walk([&](const std::string& /*scope*/) { ++scopes; }, [](const Signal& /*signal*/) {}, [] {});
   std::string text;
   put_u64(text, 0);  // begin
   put_u64(text, static_cast<uint64_t>(end));
@@ -79,7 +80,7 @@ std::string FstWriter::header(int64_t end) const {
     text += static_cast<char>((euler >> shift) & kByteMask);
   }
   put_u64(text, 2 * block_bytes_);  // memory of the writer
-  put_u64(text, kScopes);
+  put_u64(text, scopes);
   put_u64(text, signals().size());  // names
   put_u64(text, signals().size());  // of as many signals
   put_u64(text, blocks_);
@@ -206,19 +207,26 @@ void FstWriter::write_geometry() {
 void FstWriter::write_hierarchy() {
   constexpr uint64_t kNewSignal = 0;  // else the number of the one that this is another name of
   std::string tree;
-  tree += kScope;
-  tree += kModule;
-  tree += "machine";
-  tree.append(2, '\0');  // the name's end and an empty name of the component
-  for (const Signal& signal : signals()) {
-    tree += kWire;
-    tree += kNoDirection;
-    tree += signal.name;
-    tree += '\0';
-    put_varint(tree, static_cast<uint64_t>(signal.width));
-    put_varint(tree, kNewSignal);
-  }
-  tree += kUpscope;
+  const auto enter = [&](const std::string& scope) {
+    tree += kScope;
+    tree += kModule;
+    tree += scope;
+    tree.append(2, '\0');  // the name's end and an empty name of the component
+  };
+  const auto leave = [&] { tree += kUpscope; };
+  enter("machine");
+  walk(
+      enter,
+      [&](const Signal& signal) {
+        tree += kWire;
+        tree += kNoDirection;
+        tree += signal.name;
+        tree += '\0';
+        put_varint(tree, static_cast<uint64_t>(signal.width));
+        put_varint(tree, kNewSignal);
+      },
+      leave);
+  leave();
   std::string text;
   put_u64(text, tree.size());
   sink_.append(block(kHierarchyLz4, text + lz4_literals(tree)));

@@ -22,11 +22,13 @@ std::string identifier(size_t number) {
 
 void VcdWriter::write_header() {
   buffer_ = "$timescale 1 ns $end\n$scope module machine $end\n";
-  for (size_t i = 0; i < signals().size(); ++i) {
-    const Signal& signal = signals()[i];
-    fmt::format_to(std::back_inserter(buffer_), "$var wire {} {} {} $end\n", signal.width,
-                   identifier(i), signal.name);
-  }
+  size_t number = 0;
+  walk([&](const std::string& scope) { buffer_ += "$scope module " + scope + " $end\n"; },
+       [&](const Signal& signal) {
+         fmt::format_to(std::back_inserter(buffer_), "$var wire {} {} {} $end\n", signal.width,
+                        identifier(number++), signal.name);
+       },
+       [&] { buffer_ += "$upscope $end\n"; });
   buffer_ += "$upscope $end\n$enddefinitions $end\n";
 }
 

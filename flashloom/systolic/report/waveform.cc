@@ -12,11 +12,11 @@
 namespace flashloom::systolic {
 namespace {
 
-// A name for every format: scopes and ranges have a meaning of their own in a VCD's reference.
+// A name for every format: brackets are ranges in a VCD. "pe[3][0].down" is "down" in scope
+// "pe_3_0".
 std::string plain_name(std::string name) {
   std::ranges::replace(name, '[', '_');
   std::erase(name, ']');
-  std::ranges::replace(name, '.', '_');
   return name;
 }
 
@@ -36,11 +36,11 @@ class ScheduleSignals {
     std::vector<size_t> busy;
     std::vector<size_t> function;
     for (int slot = 0; slot < config.controller.slots; ++slot) {
-      busy.push_back(writer.declare(fmt::format("slot{}_busy", slot), 1));
-      function.push_back(writer.declare(fmt::format("slot{}_function", slot), kFunctionBits));
+      busy.push_back(writer.declare(fmt::format("slot{}.busy", slot), 1));
+      function.push_back(writer.declare(fmt::format("slot{}.function", slot), kFunctionBits));
     }
-    const size_t loads = writer.declare("loads_under_way", kCountBits);
-    const size_t stores = writer.declare("stores_under_way", kCountBits);
+    const size_t loads = writer.declare("dma.loads_under_way", kCountBits);
+    const size_t stores = writer.declare("dma.stores_under_way", kCountBits);
     for (const MatrixIssue& issue : schedule.issues) {
       const Function of =
           schedule.program[static_cast<size_t>(issue.instruction)].matrix_function();

@@ -25,7 +25,7 @@ class StringSink final : public ByteSink {
 };
 
 struct ReadSignal {
-  std::string name;
+  std::string name;  // "scope.name" in a scope below the machine's
   int width = 0;
   std::vector<std::pair<int64_t, uint64_t>> changes = {};
   bool operator==(const ReadSignal&) const = default;
@@ -44,9 +44,15 @@ inline void expect(bool holds, const std::string& what) {
   }
 }
 
+inline std::string name_in(const std::vector<std::string>& scopes, const std::string& name) {
+  expect(!scopes.empty() && scopes.size() <= 2 && scopes[0] == "machine", "scope of " + name);
+  return scopes.size() == 1 ? name : scopes[1] + "." + name;
+}
+
 inline ReadWaveform read_vcd_for_test(std::string_view text) {
   ReadWaveform read;
   std::map<std::string, size_t, std::less<>> signal_of;
+  std::vector<std::string> scopes;
   int64_t time = -1;
   while (!text.empty()) {
     const std::string line(text.substr(0, text.find('\n')));
@@ -60,7 +66,11 @@ inline ReadWaveform read_vcd_for_test(std::string_view text) {
     }
     if (words[0] == "$var") {
       signal_of[words[3]] = read.signals.size();
-      read.signals.push_back({words[4], std::stoi(words[2])});
+      read.signals.push_back({name_in(scopes, words[4]), std::stoi(words[2])});
+    } else if (words[0] == "$scope") {
+      scopes.push_back(words[2]);
+    } else if (words[0] == "$upscope") {
+      scopes.pop_back();
     } else if (line[0] == '#') {
       expect(std::stoll(line.substr(1)) > time, "time grows");
       time = std::stoll(line.substr(1));
@@ -163,7 +173,7 @@ class FstReaderForTest {
     expect(header.fixed() == static_cast<uint64_t>(read.end), "end");
     expect(header.take(8) == "\x69\x57\x14\x8b\x0a\xbf\x05\x40", "e, its lowest byte first");
     header.fixed();
-    expect(header.fixed() == 1, "scopes");
+    expect(header.fixed() == scopes_, "scopes");
     expect(header.fixed() == read.signals.size(), "names");
     expect(header.fixed() == read.signals.size(), "signals");
     expect(header.fixed() == static_cast<uint64_t>(read.blocks), "blocks");
@@ -177,17 +187,25 @@ class FstReaderForTest {
       more = packed.byte();
     }
     expect(run == size && packed.size() == size, "one run of literals");
-    expect(packed.byte() == 254 && packed.byte() == 0, "a module");
-    expect(packed.name() == "machine" && packed.name().empty(), "its name");
-    uint64_t tag = packed.byte();
-    for (; tag == 16; tag = packed.byte()) {
-      packed.byte();
-      ReadSignal signal{packed.name()};
-      signal.width = static_cast<int>(packed.varint());
-      expect(packed.varint() == 0, "no second name");
-      read.signals.push_back(signal);
+    std::vector<std::string> scopes;
+    while (!packed.empty()) {
+      const uint64_t tag = packed.byte();
+      if (tag == 254) {
+        expect(packed.byte() == 0, "a module");
+        scopes.push_back(packed.name());
+        expect(packed.name().empty(), "no name of a component");
+        ++scopes_;
+      } else if (tag == 255) {
+        scopes.pop_back();
+      } else {
+        expect(tag == 16 && packed.byte() == 0, "a wire");
+        ReadSignal signal{name_in(scopes, packed.name())};
+        signal.width = static_cast<int>(packed.varint());
+        expect(packed.varint() == 0, "no second name");
+        read.signals.push_back(signal);
+      }
     }
-    expect(tag == 255 && packed.empty(), "the module's end");
+    expect(scopes.empty(), "the machine's end");
   }
 
   void read_geometry(FstCursor geometry) const {
@@ -269,6 +287,7 @@ class FstReaderForTest {
     }
   }
 
+  uint64_t scopes_ = 0;
   std::vector<uint64_t> values_;  // at the end of what is read
 };
 

@@ -50,8 +50,8 @@ TEST(SystolicWaveform, FormatsHoldEveryRegisterOfEveryCycle) {
   EXPECT_LT(fst_file.text.size(), vcd_file.text.size());
   EXPECT_TRUE(fst.signals == vcd.signals);
 
-  EXPECT_EQ(signal_of(fst, "pe_3_0_down").width, 32);
-  EXPECT_EQ(signal_of(fst, "pe_3_0_down_valid").width, 1);
+  EXPECT_EQ(signal_of(fst, "pe_3_0.down").width, 32);
+  EXPECT_EQ(signal_of(fst, "pe_3_0.down_valid").width, 1);
   const size_t registers = dump(ArrayState(test.config)).size();
   const size_t first = fst.signals.size() - registers;
   int64_t cycles = 0;
@@ -75,7 +75,7 @@ TEST(SystolicWaveform, ScheduleShowsSlotsAndTransfers) {
   const ReadWaveform read = read_fst_for_test(file.text);
   EXPECT_EQ(read.blocks, 1);
   for (const MatrixIssue& issue : test.schedule.issues) {
-    const std::string slot = fmt::format("slot{}_", issue.slot);
+    const std::string slot = fmt::format("slot{}.", issue.slot);
     const auto function =
         test.schedule.program[static_cast<size_t>(issue.instruction)].matrix_function();
     EXPECT_EQ(value_at(signal_of(read, slot + "busy"), issue.start()), 1u);
@@ -88,7 +88,7 @@ TEST(SystolicWaveform, ScheduleShowsSlotsAndTransfers) {
   }
   int64_t shown = 0;
   for (int64_t cycle = 0; cycle <= read.end; ++cycle) {
-    for (const char* name : {"loads_under_way", "stores_under_way"}) {
+    for (const char* name : {"dma.loads_under_way", "dma.stores_under_way"}) {
       shown += static_cast<int64_t>(value_at(signal_of(read, name), cycle));
     }
   }
@@ -103,7 +103,8 @@ TEST(SystolicWaveform, FstHoldsWhatWasSet) {
     FstWriter writer(file, block_bytes);
     std::vector<ReadSignal> expected;
     for (int width = 1; width <= 64; ++width) {
-      expected.push_back({fmt::format("w{}", width), width, {{0, 0}}});
+      expected.push_back(
+          {fmt::format("{}w{}", width % 9 < 5 ? "" : "part.", width), width, {{0, 0}}});
       EXPECT_EQ(writer.declare(expected.back().name, width), expected.size() - 1);
     }
     int64_t time = 0;
@@ -145,7 +146,10 @@ TEST(SystolicWaveform, RefusesWhatAWaveformCannotHold) {
     }
   };
   refused([](WaveformWriter& to) { to.declare("wide", 65); }, "from 1 to 64 bits");
-  refused([](WaveformWriter& to) { to.declare("", 1); }, "a name");
+  refused([](WaveformWriter& to) { to.declare("", 1); }, "NAME or SCOPE.NAME");
+  for (const char* name : {".a", "a.", "a.b.c"}) {
+    refused([&](WaveformWriter& to) { to.declare(name, 1); }, "NAME or SCOPE.NAME");
+  }
   refused([](WaveformWriter& to) { to.set(0, 2, 0); }, "below 2");
   refused([](WaveformWriter& to) { to.set(0, 1, 8); }, "3 bits");
   refused([](WaveformWriter& to) { to.finish(0); }, "tick 1 or later");

@@ -18,11 +18,16 @@ size_t WaveformWriter::declare(std::string_view name, int width) {
     throw InvalidArgument("waveform", "signal", "every signal before the first tick's end",
                           std::string(name));
   }
-  if (name.empty() || width < 1 || width > kMostBits) {
-    throw InvalidArgument("waveform", "signal", "a name and from 1 to 64 bits",
+  const size_t dot = name.find('.');
+  const bool has_scope = dot != std::string_view::npos;
+  const std::string_view scope = has_scope ? name.substr(0, dot) : std::string_view();
+  const std::string_view own = has_scope ? name.substr(dot + 1) : name;
+  const bool is_named = !own.empty() && own.find('.') == std::string_view::npos && dot != 0;
+  if (!is_named || width < 1 || width > kMostBits) {
+    throw InvalidArgument("waveform", "signal", "NAME or SCOPE.NAME and from 1 to 64 bits",
                           fmt::format("'{}' of {} bits", name, width));
   }
-  signals_.push_back({.name = std::string(name), .width = width});
+  signals_.push_back({.scope = std::string(scope), .name = std::string(own), .width = width});
   next_.push_back(0);
   return signals_.size() - 1;
 }
@@ -64,6 +69,27 @@ void WaveformWriter::finish(int64_t end) {
     write_time(end);
   }
   write_end(end);
+}
+
+void WaveformWriter::walk(FunctionRef<void(const std::string& scope)> enter,
+                          FunctionRef<void(const Signal& signal)> visit,
+                          FunctionRef<void()> leave) const {
+  std::string scope;
+  for (const Signal& signal : signals_) {
+    if (signal.scope != scope) {
+      if (!scope.empty()) {
+        leave();
+      }
+      scope = signal.scope;
+      if (!scope.empty()) {
+        enter(scope);
+      }
+    }
+    visit(signal);
+  }
+  if (!scope.empty()) {
+    leave();
+  }
 }
 
 void WaveformWriter::write_changes() {

@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "flashloom/core/function_ref.h"
+
 namespace flashloom::systolic {
 
 /// Where the bytes of a file go. Both functions throw what says why the file cannot take them.
@@ -26,7 +28,8 @@ class WaveformWriter {
  public:
   virtual ~WaveformWriter() = default;
 
-  /// 1 to 64 bits, 0 until set. Returns the signal's number. Not after the first tick.
+  /// "name", or "scope.name" in a scope of its own below the machine's; 1 to 64 bits, 0 until set.
+  /// Returns the signal's number. Not after the first tick.
   size_t declare(std::string_view name, int width);
 
   /// The signal's value from this tick on. Ticks begin with 0 and never go back; of several values
@@ -38,12 +41,17 @@ class WaveformWriter {
 
  protected:
   struct Signal {
+    std::string scope;  // empty: the machine's
     std::string name;
     int width;
     uint64_t value = 0;  // as written
   };
 
   std::span<const Signal> signals() const { return signals_; }
+
+  /// Every signal in order, with the scopes around them: neighbours of one scope share it.
+  void walk(FunctionRef<void(const std::string& scope)> enter,
+            FunctionRef<void(const Signal& signal)> visit, FunctionRef<void()> leave) const;
 
  private:
   /// Once, when all signals are declared.
