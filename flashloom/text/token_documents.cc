@@ -17,7 +17,7 @@ TokenDocuments::TokenDocuments(const std::string& directory, int64_t memory_byte
 TokenDocuments TokenDocuments::borrowed(std::span<const int32_t> tokens,
                                         std::span<const uint8_t> loss,
                                         std::span<const int64_t> lengths,
-                                        std::vector<DocumentGroup> groups,
+                                        std::span<const DocumentGroup> groups,
                                         std::shared_ptr<const void> owner) {
   constexpr const char* kName = "TokenDocuments";
   if (tokens.size() != loss.size()) {

@@ -31,7 +31,7 @@ class TokenDocuments {
   /// (count and weight; `first` is set here) cover all of the tokens and documents.
   static TokenDocuments borrowed(std::span<const int32_t> tokens, std::span<const uint8_t> loss,
                                  std::span<const int64_t> lengths,
-                                 std::vector<DocumentGroup> groups,
+                                 std::span<const DocumentGroup> groups,
                                  std::shared_ptr<const void> owner);
 
   /// Documents that are added from now on are drawn `weight` times an epoch. Throws InvalidArgument

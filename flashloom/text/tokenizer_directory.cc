@@ -200,12 +200,13 @@ Tokenizer Tokenizer::from_directory(const std::filesystem::path& directory) {
   if (add_bos || add_eos) {
     data->prefix_ids.clear();
     data->suffix_ids.clear();
-    if (add_bos.value_or(false) && data->bos_id) {
-      data->prefix_ids.push_back(*data->bos_id);
-    }
-    if (add_eos.value_or(false) && data->eos_id) {
-      data->suffix_ids.push_back(*data->eos_id);
-    }
+    const auto add = [](bool wanted, const std::optional<int32_t>& id, std::vector<int32_t>& to) {
+      if (wanted && id) {
+        to.push_back(*id);
+      }
+    };
+    add(add_bos.value_or(false), data->bos_id, data->prefix_ids);
+    add(add_eos.value_or(false), data->eos_id, data->suffix_ids);
   }
 
   const auto jinja = read_file(directory / "chat_template.jinja");

@@ -63,6 +63,7 @@ const GgufPreTokenizer& find_gguf_pre_tokenizer(const GgufVocabulary& vocabulary
 
 std::vector<std::string_view> Tokenizer::supported_pre_names() {
   std::vector<std::string_view> names;
+  names.reserve(std::size(kPreTokenizers));
   for (const GgufPreTokenizer& known : kPreTokenizers) {
     names.push_back(known.name);
   }

@@ -154,7 +154,7 @@ SupervisedData read_side(const std::string& directory, std::string_view side,
   try {
     data.documents = TokenDocuments::borrowed(
         array<int32_t>(*file, "tokens", tokens), array<uint8_t>(*file, "loss", tokens),
-        array<int64_t>(*file, "lengths", number("documents")), std::move(groups), file);
+        array<int64_t>(*file, "lengths", number("documents")), groups, file);
   } catch (const InvalidArgument& error) {
     throw IoError(file->path(), "", error.what());
   }

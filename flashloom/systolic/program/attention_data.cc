@@ -199,6 +199,7 @@ std::vector<double> read_output(const MachineConfig& config, const AttentionProb
   const int64_t column =
       layout.output + place.group * layout.output_group_bytes + place.column * (format.width() / 8);
   std::vector<double> row;
+  row.reserve(static_cast<size_t>(problem.value_dim));
   for (int e = 0; e < problem.value_dim; ++e) {
     row.push_back(to_double(format, memory.load(format, column + e * layout.output_stride)));
   }

@@ -93,6 +93,7 @@ std::vector<CyclePhase> cycle_phases(const Simulation& simulation) {
   }
   cycles[fill] = schedule.issues.empty() ? schedule.cycles : schedule.issues.front().start();
   std::vector<CyclePhase> phases;
+  phases.reserve(phase_count);
   for (int phase = 0; phase < phase_count; ++phase) {
     phases.push_back({kPhaseNames[phase], cycles[static_cast<size_t>(phase)]});
   }

@@ -30,9 +30,9 @@ Value attribute_path(Value object, const Value& path, Budget& budget) {
 
 // What sort, min, max and unique compare: lower case, unless asked otherwise.
 Value sort_key(const Value& item, const Value& attribute, bool case_sensitive, Budget& budget) {
-  const Value value = attribute.is_undefined() || attribute.is_none()
-                          ? item
-                          : attribute_path(item, attribute, budget);
+  Value value = attribute.is_undefined() || attribute.is_none()
+                    ? item
+                    : attribute_path(item, attribute, budget);
   if (value.string() == nullptr || case_sensitive) {
     return value;
   }
@@ -67,6 +67,7 @@ Value sort_filter(const Value& input, const Arguments& arguments, Budget& budget
     return reverse ? compare(b.first, a.first, budget) < 0 : compare(a.first, b.first, budget) < 0;
   });
   std::vector<Value> items;
+  items.reserve(keyed.size());
   for (auto& [key, item] : keyed) {
     items.push_back(std::move(item));
   }
