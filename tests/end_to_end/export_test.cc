@@ -97,6 +97,7 @@ TEST_F(Export, AddsAnAdapter) {
 }
 
 TEST_F(Export, WritesShards) {
+  must("export --model " + path("model") + " --output " + path("f32.gguf"));
   must("export --model " + path("f32.gguf") + " --max-shard-size 200KB --output " +
        path("sharded"));
   EXPECT_TRUE(std::filesystem::exists(path("sharded/model.safetensors.index.json")));
