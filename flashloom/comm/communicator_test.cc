@@ -89,7 +89,7 @@ void check_collectives(Communicator& c) {
   // Sizes that the ranks do not divide.
   std::vector<double> odd(5001, 0.5 + c.rank());
   c.all_reduce(TensorView(odd.data(), {5001}));
-  EXPECT_TRUE(odd == std::vector<double>(5001, 0.5 * n + n * (n - 1) / 2));
+  EXPECT_TRUE(odd == std::vector<double>(5001, 0.5 * n + 0.5 * n * (n - 1)));
 
   for (int root = 0; root < n; ++root) {
     std::vector<int64_t> values(3, c.rank() == root ? 40 + root : -1);

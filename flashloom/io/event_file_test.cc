@@ -77,7 +77,7 @@ TEST(Crc32c, HasThePublishedValues) {
 TEST(EventFile, WritesEventsByteByByte) {
   const TemporaryDirectory directory;
   const EventFile file(directory / "events", 7, 1.5);
-  EventFile(directory / "events", 7, 1.5);  // a second file of the same moment has another name
+  const EventFile second(directory / "events", 7, 1.5);  // of the same moment: another name
   EXPECT_EQ(std::distance(std::filesystem::directory_iterator(directory / "events"), {}), 2);
   EXPECT_THAT(std::filesystem::path(file.path()).filename().string(),
               testing::StartsWith("events.out.tfevents.0000000001."));

@@ -142,7 +142,7 @@ TrainingState read_record(const std::string& folder) {
     throw IoError(path, "", "differs from its checksum");
   }
   for (const auto& [name, sum] : content.at("files").items()) {
-    const std::string member = folder + "/" + name;
+    const std::string member = fmt::format("{}/{}", folder, name);
     if (file_checksum(member) != sum.get<std::string>()) {
       throw IoError(member, "", "differs from its checksum");
     }
