@@ -41,11 +41,10 @@ endfunction()
 
 # Checks that are wrong for tests: the static analyzer follows every path through GoogleTest's macros,
 # over 80 s for one file; a check of optionals does not see what ASSERT_TRUE asserts; nobody waits for
-# a test's strings and vectors.
+# a test's strings, vectors and copies.
 function(_flashloom_lint_as_tests target)
   if(FLASHLOOM_LINT)
-    set(off clang-analyzer-* bugprone-unchecked-optional-access
-        performance-inefficient-string-concatenation performance-inefficient-vector-operation)
+    set(off clang-analyzer-* bugprone-unchecked-optional-access performance-*)
     list(TRANSFORM off PREPEND -)
     list(JOIN off "," off)
     set_property(TARGET ${target} APPEND PROPERTY CXX_CLANG_TIDY --checks=${off})
