@@ -32,7 +32,7 @@ void moments_of_8_bits(benchmark::State& state, DType dtype) {
   const OwnedTensor m(DType::u8, {count});
   const OwnedTensor v(DType::u8, {count});
   const OwnedTensor scales(DType::f32, {(count + 255) / 256});
-  const OwnedTensor more_scales(scales);
+  const OwnedTensor more_scales(DType::f32, {(count + 255) / 256});
   const OwnedTensor gradient = normal_tensor(DType::f32, {count}, 1);
   for (auto _ : state) {
     adamw_8bit(parameter, {m, scales}, {v, more_scales}, gradient,
