@@ -5,7 +5,6 @@
 #include <bit>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <limits>
 #include <vector>
@@ -20,11 +19,6 @@ namespace {
 
 using std::string_literals::operator""s;
 
-std::string content_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
-
 uint64_t little_endian(std::string_view bytes) {
   uint64_t value = 0;
   for (size_t i = bytes.size(); i-- > 0;) {
@@ -35,7 +29,7 @@ uint64_t little_endian(std::string_view bytes) {
 
 // The data of each record; fails on a wrong length or sum.
 std::vector<std::string> records_of(const std::string& path) {
-  const std::string bytes = content_of(path);
+  const std::string bytes = read_for_test(path);
   std::vector<std::string> records;
   std::string_view rest = bytes;
   while (!rest.empty()) {

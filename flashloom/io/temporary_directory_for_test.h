@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -41,6 +42,13 @@ class TemporaryDirectory {
 inline void overwrite_for_test(const std::string& path, std::string_view content) {
   std::filesystem::remove(path);
   std::ofstream(path, std::ios::binary) << content;
+}
+
+/// A file's bytes; none if there is no such file.
+inline std::string read_for_test(const std::string& path) {
+  std::ostringstream text;
+  text << std::ifstream(path, std::ios::binary).rdbuf();
+  return text.str();
 }
 
 }  // namespace flashloom

@@ -7,7 +7,6 @@
 #include <atomic>
 #include <cmath>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <limits>
 #include <string>
@@ -20,11 +19,6 @@
 
 namespace flashloom {
 namespace {
-
-std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 TokenDocuments random_documents(int count, uint64_t seed) {
   TokenDocuments documents;
@@ -95,8 +89,8 @@ class FineTuneRanks : public testing::Test {
         all.shape = job.step_shape();
       }
     });
-    all.weights = read_text(options.output +
-                            (options.lora ? "/adapter_model.safetensors" : "/model.safetensors"));
+    all.weights = read_for_test(
+        options.output + (options.lora ? "/adapter_model.safetensors" : "/model.safetensors"));
     return all;
   }
 
@@ -118,7 +112,7 @@ class FineTuneRanks : public testing::Test {
   const ModelBundle bundle_ = {
       .path = golden_ + "models/smollm2",
       .files = ModelFiles::open(golden_ + "models/smollm2"),
-      .tokenizer = Tokenizer::from_json(read_text(golden_ + "text/tokenizer_smollm2.json"),
+      .tokenizer = Tokenizer::from_json(read_for_test(golden_ + "text/tokenizer_smollm2.json"),
                                         "tokenizer_smollm2.json")};
   const TokenDocuments documents_ = random_documents(60, 3);
   const TokenDocuments held_out_ = random_documents(9, 5);

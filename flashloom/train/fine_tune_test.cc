@@ -4,7 +4,6 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <fstream>
 #include <iterator>
 #include <limits>
 #include <string>
@@ -18,11 +17,6 @@ namespace flashloom {
 namespace {
 
 constexpr int64_t kAnyMemory = std::numeric_limits<int64_t>::max();
-
-std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 class FineTuneTest : public testing::Test {
  protected:
@@ -49,11 +43,11 @@ class FineTuneTest : public testing::Test {
 
   TemporaryDirectory folder_;
   int runs_ = 0;
-  const std::string golden_ = std::string(FLASHLOOM_SOURCE_DIR) + "/tests/golden/";
+  const std::string golden_ = FLASHLOOM_SOURCE_DIR "/tests/golden/";
   const ModelBundle bundle_ = {
       .path = golden_ + "models/smollm2",
       .files = ModelFiles::open(golden_ + "models/smollm2"),
-      .tokenizer = Tokenizer::from_json(read_text(golden_ + "text/tokenizer_smollm2.json"),
+      .tokenizer = Tokenizer::from_json(read_for_test(golden_ + "text/tokenizer_smollm2.json"),
                                         "tokenizer_smollm2.json")};
   TokenDocuments documents_;
 };

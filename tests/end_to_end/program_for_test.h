@@ -15,6 +15,7 @@
 #include "flashloom/io/atomic_file.h"
 #include "flashloom/io/model_config.h"
 #include "flashloom/io/safetensors_writer.h"
+#include "flashloom/io/temporary_directory_for_test.h"
 #include "flashloom/models/llama/llama_weights.h"
 
 namespace flashloom {
@@ -47,12 +48,6 @@ inline ProgramResult run_program(const std::string& arguments, const std::string
   text << std::ifstream(errors).rdbuf();
   result.err = text.str();
   return result;
-}
-
-inline std::string read_for_test(const std::string& path) {
-  std::ostringstream text;
-  text << std::ifstream(path, std::ios::binary).rdbuf();
-  return text.str();
 }
 
 /// A decoder of two layers, as small as may be.

@@ -2,21 +2,16 @@
 
 #include <gmock/gmock.h>
 
-#include <fstream>
 #include <iterator>
 #include <limits>
 
+#include "flashloom/io/temporary_directory_for_test.h"
 #include "flashloom/train/model_bundle.h"
 
 namespace flashloom {
 namespace {
 
 constexpr int64_t kAnyMemory = std::numeric_limits<int64_t>::max();
-
-std::string read_text(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  return {std::istreambuf_iterator<char>(file), {}};
-}
 
 class SampleAnswers : public testing::Test {
  protected:
@@ -29,9 +24,9 @@ class SampleAnswers : public testing::Test {
     documents_.add(tokens, loss);
   }
 
-  const std::string golden_ = std::string(FLASHLOOM_SOURCE_DIR) + "/tests/golden/";
+  const std::string golden_ = FLASHLOOM_SOURCE_DIR "/tests/golden/";
   const Tokenizer tokenizer_ = Tokenizer::from_json(
-      read_text(golden_ + "text/tokenizer_smollm2.json"), "tokenizer_smollm2.json");
+      read_for_test(golden_ + "text/tokenizer_smollm2.json"), "tokenizer_smollm2.json");
   TokenDocuments documents_;
 };
 
