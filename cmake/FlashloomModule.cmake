@@ -39,18 +39,6 @@ function(_flashloom_prefixed out)
   set(${out} ${list} PARENT_SCOPE)
 endfunction()
 
-# Checks that are wrong for tests: the static analyzer follows every path through GoogleTest's macros,
-# over 80 s for one file; a check of optionals does not see what ASSERT_TRUE asserts; nobody waits for
-# a test's strings, vectors and copies.
-function(_flashloom_lint_as_tests target)
-  if(FLASHLOOM_LINT)
-    set(off clang-analyzer-* bugprone-unchecked-optional-access performance-*)
-    list(TRANSFORM off PREPEND -)
-    list(JOIN off "," off)
-    set_property(TARGET ${target} APPEND PROPERTY CXX_CLANG_TIDY --checks=${off})
-  endif()
-endfunction()
-
 # GoogleTest costs 1.8 s an include; one precompiled header serves all test programs.
 function(_flashloom_test_program name)
   cmake_parse_arguments(arg "" "" "SOURCES;LINK" ${ARGN})
@@ -62,7 +50,6 @@ function(_flashloom_test_program name)
     FLASHLOOM_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
     FLASHLOOM_PROGRAM="${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/flashloom")
   _flashloom_precompile(${name} gmock/gmock.h gtest/gtest.h)
-  _flashloom_lint_as_tests(${name})
   add_dependencies(tests ${name})
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
                        PROPERTIES TIMEOUT 600)
@@ -240,6 +227,13 @@ function(flashloom_fuzz_targets)
   _flashloom_test_program(fuzz_tests LINK ${depends} ${arg_PACKAGES}
                           SOURCES ${PROJECT_SOURCE_DIR}/${arg_FOLDER}/corpus_test.cc ${sources}
                                   ${arg_PROGRAM_SOURCES})
+  if(FLASHLOOM_LINT)  # elsewhere only libFuzzer's programs have it
+    add_library(fuzz_main OBJECT EXCLUDE_FROM_ALL
+                ${PROJECT_SOURCE_DIR}/${arg_FOLDER}/libfuzzer_main.cc)
+    target_include_directories(fuzz_main PRIVATE ${PROJECT_SOURCE_DIR})
+    target_compile_definitions(fuzz_main PRIVATE FLASHLOOM_FUZZ_TARGET=read_gguf)
+    target_link_libraries(fuzz_main PRIVATE flashloom_warnings)
+  endif()
   if(FLASHLOOM_FUZZ)
     add_custom_target(fuzzers COMMENT "All fuzz targets")
     foreach(source ${sources})
