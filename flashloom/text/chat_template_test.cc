@@ -185,18 +185,18 @@ TEST(ChatTemplate, BoundsWhatAHostileTemplateCanDo) {
     }
     return out;
   };
+  const auto doubled = [](const std::string& start, const std::string& twice, int times) {
+    return "{% set n = namespace(s=" + start + ") %}{% for i in range(" + std::to_string(times) +
+           ") %}{% set n.s = " + twice + " %}{% endfor %}";
+  };
   const std::vector<std::string> sources = {
       "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}",
-      "{% set n = namespace(s='xxxxxxxx') %}{% for i in range(99999) %}{% set n.s = n.s ~ n.s %}"
-      "{% endfor %}",
+      doubled("'xxxxxxxx'", "n.s ~ n.s", 99999),
       "{{ 'x' * 9223372036854775807 }}",
       "{{ [1] * 2000000000 }}",
-      "{% set n = namespace(s=[1]) %}{% for i in range(99999) %}{% set n.s = [n.s, n.s] %}{% "
-      "endfor %}",
-      "{% set n = namespace(s=[1]) %}{% for i in range(40) %}{% set n.s = [n.s, n.s] %}{% endfor %}"
-      "{{ n.s }}",
-      "{% set n = namespace(s=[1]) %}{% for i in range(40) %}{% set n.s = [n.s, n.s] %}{% endfor %}"
-      "{{ n.s == n.s|list }}",
+      doubled("[1]", "[n.s, n.s]", 99999),
+      doubled("[1]", "[n.s, n.s]", 40) + "{{ n.s }}",
+      doubled("[1]", "[n.s, n.s]", 40) + "{{ n.s == n.s|list }}",
       "{% set n = namespace() %}{% for i in range(9) %}{% set n = namespace(p=n) %}{% endfor %}",
       "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
       "{% macro f(n) %}{{ f(n) }}{{ f(n) }}{% endmacro %}{{ f(1) }}",

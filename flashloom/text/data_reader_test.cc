@@ -1,5 +1,6 @@
 #include "flashloom/text/data_reader.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <filesystem>

@@ -16,6 +16,7 @@ namespace flashloom {
 namespace {
 
 using nlohmann::json;
+using Ids = std::vector<int32_t>;
 
 class GoldenTokenizer : public testing::TestWithParam<const char*> {
  protected:
@@ -35,7 +36,8 @@ TEST_P(GoldenTokenizer, GivesTheSameIds) {
   ASSERT_EQ(texts_.size(), golden_["ids"].size());
   ASSERT_GT(texts_.size(), 400U);
   for (size_t i = 0; i < texts_.size(); ++i) {
-    EXPECT_EQ(tokenizer_.encode(texts_[i], kTextOnly), golden_["ids"][i]) << json(texts_[i]);
+    EXPECT_EQ(tokenizer_.encode(texts_[i], kTextOnly), golden_["ids"][i].get<Ids>())
+        << json(texts_[i]);
   }
 }
 
@@ -47,15 +49,15 @@ TEST_P(GoldenTokenizer, ReadsSpecialTokensAsTextWhenAsked) {
     const json& expected = found == different.end() ? golden_["ids"][i] : *found;
     EXPECT_EQ(
         tokenizer_.encode(texts_[i], {.add_special_tokens = false, .parse_special_tokens = false}),
-        expected)
+        expected.get<Ids>())
         << json(texts_[i]);
   }
 }
 
 TEST_P(GoldenTokenizer, PutsTheTemplateAroundTheText) {
-  std::vector<int32_t> expected = golden_["prefix"];
-  const std::vector<int32_t> text = tokenizer_.encode("two words", kTextOnly);
-  const std::vector<int32_t> suffix = golden_["suffix"];
+  Ids expected = golden_["prefix"];
+  const Ids text = tokenizer_.encode("two words", kTextOnly);
+  const Ids suffix = golden_["suffix"];
   expected.insert(expected.end(), text.begin(), text.end());
   expected.insert(expected.end(), suffix.begin(), suffix.end());
   EXPECT_EQ(tokenizer_.encode("two words"), expected);
@@ -63,7 +65,7 @@ TEST_P(GoldenTokenizer, PutsTheTemplateAroundTheText) {
 
 TEST_P(GoldenTokenizer, DecodesToTheSameText) {
   for (size_t i = 0; i < texts_.size(); ++i) {
-    const std::vector<int32_t> ids = golden_["ids"][i];
+    const Ids ids = golden_["ids"][i];
     const std::string key = std::to_string(i);
     const std::string expected = golden_["decoded"].value(key, texts_[i]);
     EXPECT_EQ(tokenizer_.decode(ids), expected);
@@ -74,17 +76,17 @@ TEST_P(GoldenTokenizer, DecodesToTheSameText) {
 
 TEST_P(GoldenTokenizer, DecodesPartsOfCharactersToTheSameText) {
   for (size_t i = 0; i < golden_["loose_ids"].size(); ++i) {
-    EXPECT_EQ(tokenizer_.decode(golden_["loose_ids"][i].get<std::vector<int32_t>>()),
-              golden_["loose_text"][i]);
+    EXPECT_EQ(tokenizer_.decode(golden_["loose_ids"][i].get<Ids>()),
+              golden_["loose_text"][i].get<std::string>());
   }
 }
 
 TEST_P(GoldenTokenizer, StreamsTheSameTextInWholeCharacters) {
-  std::vector<std::vector<int32_t>> streams = golden_["ids"];
+  std::vector<Ids> streams = golden_["ids"];
   for (const json& ids : golden_["loose_ids"]) {
     streams.push_back(ids);
   }
-  for (const std::vector<int32_t>& ids : streams) {
+  for (const Ids& ids : streams) {
     StreamDecoder decoder(tokenizer_);
     std::string whole;
     for (const int32_t id : ids) {
@@ -98,7 +100,7 @@ TEST_P(GoldenTokenizer, StreamsTheSameTextInWholeCharacters) {
 }
 
 TEST_P(GoldenTokenizer, GivesTheSameIdsFromSeveralThreads) {
-  std::vector<std::vector<std::vector<int32_t>>> found(4);
+  std::vector<std::vector<Ids>> found(4);
   std::vector<std::thread> threads;
   for (auto& ids : found) {
     threads.emplace_back([this, &ids] {
@@ -148,7 +150,8 @@ TEST(TokenizerOptions, GiveTheSameIds) {
     patched.merge_patch(option["patch"]);
     const Tokenizer tokenizer = Tokenizer::from_json(patched.dump(), "patched");
     for (size_t i = 0; i < golden["texts"].size(); ++i) {
-      EXPECT_EQ(tokenizer.encode(golden["texts"][i].get<std::string>()), option["ids"][i])
+      EXPECT_EQ(tokenizer.encode(golden["texts"][i].get<std::string>()),
+                option["ids"][i].get<Ids>())
           << golden["texts"][i] << " with " << option["patch"].dump().substr(0, 600);
     }
   }
@@ -181,7 +184,7 @@ TEST(Tokenizer, NamesTokensBothWays) {
   EXPECT_FALSE(tokenizer.token_id("no such token"));
   for (const int32_t outside : {-1, tokenizer.vocabulary_size(), INT32_MAX}) {
     EXPECT_EQ(tokenizer.token(outside), "");
-    EXPECT_EQ(tokenizer.decode(std::vector<int32_t>{outside}), "");
+    EXPECT_EQ(tokenizer.decode(Ids{outside}), "");
     EXPECT_FALSE(tokenizer.is_special(outside));
   }
 }
