@@ -6,6 +6,7 @@
 
 #include "flashloom/core/error.h"
 #include "flashloom/core/parallel.h"
+#include "flashloom/core/tensor_for_test.h"
 #include "flashloom/ops/linear/test_matrix.h"
 
 namespace flashloom {
@@ -77,39 +78,24 @@ TEST(Linear, GradientsOfTheReferenceAreFiniteDifferences) {
   const auto objective = [&] {
     TestMatrix<double> y(layer.y);
     linear_forward_reference(y.view, layer.x.view, layer.weight.view, layer.bias_view());
-    double sum = 0;
-    for (int64_t t = 0; t < 3; ++t) {
-      for (int64_t n = 0; n < 5; ++n) {
-        sum += y.memory[static_cast<size_t>(t * y.view.stride(0) + n)] *
-               layer.dy.memory[static_cast<size_t>(t * layer.dy.view.stride(0) + n)];
-      }
-    }
-    return sum;
+    return dot(y.view, layer.dy.view);
   };
   const TestMatrix<double> dweight_before(layer.dweight);
   const TestMatrix<double> dbias_before(layer.dbias);
   linear_backward_reference(layer.dx.view, layer.dweight.view, layer.dbias_view(), layer.dy.view,
                             layer.x.view, layer.weight.view);
-  const auto expect_gradient = [&](TestMatrix<double>& values, const TestMatrix<double>& gradient,
+  const auto expect_gradient = [&](const TensorView& values, const TensorView& gradient,
                                    const TestMatrix<double>* before) {
-    for (int64_t i = 0; i < values.view.dim(0); ++i) {
-      for (int64_t j = 0; j < values.view.dim(1); ++j) {
-        double& value = values.memory[static_cast<size_t>(i * values.view.stride(0) + j)];
-        const auto at = static_cast<size_t>(i * gradient.view.stride(0) + j);
-        const double saved = value;
-        value = saved + 0.5;  // the objective is linear in each entry: any step is exact
-        const double up = objective();
-        value = saved - 0.5;
-        const double down = objective();
-        value = saved;
-        const double start = before != nullptr ? before->memory[at] : 0;
-        EXPECT_NEAR(up - down, gradient.memory[at] - start, 1e-12);
-      }
-    }
+    for_each_index(values, [&](auto index) {
+      // The objective is linear in each entry: any step is exact.
+      const double expected = finite_difference(values, index, objective, 0.5);
+      const double start = before != nullptr ? load_element(before->view, index) : 0;
+      EXPECT_NEAR(load_element(gradient, index) - start, expected, 1e-12);
+    });
   };
-  expect_gradient(layer.x, layer.dx, nullptr);
-  expect_gradient(layer.weight, layer.dweight, &dweight_before);
-  expect_gradient(layer.bias, layer.dbias, &dbias_before);
+  expect_gradient(layer.x.view, layer.dx.view, nullptr);
+  expect_gradient(layer.weight.view, layer.dweight.view, &dweight_before);
+  expect_gradient(layer.bias.view, layer.dbias.view, &dbias_before);
 }
 
 TEST(Linear, GivesTheSameBitsForAnyNumberOfThreads) {

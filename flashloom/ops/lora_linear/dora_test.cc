@@ -3,12 +3,12 @@
 
 #include <array>
 #include <cmath>
-#include <numeric>
 #include <optional>
 #include <vector>
 
 #include "flashloom/core/error.h"
 #include "flashloom/core/parallel.h"
+#include "flashloom/core/tensor_for_test.h"
 #include "flashloom/ops/linear/gemm.h"
 #include "flashloom/ops/linear/test_blocks.h"
 #include "flashloom/ops/linear/test_matrix.h"
@@ -172,11 +172,7 @@ TEST(Dora, GradientsOfTheReferenceAreFiniteDifferences) {
                                   group.x.view, group.projections());
     double sum = 0;
     for (size_t i = 0; i < 3; ++i) {
-      for (int64_t t = 0; t < 3; ++t) {
-        const double* y = run.y[i].view.select(0, t).as<double>();
-        const double* dy = group.dy[i].view.select(0, t).as<double>();
-        sum = std::inner_product(y, y + Group<double>::kOutputs[i], dy, sum);
-      }
+      sum += dot(run.y[i].view, group.dy[i].view);
     }
     return sum;
   };
@@ -188,18 +184,11 @@ TEST(Dora, GradientsOfTheReferenceAreFiniteDifferences) {
   group.da.memory.assign(group.da.memory.size(), 0.0);
   group.run_reference();
   const auto expect_gradient = [&](const TensorView& values, const TensorView& gradient) {
-    for (int64_t i = 0; i < values.dim(0); ++i) {
-      for (int64_t j = 0; j < values.dim(1); ++j) {
-        double& value = values.as<double>()[i * values.stride(0) + j];
-        const double saved = value;
-        value = saved + 0.5;  // the objective is linear in each entry: any step is exact
-        const double up = objective();
-        value = saved - 0.5;
-        const double down = objective();
-        value = saved;
-        EXPECT_NEAR(up - down, gradient.as<double>()[i * gradient.stride(0) + j], 1e-11);
-      }
-    }
+    for_each_index(values, [&](auto index) {
+      // The objective is linear in each entry: any step is exact.
+      const double expected = finite_difference(values, index, objective, 0.5);
+      EXPECT_NEAR(load_element(gradient, index), expected, 1e-11);
+    });
   };
   expect_gradient(group.x.view, group.dx.view);
   expect_gradient(group.a.view, group.da.view);
