@@ -13,27 +13,12 @@ namespace {
 
 using testing::HasSubstr;
 
-class Disk : public testing::Test {
+class Disk : public ProgramTest {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new TemporaryDirectory();
-    write_tiny_model(path("model"));
-    std::string rows;
-    for (int i = 0; i < 40; ++i) {
-      rows += fmt::format(R"({{"prompt": "What is number {}?", "completion": "It is {}."}})"
-                          "\n",
-                          i, i * i);
-    }
-    write_file_atomically(path("train.jsonl"), rows);
+    make_folder();
+    write_file_atomically(path("train.jsonl"), prompt_rows(40));
     ASSERT_EQ(run(training(path("whole"), kSteps)).code, 0);
-  }
-
-  static void TearDownTestSuite() { delete folder_; }
-
-  static std::string path(const std::string& name) { return *folder_ / name; }
-
-  static ProgramResult run(const std::string& arguments, const std::string& before = "") {
-    return run_program(arguments, folder_->path(), before);
   }
 
   static std::string training(const std::string& output, int steps) {
@@ -48,10 +33,7 @@ class Disk : public testing::Test {
   }
 
   static constexpr int kSteps = 10;
-  static TemporaryDirectory* folder_;
 };
-
-TemporaryDirectory* Disk::folder_ = nullptr;
 
 // What stands in a folder, two levels deep.
 std::vector<std::string> names_in(const std::string& folder) {

@@ -23,25 +23,11 @@ ModelConfig config() {
   return c;
 }
 
-class Export : public testing::Test {
+class Export : public ProgramTest {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new TemporaryDirectory();
-    write_tiny_model(path("model"), config());
-    std::string rows;
-    for (int i = 0; i < 10; ++i) {
-      rows += R"({"prompt": "What is number )" + std::to_string(i) +
-              R"(?", "completion": " It is the one."})" + "\n";
-    }
-    write_file_atomically(path("rows.jsonl"), rows);
-  }
-
-  static void TearDownTestSuite() { delete folder_; }
-
-  static std::string path(const std::string& name) { return *folder_ / name; }
-
-  static ProgramResult run(const std::string& arguments) {
-    return run_program(arguments, folder_->path());
+    make_folder(config());
+    write_file_atomically(path("rows.jsonl"), prompt_rows(10, " It is the one."));
   }
 
   static void must(const std::string& arguments) {
@@ -55,11 +41,7 @@ class Export : public testing::Test {
     EXPECT_EQ(result.code, 0) << result.err;
     return result.code == 0 ? nlohmann::json::parse(result.out).at("loss").get<double>() : 0;
   }
-
-  static TemporaryDirectory* folder_;
 };
-
-TemporaryDirectory* Export::folder_ = nullptr;
 
 TEST_F(Export, WritesGgufThatMeansTheSame) {
   const double before = loss("model");

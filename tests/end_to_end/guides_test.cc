@@ -37,12 +37,8 @@ class Stage {
   Stage() {
     write_tiny_model(folder_ / "MODEL");
     fs::create_directory_symlink("MODEL", folder_ / "SmolLM2-135M-Instruct.Q4_1.gguf");
-    std::string rows, choices, text;
+    std::string choices, text;
     for (int i = 0; i < 40; ++i) {
-      rows += fmt::format(
-          R"({{"messages": [{{"role": "user", "content": "What is number {}?"}}, {{"role": "assistant", "content": "It is the one."}}]}})"
-          "\n",
-          i);
       text += "A window slides over a text, and each token is predicted once. ";
     }
     for (int i = 0; i < 3; ++i) {
@@ -50,7 +46,7 @@ class Stage {
                  "\n";
     }
     for (const char* name : {"train.jsonl", "held.jsonl", "mine.jsonl", "big.jsonl"}) {
-      overwrite_for_test(folder_ / name, rows);
+      overwrite_for_test(folder_ / name, chat_rows(40, "It is the one."));
     }
     overwrite_for_test(folder_ / "book.txt", text);
     overwrite_for_test(folder_ / "questions.jsonl", choices);

@@ -12,31 +12,17 @@ namespace {
 using testing::HasSubstr;
 using testing::Not;
 
-class Methods : public testing::Test {
+class Methods : public ProgramTest {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new TemporaryDirectory();
     ModelConfig config = tiny_config();
     config.hidden_size = 64;
     config.heads = 8;
     config.intermediate_size = 256;
-    write_tiny_model(path("model"), config);
-    std::string rows;
-    for (int i = 0; i < 40; ++i) {
-      rows += R"({"prompt": "What is number )" + std::to_string(i) +
-              R"(?", "completion": " It is the one."})" + "\n";
-    }
-    write_file_atomically(path("rows.jsonl"), rows);
+    make_folder(config);
+    write_file_atomically(path("rows.jsonl"), prompt_rows(40, " It is the one."));
     must("export --model " + path("model") + " --type q4_k --output " + path("q4.gguf"));
     must("export --model " + path("q4.gguf") + " --type f32 --output " + path("decoded.gguf"));
-  }
-
-  static void TearDownTestSuite() { delete folder_; }
-
-  static std::string path(const std::string& name) { return *folder_ / name; }
-
-  static ProgramResult run(const std::string& arguments) {
-    return run_program(arguments, folder_->path());
   }
 
   static ProgramResult must(const std::string& arguments) {
@@ -57,15 +43,7 @@ class Methods : public testing::Test {
                                       path(model) + " --adapter " + path(adapter));
     return result.code == 0 ? nlohmann::json::parse(result.out).at("loss").get<double>() : 0;
   }
-
-  static std::string adapter(const std::string& output) {
-    return read_for_test(path(output) + "/adapter_model.safetensors");
-  }
-
-  static TemporaryDirectory* folder_;
 };
-
-TemporaryDirectory* Methods::folder_ = nullptr;
 
 TEST_F(Methods, QloraTrainsWhatLoraTrainsOnTheDecodedWeights) {
   const ProgramResult result = must(training("qlora", "q4.gguf", "qlora") + "--steps 8");

@@ -21,11 +21,10 @@ namespace {
 
 using testing::HasSubstr;
 
-class Plan : public testing::Test {
+class Plan : public ProgramTest {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new TemporaryDirectory();
-    write_tiny_model(*folder_ / "model");
+    make_folder();
     // A config alone, as of a model that is not downloaded.
     std::filesystem::create_directories(*folder_ / "config_only");
     write_file_atomically(*folder_ / "config_only/config.json",
@@ -37,23 +36,13 @@ class Plan : public testing::Test {
     write_file_atomically(*folder_ / "train.jsonl", rows);
   }
 
-  static void TearDownTestSuite() { delete folder_; }
-
-  static ProgramResult run(const std::string& arguments) {
-    return run_program(arguments, folder_->path());
-  }
-
   static nlohmann::json plan(const std::string& arguments) {
     const ProgramResult result = run("plan --json --threads 2 --model " +
                                      std::string(*folder_ / "config_only ") + arguments);
     EXPECT_EQ(result.code, 0) << result.err;
     return nlohmann::json::parse(result.out);
   }
-
-  static TemporaryDirectory* folder_;
 };
-
-TemporaryDirectory* Plan::folder_ = nullptr;
 
 TEST_F(Plan, ShowsEveryChoiceFromAConfigAlone) {
   const nlohmann::json json = plan("--method full --seq-len 64 --batch-tokens 256 --memory 1GB");

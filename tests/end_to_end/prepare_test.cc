@@ -16,29 +16,13 @@ namespace {
 
 using testing::HasSubstr;
 
-class Prepare : public testing::Test {
+class Prepare : public ProgramTest {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new TemporaryDirectory();
-    write_tiny_model(path("model"));
-    std::string rows;
-    for (int i = 0; i < 60; ++i) {
-      rows += fmt::format(
-          R"({{"messages": [{{"role": "user", "content": "What is number {}?"}}, {{"role": "assistant", "content": "It is {}."}}]}})"
-          "\n",
-          i, i * i);
-    }
-    write_file_atomically(path("a.jsonl"), rows);
+    make_folder();
+    write_file_atomically(path("a.jsonl"), chat_rows(60));
     write_file_atomically(path("b.jsonl"), R"({"text": "An old story of few words."})"
                                            "\n");
-  }
-
-  static void TearDownTestSuite() { delete folder_; }
-
-  static std::string path(const std::string& name) { return *folder_ / name; }
-
-  static ProgramResult run(const std::string& arguments) {
-    return run_program(arguments, folder_->path());
   }
 
   static std::string data() {
@@ -58,15 +42,7 @@ class Prepare : public testing::Test {
                     "--steps {} --lr 1e-2 --schedule constant {}",
                     model, data, path(output), steps, flags));
   }
-
-  static std::string weights(const std::string& output) {
-    return read_for_test(path(output) + "/adapter_model.safetensors");
-  }
-
-  static TemporaryDirectory* folder_;
 };
-
-TemporaryDirectory* Prepare::folder_ = nullptr;
 
 TEST_F(Prepare, TrainsTheSameBitsAsTheFilesAndGoesOnWithEither) {
   const ProgramResult prepared = prepare("set", "--json");
@@ -77,7 +53,7 @@ TEST_F(Prepare, TrainsTheSameBitsAsTheFilesAndGoesOnWithEither) {
   const std::string of_set = "--data " + path("set") + " --seq-len 24";
   const ProgramResult mapped = train(of_set, "mapped", "--json");
   ASSERT_EQ(mapped.code, 0) << mapped.err;
-  EXPECT_TRUE(weights("mapped") == weights("direct"));
+  EXPECT_TRUE(adapter("mapped") == adapter("direct"));
   const auto one = nlohmann::json::parse(direct.out);
   const auto two = nlohmann::json::parse(mapped.out);
   for (const char* name : {"eval_loss_before", "eval_loss", "eval_tokens", "tokens"}) {
@@ -204,7 +180,7 @@ TEST_F(Prepare, TakesFilesOfTokens) {
           .code,
       0);
   ASSERT_EQ(train("--data " + path("bin_set") + " --seq-len 40", "bin_mapped").code, 0);
-  EXPECT_TRUE(weights("bin_direct") == weights("bin_mapped"));
+  EXPECT_TRUE(adapter("bin_direct") == adapter("bin_mapped"));
   bytes[8] = 1;
   write_file_atomically(path("tokens.bin"), bytes);
   EXPECT_THAT(train(flags, "none").err, HasSubstr("says"));

@@ -1,11 +1,14 @@
 #pragma once
 
+#include <fmt/format.h>
+#include <gtest/gtest.h>
 #include <sys/wait.h>
 
 #include <array>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
+#include <memory>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -103,5 +106,53 @@ inline void write_tiny_model(const std::string& directory,
   }
   writer.finish();
 }
+
+/// JSONL of `count` questions; in `answer` {} stands for the square of a question's number.
+inline std::string prompt_rows(int count, const std::string& answer = "It is {}.") {
+  std::string rows;
+  for (int i = 0; i < count; ++i) {
+    rows += fmt::format(R"({{"prompt": "What is number {}?", "completion": "{}"}})", i,
+                        fmt::format(fmt::runtime(answer), i * i));
+    rows += '\n';
+  }
+  return rows;
+}
+
+/// The same as conversations.
+inline std::string chat_rows(int count, const std::string& answer = "It is {}.") {
+  std::string rows;
+  for (int i = 0; i < count; ++i) {
+    rows += fmt::format(R"({{"messages": [{{"role": "user", "content": "What is number {}?"}}, )"
+                        R"({{"role": "assistant", "content": "{}"}}]}})",
+                        i, fmt::format(fmt::runtime(answer), i * i));
+    rows += '\n';
+  }
+  return rows;
+}
+
+/// Tests that share a folder with a tiny model in it. A suite calls make_folder in its
+/// SetUpTestSuite.
+class ProgramTest : public testing::Test {
+ protected:
+  static void make_folder(const ModelConfig& config = tiny_config()) {
+    folder_ = std::make_unique<TemporaryDirectory>();
+    write_tiny_model(path("model"), config);
+  }
+
+  static void TearDownTestSuite() { folder_.reset(); }
+
+  static std::string path(const std::string& name) { return *folder_ / name; }
+
+  static ProgramResult run(const std::string& arguments, const std::string& before = "") {
+    return run_program(arguments, folder_->path(), before);
+  }
+
+  /// Bytes of the adapter of a run, by its --output.
+  static std::string adapter(const std::string& output) {
+    return read_for_test(path(output) + "/adapter_model.safetensors");
+  }
+
+  inline static std::unique_ptr<TemporaryDirectory> folder_;
+};
 
 }  // namespace flashloom

@@ -11,34 +11,20 @@ namespace flashloom {
 namespace {
 
 // A model, data that can be learnt, and the program, for all tests of this file.
-class Program : public testing::Test {
+class Program : public ProgramTest {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new TemporaryDirectory();
-    write_tiny_model(model());
-    std::string rows;
-    for (int i = 0; i < 40; ++i) {
-      rows += R"({"messages": [{"role": "user", "content": "What is number )" + std::to_string(i) +
-              R"(?"}, {"role": "assistant", "content": "It is the one."}]})" + "\n";
-    }
-    write_file_atomically(data(), rows);
-    const auto end = rows.find('\n', rows.size() / 5);
-    write_file_atomically(held(), rows.substr(0, end + 1));
+    make_folder();
+    const std::string answer = "It is the one.";
+    write_file_atomically(data(), chat_rows(40, answer));
+    write_file_atomically(held(), chat_rows(9, answer));
   }
-
-  static void TearDownTestSuite() { delete folder_; }
 
   static std::string model() { return *folder_ / "model"; }
 
   static std::string data() { return *folder_ / "train.jsonl"; }
 
   static std::string held() { return *folder_ / "held.jsonl"; }
-
-  static std::string path(const std::string& name) { return *folder_ / name; }
-
-  static ProgramResult run(const std::string& arguments) {
-    return run_program(arguments, folder_->path());
-  }
 
   static std::string training(const std::string& output) {
     return "finetune --model " + model() + " --data " + data() + " --eval-data " + held() +
@@ -50,11 +36,7 @@ class Program : public testing::Test {
     EXPECT_EQ(result.code, 0) << result.err;
     return nlohmann::json::parse(result.out).at("loss");
   }
-
-  static TemporaryDirectory* folder_;
 };
-
-TemporaryDirectory* Program::folder_ = nullptr;
 
 TEST_F(Program, FineTunesEvaluatesAndMergesAnAdapter) {
   const std::string adapter = path("adapter");

@@ -23,30 +23,19 @@ namespace {
 using testing::HasSubstr;
 using testing::Not;
 
-class MpirunTest : public testing::Test {
+class MpirunTest : public ProgramTest {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new TemporaryDirectory();
-    write_tiny_model(path("model"));
-    std::string rows;
-    for (int i = 0; i < 80; ++i) {
-      rows += fmt::format(R"({{"prompt": "What is number {}?", "completion": "It is {}."}})"
-                          "\n",
-                          i, i * i);
-    }
-    write_file_atomically(path("train.jsonl"), rows);
-    write_file_atomically(path("held.jsonl"), rows.substr(0, rows.find('\n', 400) + 1));
+    make_folder();
+    write_file_atomically(path("train.jsonl"), prompt_rows(80));
+    write_file_atomically(path("held.jsonl"), prompt_rows(7));
   }
-
-  static void TearDownTestSuite() { delete folder_; }
 
   void SetUp() override {
     if (mpi_version().empty() || run_program("", folder_->path(), "mpirun --version #").code != 0) {
       GTEST_SKIP() << "needs a build with MPI, and mpirun (Debian: libopenmpi-dev, openmpi-bin)";
     }
   }
-
-  static std::string path(const std::string& name) { return *folder_ / name; }
 
   // Open MPI leaks what it holds for the process's life. Each rank leaves its number. mpirun takes
   // twice its patience (s) to end a job, however soon the ranks have ended.
@@ -159,11 +148,7 @@ class MpirunTest : public testing::Test {
     }
     return newest;
   }
-
-  static TemporaryDirectory* folder_;
 };
-
-TemporaryDirectory* MpirunTest::folder_ = nullptr;
 
 size_t count_of(const std::string& text, const std::string& part) {
   size_t count = 0;

@@ -15,30 +15,17 @@ namespace {
 
 using testing::HasSubstr;
 
-class Report : public testing::Test {
+class Report : public ProgramTest {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new TemporaryDirectory();
-    write_tiny_model(path("model"));
-    std::string rows;
-    for (int i = 0; i < 40; ++i) {
-      rows += R"({"messages": [{"role": "user", "content": "What is number )" + std::to_string(i) +
-              R"(?"}, {"role": "assistant", "content": "It is the one."}]})" + "\n";
-    }
-    write_file_atomically(path("train.jsonl"), rows);
-    write_file_atomically(path("held.jsonl"), rows.substr(0, rows.find('\n', rows.size() / 5) + 1));
+    make_folder();
+    const std::string answer = "It is the one.";
+    write_file_atomically(path("train.jsonl"), chat_rows(40, answer));
+    write_file_atomically(path("held.jsonl"), chat_rows(9, answer));
     const ProgramResult result =
         run(training("whole") + "--steps 24 --eval-steps 6 --save-steps 5 --tensorboard");
     ASSERT_EQ(result.code, 0) << result.err;
     EXPECT_THAT(result.err, HasSubstr("wrote " + path("whole/report.html")));
-  }
-
-  static void TearDownTestSuite() { delete folder_; }
-
-  static std::string path(const std::string& name) { return *folder_ / name; }
-
-  static ProgramResult run(const std::string& arguments, const std::string& before = "") {
-    return run_program(arguments, folder_->path(), before);
   }
 
   static std::string training(const std::string& output) {
@@ -50,11 +37,7 @@ class Report : public testing::Test {
   static nlohmann::json facts(const std::string& output) {
     return nlohmann::json::parse(read_for_test(path(output) + "/facts.json"));
   }
-
-  static TemporaryDirectory* folder_;
 };
-
-TemporaryDirectory* Report::folder_ = nullptr;
 
 TEST_F(Report, ARunWritesDownWhatAReportNeeds) {
   const nlohmann::json json = facts("whole");

@@ -17,32 +17,17 @@ namespace {
 
 using testing::HasSubstr;
 
-class Resume : public testing::Test {
+class Resume : public ProgramTest {
  protected:
   static void SetUpTestSuite() {
-    folder_ = new TemporaryDirectory();
-    write_tiny_model(path("model"));
-    std::string rows;
-    for (int i = 0; i < 60; ++i) {
-      rows += fmt::format(R"({{"prompt": "What is number {}?", "completion": "It is {}."}})"
-                          "\n",
-                          i, i * i);
-    }
-    write_file_atomically(path("train.jsonl"), rows);
-    write_file_atomically(path("held.jsonl"), rows.substr(0, rows.find('\n', 300) + 1));
+    make_folder();
+    write_file_atomically(path("train.jsonl"), prompt_rows(60));
+    write_file_atomically(path("held.jsonl"), prompt_rows(6));
     // The run that nobody disturbed.
     const auto start = std::chrono::steady_clock::now();
     const ProgramResult result = run(training("whole", kSteps));
     whole_seconds_ = std::chrono::duration<float>(std::chrono::steady_clock::now() - start).count();
     ASSERT_EQ(result.code, 0) << result.err;
-  }
-
-  static void TearDownTestSuite() { delete folder_; }
-
-  static std::string path(const std::string& name) { return *folder_ / name; }
-
-  static ProgramResult run(const std::string& arguments, const std::string& before = "") {
-    return run_program(arguments, folder_->path(), before);
   }
 
   // Runs a command until it ends by itself, ended before up to `most` times by a signal at random
@@ -74,10 +59,6 @@ class Resume : public testing::Test {
         path("model"), path("train.jsonl"), path("held.jsonl"), path(output), rate, steps);
   }
 
-  static std::string weights(const std::string& output) {
-    return read_for_test(path(output) + "/adapter_model.safetensors");
-  }
-
   // What the log says of training, without the times.
   static std::vector<std::string> history(const std::string& output) {
     std::vector<std::string> lines;
@@ -94,17 +75,15 @@ class Resume : public testing::Test {
   }
 
   static void expect_the_whole_run(const std::string& output) {
-    EXPECT_TRUE(weights(output) == weights("whole"));
-    EXPECT_TRUE(weights(output + "/best") == weights("whole/best"));
+    EXPECT_TRUE(adapter(output) == adapter("whole"));
+    EXPECT_TRUE(adapter(output + "/best") == adapter("whole/best"));
     EXPECT_EQ(history(output), history("whole"));
   }
 
   static constexpr int kSteps = 30;
-  static TemporaryDirectory* folder_;
   static float whole_seconds_;  // of the run that nobody disturbed
 };
 
-TemporaryDirectory* Resume::folder_ = nullptr;
 float Resume::whole_seconds_ = 0;
 
 TEST_F(Resume, EndsInTheSameBitsHoweverOftenItIsKilled) {
@@ -159,16 +138,16 @@ TEST_F(Resume, IsExactWithWeightsAndMomentsInFewerBits) {
 
 TEST_F(Resume, LeavesAFinishedRunAsItIsAndContinuesItForMoreSteps) {
   ASSERT_EQ(run(training("more", 10)).code, 0);
-  const std::string ten = weights("more");
+  const std::string ten = adapter("more");
   const ProgramResult again = run(training("more", 10));
   EXPECT_EQ(again.code, 0) << again.err;
   EXPECT_THAT(again.err, HasSubstr("finished after 10 steps"));
-  EXPECT_TRUE(weights("more") == ten);
+  EXPECT_TRUE(adapter("more") == ten);
 
   const ProgramResult more = run(training("more", 12));
   EXPECT_EQ(more.code, 0) << more.err;
   EXPECT_THAT(more.err, HasSubstr("going on after step 10"));
-  EXPECT_FALSE(weights("more") == ten);
+  EXPECT_FALSE(adapter("more") == ten);
   const ProgramResult fewer = run(training("more", 8));
   EXPECT_NE(fewer.code, 0);
   EXPECT_THAT(fewer.err, HasSubstr("at least the 12"));
@@ -237,14 +216,14 @@ TEST_F(Resume, RefusesDataThatChangedBetweenRuns) {
       fmt::format("finetune --model {} --data {} --output {} --batch-tokens 128 --save-steps 2 ",
                   path("model"), path("changing.jsonl"), path("changed"));
   ASSERT_EQ(run(line + "--steps 4").code, 0);
-  const std::string before = weights("changed");
+  const std::string before = adapter("changed");
   std::string rows = read_for_test(path("changing.jsonl"));
   rows.replace(rows.find("number 7?"), 9, "number 8?");
   write_file_atomically(path("changing.jsonl"), rows);
   const ProgramResult result = run(line + "--steps 8");
   EXPECT_EQ(result.code, 1);
   EXPECT_THAT(result.err, HasSubstr("other settings:\n  data: was"));
-  EXPECT_TRUE(weights("changed") == before);
+  EXPECT_TRUE(adapter("changed") == before);
 }
 
 TEST_F(Resume, StartsAnewIfAsked) {
