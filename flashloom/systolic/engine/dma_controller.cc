@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "flashloom/core/parallel.h"
+
 namespace flashloom::systolic {
 
 const DmaTransfer* DmaController::start(bool is_store, int64_t cycle, Semaphores& semaphores,
@@ -28,11 +30,19 @@ const DmaTransfer* DmaController::start(bool is_store, int64_t cycle, Semaphores
                        .first_request = schedule.requests.size()};
   const auto rows = static_cast<int>(started_.instruction[Field::repeat]);
   const int ports = config_.port_count();
-  int row = 0;
+  if (keep) {
+    transfer.request_count = rows;
+    schedule.requests.resize(transfer.first_request + static_cast<size_t>(rows));
+  }
   int64_t read_until = cycle + 1;
-  for (int port = 0; port < ports; ++port) {
-    const int share = rows / ports + (port < rows % ports ? 1 : 0);
-    for (int i = 0; i < share; ++i, ++row) {
+  // A row of every port, then the next of every port: the order in which memory sees them.
+  for (int i = 0; i < tile_count(rows, ports); ++i) {
+    for (int port = 0; port < ports; ++port) {
+      const int share = rows / ports + (port < rows % ports ? 1 : 0);
+      if (i >= share) {
+        continue;
+      }
+      const int row = port * (rows / ports) + std::min(port, rows % ports) + i;
       MemoryRequest request{
           .instruction = started_.index,
           .port = port,
@@ -47,8 +57,7 @@ const DmaTransfer* DmaController::start(bool is_store, int64_t cycle, Semaphores
       read_until = std::max(read_until, request.issued);
       (is_store ? schedule.bytes_written : schedule.bytes_read) += request.bytes;
       if (keep) {
-        schedule.requests.push_back(request);
-        ++transfer.request_count;
+        schedule.requests[transfer.first_request + static_cast<size_t>(row)] = request;
       }
     }
   }

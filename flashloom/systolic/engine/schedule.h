@@ -29,7 +29,7 @@ struct DmaTransfer {
   int instruction = 0;
   int64_t acquired = 0;
   int64_t finished = 0;      // its semaphore is written at the end of this cycle
-  size_t first_request = 0;  // into Schedule::requests, if they were kept
+  size_t first_request = 0;  // into Schedule::requests, a row each, if they were kept
   int request_count = 0;
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "flashloom/core/parallel.h"
 #include "flashloom/core/philox.h"
@@ -27,7 +28,7 @@ size_t channel_of(int64_t address, const MemoryConfig& config) {
 MemoryTiming::MemoryTiming(const MachineConfig& config)
     : config_(config.memory),
       beat_bytes_(config.beat_bytes()),
-      channel_free_(static_cast<size_t>(config.memory.channels)),
+      channels_(static_cast<size_t>(config.memory.channels)),
       ports_(static_cast<size_t>(2 * config.port_count())),
       port_count_(config.port_count()) {
   for (Port& port : ports_) {
@@ -43,19 +44,20 @@ int64_t MemoryTiming::earliest_issue(int port, bool is_write, int64_t cycle) con
 void MemoryTiming::request(MemoryRequest& request) {
   Port& port = ports_[static_cast<size_t>(request.port + (request.is_write ? port_count_ : 0))];
   request.issued = earliest_issue(request.port, request.is_write, request.issued);
-  port.next_issue = request.issued + 1;
   const int64_t beats = tile_count(request.bytes, beat_bytes_);
+  // A write's row leaves the SRAM beat by beat.
+  port.next_issue = request.issued + (request.is_write ? beats : 1);
   int64_t arrival = request.issued + 1;
   if (request.is_write) {
     port.data_free = std::max(port.data_free, arrival) + beats;
     arrival = port.data_free;
   }
-  int64_t& channel_free = channel_free_[channel_of(request.address, config_)];
+  Channel& channel = channels_[channel_of(request.address, config_)];
   const double ticks =
       static_cast<double>(request.bytes) * config_.channels * kTicks / config_.bytes_per_cycle;
-  channel_free = std::max(channel_free, (arrival + extra_stall()) * kTicks) +
-                 static_cast<int64_t>(std::ceil(ticks));
-  const int64_t served = tile_count(channel_free, kTicks) + config_.latency;
+  const int64_t end =
+      channel.serve((arrival + extra_stall()) * kTicks, static_cast<int64_t>(std::ceil(ticks)));
+  const int64_t served = tile_count(end, kTicks) + config_.latency;
   request.finished = served;
   if (!request.is_write) {
     port.data_free = std::max(port.data_free + beats, served);
@@ -64,6 +66,35 @@ void MemoryTiming::request(MemoryRequest& request) {
   port.under_way[port.next] = request.finished;
   port.next = (port.next + 1) % port.under_way.size();
   ++count_;
+}
+
+int64_t MemoryTiming::Channel::serve(int64_t arrival, int64_t ticks) {
+  // More than ever lie ahead of each other: neighbours are one interval.
+  constexpr size_t kMost = 256;
+  if (busy.size() == kMost) {
+    const auto half = busy.begin() + kMost / 2;
+    forgotten = (half - 1)->to;
+    busy.erase(busy.begin(), half);
+  }
+  int64_t from = std::max(arrival, forgotten);
+  auto next = std::ranges::upper_bound(busy, from, {}, &Interval::to);
+  for (; next != busy.end() && from + ticks > next->from; ++next) {
+    from = std::max(from, next->to);
+  }
+  const int64_t to = from + ticks;
+  const bool joins_previous = next != busy.begin() && std::prev(next)->to == from;
+  const bool joins_next = next != busy.end() && next->from == to;
+  if (joins_previous && joins_next) {
+    std::prev(next)->to = next->to;
+    busy.erase(next);
+  } else if (joins_previous) {
+    std::prev(next)->to = to;
+  } else if (joins_next) {
+    next->from = from;
+  } else {
+    busy.insert(next, {from, to});
+  }
+  return to;
 }
 
 int64_t MemoryTiming::extra_stall() {

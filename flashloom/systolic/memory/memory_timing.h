@@ -20,8 +20,9 @@ struct MemoryRequest {
 };
 
 /// When rows arrive. Time only, no data: a row's channel serves it when it has been asked for (a
-/// write: when the port has sent it) and the channel is free; after the latency the port takes its
-/// beats in order.
+/// write: when the port has sent it) and the channel is free long enough; after the latency the
+/// port takes its beats in order. Requests may come in any order of time: a channel keeps what it
+/// has promised and fills the gaps between.
 class MemoryTiming {
  public:
   explicit MemoryTiming(const MachineConfig& config);
@@ -39,12 +40,26 @@ class MemoryTiming {
     size_t next = 0;
   };
 
+  // When a channel is busy, in ticks, a fraction of a cycle: sorted, apart from each other.
+  struct Channel {
+    struct Interval {
+      int64_t from;
+      int64_t to;
+    };
+
+    std::vector<Interval> busy;
+    int64_t forgotten = 0;  // nothing before this is free
+
+    /// The end of the first `ticks` that are free from `arrival` on; takes them.
+    int64_t serve(int64_t arrival, int64_t ticks);
+  };
+
   int64_t extra_stall();
 
   MemoryConfig config_;
   int beat_bytes_;
-  std::vector<int64_t> channel_free_;  // in ticks, a fraction of a cycle
-  std::vector<Port> ports_;            // reads, then writes
+  std::vector<Channel> channels_;
+  std::vector<Port> ports_;  // reads, then writes
   int port_count_;
   uint64_t count_ = 0;
 };
