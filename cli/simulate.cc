@@ -210,7 +210,7 @@ Command simulate_command() {
            {"--picture", &options->picture, "write an SVG of a tile's phases"},
            {"--sweep", &options->sweep,
             "NAME=VALUE:VALUE:…, several times for a product; the machine's parameters and array, "
-            "seq, keys, heads, head-dim, formats, pe-depth, shadow"},
+            "seq, keys, heads, head-dim, value-dim, formats"},
            {"--output", &options->output, "PREFIX of the sweep's .csv and .svg"},
            {"--save-program", &options->save_program,
             "write the program: .txt a listing, else words"},

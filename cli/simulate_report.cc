@@ -38,8 +38,7 @@ void print_cycles(const Simulation& run) {
     fmt::print("; {:.4f} of the tiles that ran (masks, tails and padding waste {:.1f} %)",
                run.issued_utilisation(), 100 * (1 - run.utilisation() / run.issued_utilisation()));
   }
-  fmt::print("\nperiod           {} cycles an inner iteration of {} tiles\n",
-             systolic::iteration_period(run.config.shape, run.config.controller.slots),
+  fmt::print("\nperiod           {} cycles an inner iteration of {} tiles\n", run.period(),
              run.issued_tiles());
   fmt::print("bandwidth        {:.1f} bytes/cycle ({:.1f} GB/s) of {:g}; {} read, {} written\n",
              run.bytes_per_cycle(), run.bytes_per_cycle() * run.config.frequency_ghz,
@@ -177,7 +176,7 @@ std::string SimulateReport::json() const {
             {"seconds", seconds_of(run)},
             {"utilisation", run.utilisation()},
             {"utilisation_issued", run.issued_utilisation()},
-            {"period", systolic::iteration_period(run.config.shape, run.config.controller.slots)},
+            {"period", run.period()},
             {"tiles", run.issued_tiles()},
             {"bubbles", bubbles},
             {"issue_cycles", issue_json(run)},

@@ -11,7 +11,6 @@
 #include "flashloom/io/atomic_file.h"
 #include "flashloom/systolic/machine/machine_keys.h"
 #include "flashloom/systolic/report/picture.h"
-#include "flashloom/systolic/report/pipelined_period.h"
 
 namespace flashloom::cli {
 namespace {
@@ -28,8 +27,6 @@ int whole(const std::string& name, const std::string& text) {
 struct SweepPoint {
   systolic::MachineConfig machine;
   systolic::AttentionProblem problem;
-  systolic::DerivedVariant variant;
-  bool derived = false;
 };
 
 void apply(SweepPoint& point, const std::string& name, const std::string& value) {
@@ -43,6 +40,8 @@ void apply(SweepPoint& point, const std::string& name, const std::string& value)
     point.problem.heads = whole(name, value);
   } else if (name == "head-dim") {
     point.problem.head_dim = whole(name, value);
+  } else if (name == "value-dim") {
+    point.problem.value_dim = whole(name, value);
   } else if (name == "formats") {
     const size_t slash = value.find('/');
     if (slash == std::string::npos) {
@@ -50,31 +49,16 @@ void apply(SweepPoint& point, const std::string& name, const std::string& value)
     }
     systolic::set_machine_value(point.machine, "element", value.substr(0, slash));
     systolic::set_machine_value(point.machine, "accumulator", value.substr(slash + 1));
-  } else if (name == "pe-depth") {
-    point.variant.pe_depth = whole(name, value);
-    point.derived = point.derived || point.variant.pe_depth != 1;
-    if (point.variant.pe_depth < 1) {
-      throw UsageError("--sweep pe-depth: expected 1 or more, got " + value);
-    }
-  } else if (name == "shadow") {
-    point.variant.shadow_register = whole(name, value) != 0;
-    point.derived = point.derived || point.variant.shadow_register;
   } else {
     systolic::set_machine_value(point.machine, name, value);
   }
 }
 
-// Steady state alone: nothing simulates these variants.
-double derived_utilisation(const SweepPoint& point) {
-  const systolic::ArrayShape& shape = point.machine.shape;
-  return 2.0 * shape.rows /
-         systolic::derived_period(shape, point.machine.controller.slots, point.variant);
-}
-
+// A place on the plot's axis; what is no number (8x16, fp16/fp32) has that of its turn.
 double as_number(const std::string& text, size_t index) {
   char* end = nullptr;
   const double value = std::strtod(text.c_str(), &end);
-  return end == text.c_str() ? static_cast<double>(index) : value;
+  return *end != '\0' ? static_cast<double>(index) : value;
 }
 
 }  // namespace
@@ -82,8 +66,8 @@ double as_number(const std::string& text, size_t index) {
 SweepAxis parse_axis(const std::string& text) {
   const size_t equals = text.find('=');
   SweepAxis axis{.name = text.substr(0, equals)};
-  constexpr const char* kOthers[] = {"array",    "seq",     "keys",     "heads",
-                                     "head-dim", "formats", "pe-depth", "shadow"};
+  constexpr const char* kOthers[] = {"array",    "seq",       "keys",   "heads",
+                                     "head-dim", "value-dim", "formats"};
   bool known = systolic::find_machine_key(axis.name) != nullptr;
   for (const char* other : kOthers) {
     known = known || axis.name == other;
@@ -114,7 +98,7 @@ void run_sweep(const systolic::MachineConfig& machine, const systolic::Attention
     csv += axis.name + ",";
     runs *= axis.values.size();
   }
-  csv += "kind,cycles,utilisation,period,bytes_per_cycle,max_error,mean_error\n";
+  csv += "cycles,utilisation,period,bytes_per_cycle,max_error,mean_error\n";
   std::map<std::string, systolic::PlotSeries> series;
   for (size_t run = 0; run < runs; ++run) {
     SweepPoint point{.machine = machine, .problem = problem};
@@ -135,23 +119,13 @@ void run_sweep(const systolic::MachineConfig& machine, const systolic::Attention
       }
     }
     progress(fmt::format("run {} of {}", run + 1, runs));
-    double utilisation = 0;
-    if (point.derived) {
-      utilisation = derived_utilisation(point);
-      csv += fmt::format("derived,,{:.6f},{},,,\n", utilisation,
-                         systolic::derived_period(point.machine.shape,
-                                                  point.machine.controller.slots, point.variant));
-    } else {
-      const systolic::Simulation done = systolic::simulate(point.machine, point.problem, options);
-      utilisation = done.utilisation();
-      csv += fmt::format(
-          "simulated,{},{:.6f},{},{:.3f},", done.schedule.cycles, utilisation,
-          systolic::iteration_period(point.machine.shape, point.machine.controller.slots),
-          done.bytes_per_cycle());
-      csv += done.errors.rows > 0
-                 ? fmt::format("{:.6g},{:.6g}\n", done.errors.largest, done.errors.mean)
-                 : std::string(",\n");
-    }
+    const systolic::Simulation done = systolic::simulate(point.machine, point.problem, options);
+    const double utilisation = done.utilisation();
+    csv += fmt::format("{},{:.6f},{},{:.3f},", done.schedule.cycles, utilisation, done.period(),
+                       done.bytes_per_cycle());
+    csv += done.errors.rows > 0
+               ? fmt::format("{:.6g},{:.6g}\n", done.errors.largest, done.errors.mean)
+               : std::string(",\n");
     systolic::PlotSeries& line = series[label];
     line.name = label.empty() ? "utilisation" : label;
     line.points.emplace_back(x, utilisation);

@@ -15,8 +15,8 @@ struct SweepAxis {
   std::vector<std::string> values;
 };
 
-/// Axes: every parameter of a machine, and array (N or RxC), seq, keys, heads, head-dim, formats
-/// (ELEMENT/SUM); and the derived ones pe-depth and shadow, which no simulator builds.
+/// Axes: every parameter of a machine, and array (N or RxC), seq, keys, heads, head-dim, value-dim,
+/// formats (ELEMENT/SUM).
 SweepAxis parse_axis(const std::string& text);
 
 /// Runs the product of all axes; writes `prefix`.csv, a line a run, and `prefix`.svg, utilisation

@@ -55,6 +55,11 @@ MachineConfig parse(const std::vector<std::string>& arguments) {
       config.formats.element = parse_float_format(value);
     } else if (name == "accumulator") {
       config.formats.accumulator = parse_float_format(value);
+    } else if (name == "pe-depth" || name == "shadow") {
+      throw InvalidArgument("rtl_package", name,
+                            "nothing: the SystemVerilog has PEs of one stage without a shadow "
+                            "register, the simulator alone knows others",
+                            argument);
     } else {
       throw InvalidArgument("rtl_package", "argument", "name=value as in the head of the source",
                             argument);
@@ -165,7 +170,7 @@ void write_plan(const MachineConfig& config) {
   for (const Window& window : plan_windows()) {
     function.push_back(static_cast<uint32_t>(window.function));
     signal.push_back(static_cast<uint32_t>(window.signal));
-    wave.push_back(static_cast<uint32_t>(window.wave));
+    wave.push_back(static_cast<uint32_t>(published_wave(window.wave)));
     first.push_back(static_cast<uint32_t>(window.first.at(shape)));
     length.push_back(static_cast<uint32_t>(window.last.at(shape) - window.first.at(shape)));
     longest = std::max(longest, window.last.at(shape));

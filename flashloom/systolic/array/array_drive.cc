@@ -28,12 +28,9 @@ class Driver {
 
  private:
   void add_control(const Window& window, int64_t timer, int64_t first, int64_t last) {
-    const auto bit =
-        static_cast<uint16_t>(1u << (static_cast<int>(window.signal) - kFirstControlBit));
+    const auto bit = static_cast<uint16_t>(1u << control_bit(window.signal));
     for (int row = 0; row < config_.shape.rows; ++row) {
-      const int delay = window.wave == Wave::up     ? config_.shape.rows - 1 - row
-                        : window.wave == Wave::down ? row
-                                                    : 0;
+      const int delay = wave_delay(window.wave, config_.shape, row);
       if (timer - delay >= first && timer - delay <= last) {
         claim((drive_.control[static_cast<size_t>(row)] & bit) == 0, window.signal);
         drive_.control[static_cast<size_t>(row)] |= bit;
@@ -45,10 +42,17 @@ class Driver {
     switch (signal) {
       case Signal::spad_read:
         border(signal, BorderSource::spad);
+        claim(!drive_.shadow_read, signal);
         drive_.spad_row = instruction[Field::spad_row] + step * instruction[Field::spad_stride];
         drive_.reverse_in = instruction[Field::reverse_in] != 0;
         drive_.reverse_out = instruction[Field::reverse_out] != 0;
         drive_.delay = instruction[Field::delay] != 0;
+        break;
+      case Signal::shadow_read:
+        claim(!drive_.shadow_read && drive_.border != BorderSource::spad, signal);
+        drive_.shadow_read = true;
+        drive_.shadow_row = instruction[Field::spad_row] + step * instruction[Field::spad_stride];
+        drive_.shadow_reverse = instruction[Field::reverse_in] != instruction[Field::reverse_out];
         break;
       case Signal::constant_one:
         constant(signal, BorderSource::one, step);
@@ -166,7 +170,7 @@ ArrayDrive drive_of(const MachineConfig& config, std::span<const ActiveInstructi
   Driver driver(config, drive);
   for (const ActiveInstruction& of : active) {
     const Function function = planned_as(of.instruction.matrix_function());
-    for (const Window& window : plan_windows()) {
+    for (const Window& window : plan_windows(config.shape.shadow)) {
       if (window.function == function) {
         driver.add(of, window, cycle);
       }

@@ -29,7 +29,11 @@ struct ArrayDrive {
   bool reverse_in = false;
   bool reverse_out = false;
   bool delay = false;
-  // Bits of Signal::mac + i, for each row.
+  // The shadow registers' own border.
+  bool shadow_read = false;
+  int64_t shadow_row = 0;
+  bool shadow_reverse = false;
+  // control_bit()'s, for each row.
   std::vector<uint16_t> control;
   CompareCommand compare = CompareCommand::none;
   int mask_counter = 0;  // of update

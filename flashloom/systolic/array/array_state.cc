@@ -10,6 +10,7 @@ namespace flashloom::systolic {
 ArrayState::ArrayState(const MachineConfig& config)
     : rows(config.shape.rows),
       columns(config.shape.columns),
+      has_shadow(config.shape.shadow),
       pes(static_cast<size_t>(rows * columns)),
       comparators(static_cast<size_t>(columns)),
       scales(static_cast<size_t>(columns)) {
@@ -40,6 +41,12 @@ std::vector<uint32_t> dump(const ArrayState& state) {
     link(comparator.out);
   }
   words.insert(words.end(), state.scales.begin(), state.scales.end());
+  if (state.has_shadow) {
+    for (const PeState& pe : state.pes) {
+      words.push_back(pe.shadow);
+      words.push_back(pe.shadow_right);
+    }
+  }
   return words;
 }
 
@@ -60,7 +67,14 @@ std::string dump_name(const MachineConfig& config, size_t index) {
     return fmt::format("comparator[{}].{}", index / kComparatorWords,
                        kComparatorNames[index % kComparatorWords]);
   }
-  return fmt::format("accumulator[{}].scale", index - columns * kComparatorWords);
+  index -= columns * kComparatorWords;
+  if (index < columns) {
+    return fmt::format("accumulator[{}].scale", index);
+  }
+  index -= columns;
+  const size_t pe = index / kShadowWords;
+  return fmt::format("pe[{}][{}].{}", pe / columns, pe % columns,
+                     index % kShadowWords == 0 ? "shadow" : "shadow_right");
 }
 
 }  // namespace flashloom::systolic

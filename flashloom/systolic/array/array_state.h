@@ -24,6 +24,9 @@ struct PeState {
   Link right;
   Link down;
   Link up;
+  // With a shadow register alone: it and the link through which the columns to the right load.
+  uint32_t shadow = 0;
+  uint32_t shadow_right = 0;
 
   bool operator==(const PeState&) const = default;
 };
@@ -53,6 +56,7 @@ struct ArrayState {
 
   int rows;
   int columns;
+  bool has_shadow;
   std::vector<PeState> pes;                  // row by row
   std::vector<ComparatorState> comparators;  // a column each
   std::vector<uint32_t> scales;              // of the accumulators, a column each
@@ -60,9 +64,11 @@ struct ArrayState {
 
 inline constexpr int kPeWords = 8;
 inline constexpr int kComparatorWords = 4;
+inline constexpr int kShadowWords = 2;
 
 /// The dump: for each row, for each column reg, exp2_done, right_valid, right, down_valid, down,
-/// up_valid, up; then for each column old_max, new_max, out_valid, out; then each column's scale.
+/// up_valid, up; then for each column old_max, new_max, out_valid, out; then each column's scale;
+/// then, in arrays with a shadow register, for each row, for each column shadow, shadow_right.
 std::vector<uint32_t> dump(const ArrayState& state);
 /// "pe[3][0].down": what a place of the dump holds.
 std::string dump_name(const MachineConfig& config, size_t index);

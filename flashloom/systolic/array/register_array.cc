@@ -8,7 +8,7 @@ namespace flashloom::systolic {
 namespace {
 
 constexpr bool has(uint16_t control, Signal signal) {
-  return (control >> (static_cast<int>(signal) - kFirstControlBit) & 1) != 0;
+  return (control >> control_bit(signal) & 1) != 0;
 }
 
 // A shift register's next state: what comes in first.
@@ -34,9 +34,12 @@ RegisterArray::RegisterArray(const MachineConfig& config)
       accumulator_data_(static_cast<size_t>(config.shape.columns)) {
   const auto rows = static_cast<size_t>(config.shape.rows);
   const auto columns = static_cast<size_t>(config.shape.columns);
+  const auto depth = static_cast<size_t>(config.shape.pe_depth);
   border_.data.resize(rows);
+  shadow_border_.resize(rows);
+  stages_.resize(rows * columns, std::vector<Work>(depth - 1));
   for (size_t i = 0; i < rows; ++i) {
-    input_delays_.emplace_back(i);
+    input_delays_.emplace_back(depth * i);
     control_.emplace_back(columns - 1);
   }
   for (size_t c = 0; c < columns; ++c) {
@@ -58,41 +61,54 @@ std::vector<uint32_t> RegisterArray::left_inputs() {
   return delayed;
 }
 
-PeState RegisterArray::next_pe(const PeState& pe, uint16_t control, uint32_t left,
-                               uint32_t from_above, uint32_t from_below) const {
+RegisterArray::Work RegisterArray::begin_work(const PeState& pe, uint16_t control, uint32_t left,
+                                              uint32_t from_above, uint32_t from_below) const {
   const ArrayFormats& formats = config_.formats;
   const uint32_t c_in = has(control, Signal::acc_ui) ? from_above : from_below;
-  PeState next = pe;
-  DualRounded out{};
-  bool hit = false;
+  Work work{.control = control, .from_above = from_above, .from_below = from_below};
   if (has(control, Signal::exp2)) {
     const ElementExp2 power = element_exp2(formats, pe.reg, left, c_in, config_.shape.pieces);
-    out = power.value;
-    hit = power.hit;
+    work.out = power.value;
+    work.hit = power.hit;
   } else if (has(control, Signal::mac) || has(control, Signal::update_reg)) {
-    out = fma_dual(formats, pe.reg, left, c_in);
+    work.out = fma_dual(formats, pe.reg, left, c_in);
   }
-  if (has(control, Signal::load_reg_li)) {
-    next.reg = left;
-  } else if (has(control, Signal::load_reg_ui)) {
-    next.reg = from_above & formats.element.mask();
-  } else if (has(control, Signal::update_reg) || (hit && !pe.exp2_done)) {
-    next.reg = out.element;
+  return work;
+}
+
+// `ended` began S - 1 cycles before `begun`, with what the PE's neighbours sent then. What needs no
+// arithmetic (right, loads) does not wait.
+PeState RegisterArray::next_pe(const PeState& pe, const Work& begun, const Work& ended,
+                               const LeftInputs& left) const {
+  PeState next = pe;
+  const bool load = has(begun.control, Signal::load_reg_li);
+  if (load) {
+    next.reg = left.operand;
+  } else if (has(begun.control, Signal::copy_shadow)) {
+    next.reg = pe.shadow;
+  } else if (has(begun.control, Signal::load_reg_ui)) {
+    next.reg = begun.from_above & config_.formats.element.mask();
+  } else if (has(ended.control, Signal::update_reg) || (ended.hit && !pe.exp2_done)) {
+    next.reg = ended.out.element;
   }
-  next.exp2_done = has(control, Signal::exp2) && (pe.exp2_done || hit);
+  if (has(begun.control, Signal::load_shadow)) {
+    next.shadow = left.shadow;
+    next.shadow_right = pe.shadow;
+  }
+  next.exp2_done = has(ended.control, Signal::exp2) && (pe.exp2_done || ended.hit);
   const auto drive = [](Link& link, bool valid, uint32_t data) {
     link.valid = valid;
     if (valid) {
       link.data = data;
     }
   };
-  const bool load = has(control, Signal::load_reg_li);
-  const bool mac_down = has(control, Signal::mac) && has(control, Signal::acc_ui);
-  const bool mac_up = has(control, Signal::mac) && !has(control, Signal::acc_ui);
-  drive(next.right, load || has(control, Signal::flow_lr), load ? pe.reg : left);
-  drive(next.down, mac_down || has(control, Signal::flow_ud),
-        mac_down ? out.accumulator : from_above);
-  drive(next.up, mac_up || has(control, Signal::flow_du), mac_up ? out.accumulator : from_below);
+  const bool mac_down = has(ended.control, Signal::mac) && has(ended.control, Signal::acc_ui);
+  const bool mac_up = has(ended.control, Signal::mac) && !has(ended.control, Signal::acc_ui);
+  drive(next.right, load || has(begun.control, Signal::flow_lr), load ? pe.reg : left.operand);
+  drive(next.down, mac_down || has(ended.control, Signal::flow_ud),
+        mac_down ? ended.out.accumulator : ended.from_above);
+  drive(next.up, mac_up || has(ended.control, Signal::flow_du),
+        mac_up ? ended.out.accumulator : ended.from_below);
   return next;
 }
 
@@ -228,9 +244,14 @@ void RegisterArray::step(const ArrayDrive& drive, const Sram& spad, Sram& accumu
       const uint32_t above = r == 0 ? state_.comparators[static_cast<size_t>(c)].out.data
                                     : state_.pe(r - 1, c).down.data;
       const uint32_t below = r == rows - 1 ? 0 : state_.pe(r + 1, c).up.data;
-      const uint32_t from_left =
-          c == 0 ? left[static_cast<size_t>(r)] : state_.pe(r, c - 1).right.data;
-      next.pe(r, c) = next_pe(state_.pe(r, c), control, from_left, above, below);
+      const LeftInputs from_left =
+          c == 0 ? LeftInputs{left[static_cast<size_t>(r)], shadow_border_[static_cast<size_t>(r)]}
+                 : LeftInputs{state_.pe(r, c - 1).right.data, state_.pe(r, c - 1).shadow_right};
+      const PeState& pe = state_.pe(r, c);
+      const Work begun = begin_work(pe, control, from_left.operand, above, below);
+      std::vector<Work>& stages = stages_[state_.pe_index(r, c)];
+      next.pe(r, c) = next_pe(pe, begun, stages.empty() ? begun : stages.back(), from_left);
+      shift_in(stages, begun);
     }
     shift_in(control_[static_cast<size_t>(r)], drive.control[static_cast<size_t>(r)]);
   }
@@ -242,6 +263,13 @@ void RegisterArray::step(const ArrayDrive& drive, const Sram& spad, Sram& accumu
   shift_in(commands_, first);
   for (ColumnCommand& command : commands_) {
     command.mask_counter = std::max(0, command.mask_counter - 1);
+  }
+  if (drive.shadow_read) {
+    const auto row = spad.row(drive.shadow_row);
+    std::ranges::copy(row, shadow_border_.begin());
+    if (drive.shadow_reverse) {
+      std::ranges::reverse(shadow_border_);
+    }
   }
   border_ = border_of(drive, spad);
   state_ = std::move(next);

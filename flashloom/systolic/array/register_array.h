@@ -7,6 +7,7 @@
 #include "flashloom/systolic/array/array_state.h"
 #include "flashloom/systolic/memory/sram.h"
 #include "flashloom/systolic/numeric/exp2.h"
+#include "flashloom/systolic/numeric/units.h"
 
 namespace flashloom::systolic {
 
@@ -47,9 +48,26 @@ class RegisterArray {
     int mask_counter = 0;
   };
 
+  // What a PE's multiply-add made of the inputs of a cycle, on its way to the outputs.
+  struct Work {
+    uint16_t control = 0;
+    bool hit = false;
+    DualRounded out = {};
+    uint32_t from_above = 0;
+    uint32_t from_below = 0;
+  };
+
+  // A PE's neighbours to the left.
+  struct LeftInputs {
+    uint32_t operand;
+    uint32_t shadow;
+  };
+
   std::vector<uint32_t> left_inputs();
-  PeState next_pe(const PeState& pe, uint16_t control, uint32_t left, uint32_t from_above,
+  Work begin_work(const PeState& pe, uint16_t control, uint32_t left, uint32_t from_above,
                   uint32_t from_below) const;
+  PeState next_pe(const PeState& pe, const Work& begun, const Work& ended,
+                  const LeftInputs& left) const;
   void step_comparator(int column, const ColumnCommand& command, uint32_t score,
                        ComparatorState& next);
   void step_accumulators(const ArrayDrive& drive, Sram& accumulators, std::vector<uint32_t>& next);
@@ -65,6 +83,8 @@ class RegisterArray {
   std::vector<std::vector<uint16_t>> control_;        // of each row, column 1 first
   std::vector<ColumnCommand> commands_;               // of column 1 on
   std::vector<int> piece_counters_;
+  std::vector<uint32_t> shadow_border_;     // what the SRAM's read port holds for shadow registers
+  std::vector<std::vector<Work>> stages_;   // S - 1 of each PE, the newest first
   std::vector<uint32_t> accumulator_data_;  // the accumulation SRAM's read port
   bool wrote_ = false;
   AccumulatorWrite write_;

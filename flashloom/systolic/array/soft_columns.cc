@@ -32,6 +32,7 @@ class SoftColumns : public CollapsedColumns {
         spad_(config.spad_row_count(), config.shape.rows),
         accumulators_(config.accumulator_row_count(), count),
         reg_(config.shape.rows, count),
+        shadow_(config.shape.rows, count),
         old_max_(static_cast<size_t>(count)),
         new_max_(static_cast<size_t>(count)),
         scale_(static_cast<size_t>(count)) {
@@ -58,15 +59,19 @@ class SoftColumns : public CollapsedColumns {
   void load_stationary(const Instruction& instruction) override {
     const bool reversed =
         (instruction[Field::reverse_in] != 0) != (instruction[Field::reverse_out] != 0);
+    Sram& to = config_.shape.shadow ? shadow_ : reg_;
     for (int c = 0; c < count_; ++c) {
       const auto query = spad_row(instruction, config_.shape.columns - 1 - (first_ + c));
       for (int r = 0; r < rows_; ++r) {
-        reg_.row(r)[c] = query[reversed ? rows_ - 1 - r : r];
+        to.row(r)[c] = query[reversed ? rows_ - 1 - r : r];
       }
     }
   }
 
   void score(const Instruction& instruction) override {
+    if (config_.shape.shadow) {
+      reg_ = shadow_;
+    }
     for (int c = 0; c < count_; ++c) {
       score_column(instruction, c);
     }
@@ -187,7 +192,8 @@ class SoftColumns : public CollapsedColumns {
   Exp2Table accumulator_table_;
   Sram spad_;
   Sram accumulators_;
-  Sram reg_;  // (R, count): what the PEs keep
+  Sram reg_;     // (R, count): what the PEs keep
+  Sram shadow_;  // (R, count): their shadow registers, if they have any
   std::vector<uint32_t> old_max_;
   std::vector<uint32_t> new_max_;
   std::vector<uint32_t> scale_;

@@ -24,6 +24,8 @@ AttentionCase random_case(uint64_t seed, ArrayShape shape) {
   const bool square = shape.rows == shape.columns;
   shape.pieces = 2 << random.below(4);
   shape.divider_latency = static_cast<int>(1 + random.below(20));
+  shape.pe_depth = random.below(2) == 0 ? 1 : static_cast<int>(2 + random.below(3));
+  shape.shadow = random.below(2) == 0;
   MachineConfig machine{.shape = shape};
   machine.compat = random.below(4) == 0;
   machine.controller.slots = static_cast<int>(1 + random.below(3));
@@ -39,7 +41,12 @@ AttentionCase random_case(uint64_t seed, ArrayShape shape) {
   problem.keys =
       problem.queries + static_cast<int>(random.below(static_cast<uint32_t>(2 * shape.rows)));
   problem.head_dim = static_cast<int>(1 + random.below(static_cast<uint32_t>(shape.rows)));
-  problem.value_dim = static_cast<int>(1 + random.below(static_cast<uint32_t>(shape.rows)));
+  problem.value_dim = static_cast<int>(
+      1 + random.below(static_cast<uint32_t>(shape.rows * (random.below(3) == 0 ? 3 : 1))));
+  if (random.below(4) == 0) {
+    // Room for two outputs.
+    machine.accumulator_rows = 2 * accumulator_rows_for(machine, problem);
+  }
   problem.causal = square && random.below(2) == 0;
   return {machine, problem, static_cast<Distribution>(random.below(kDistributionCount)), seed};
 }
@@ -70,6 +77,64 @@ TEST(SystolicTiers, AgreeOnRandomAttentionOnRectangles) {
 
 TEST(SystolicTiers, AgreeOnRandomAttentionAtSixteen) {
   check_random({16, 16}, 6);
+}
+
+// Depth and shadow registers change cycles and no bit, so the tile tier, which knows neither, must
+// give the bits of the published array.
+TEST(SystolicTiers, DepthAndShadowRegistersChangeNoBit) {
+  const AttentionProblem problem{.queries = 21, .keys = 30, .value_dim = 16};
+  const AttentionCase published(small_machine(8, 8), problem);
+  const MachineState expected = published.reference();
+  for (const int depth : {1, 2, 3, 7}) {
+    for (const bool shadow : {false, true}) {
+      MachineConfig machine = small_machine(8, 8);
+      machine.shape.pe_depth = depth;
+      machine.shape.shadow = shadow;
+      const AttentionCase test(machine, problem);
+      const MachineState reference = test.reference();
+      EXPECT_TRUE(same_memory(reference, expected)) << depth << " " << shadow;
+      EXPECT_TRUE(same_memory(test.collapsed(), expected)) << depth << " " << shadow;
+      EXPECT_EQ(test.schedule.cycles == published.schedule.cycles, depth == 1 && !shadow);
+    }
+  }
+}
+
+// PEs of another depth under the same signals: what the plan drives for one stage is wrong for two.
+TEST(SystolicTiers, PesOfAnotherDepthNeedTheirOwnPlan) {
+  const AttentionCase test(small_machine(4, 4), {.queries = 6, .keys = 9});
+  MachineConfig deeper = test.config;
+  for (const int depth : {1, 2}) {
+    deeper.shape.pe_depth = depth;
+    RegisterArray array(deeper);
+    MachineState state = test.fresh();
+    Sram sums = state.accumulators;
+    run_reference(test.config, test.schedule, state,
+                  [&](const ObservedCycle& cycle) { array.step(cycle.drive, state.spad, sums); });
+    EXPECT_EQ(sums == state.accumulators, depth == 1);
+  }
+}
+
+// What waves see: every PE's registers of a shadow machine hold the queries that were loaded, while
+// the array computes with what it copied.
+TEST(SystolicTiers, ShadowRegistersLoadBesideTheWork) {
+  MachineConfig machine = small_machine(4, 4);
+  machine.shape.shadow = true;
+  const AttentionCase test(machine, {.queries = 12, .keys = 8});
+  int loads_during_work = 0;
+  MachineState state = test.fresh();
+  run_reference(test.config, test.schedule, state, [&](const ObservedCycle& cycle) {
+    int busy = 0;
+    for (const MatrixIssue& issue : test.schedule.issues) {
+      const Function function = test.schedule.program[issue.instruction].matrix_function();
+      busy += function != Function::load_stationary && issue.start() <= cycle.cycle &&
+                      cycle.cycle < issue.start() + plan_timing(function).busy.at(test.config.shape)
+                  ? 1
+                  : 0;
+    }
+    loads_during_work += cycle.drive.shadow_read && busy > 0 ? 1 : 0;
+  });
+  EXPECT_EQ(loads_during_work, 2 * 4);  // both later blocks' queries
+  EXPECT_TRUE(same_memory(state, test.collapsed()));
 }
 
 TEST(SystolicTiers, AgreeInOtherFormats) {
@@ -116,7 +181,7 @@ TEST(SystolicTiers, WritesAccumulatorsInThePlannedCycles) {
   std::vector<std::pair<int64_t, int64_t>> planned;
   for (const MatrixIssue& issue : test.schedule.issues) {
     const Instruction& instruction = test.schedule.program[issue.instruction];
-    for (const Window& window : plan_windows()) {
+    for (const Window& window : plan_windows(test.config.shape.shadow)) {
       const bool writes =
           window.signal == Signal::accumulate_sum || window.signal == Signal::accumulate_scale;
       if (writes && window.function == planned_as(instruction.matrix_function())) {

@@ -172,7 +172,9 @@ class VectorColumns : public CollapsedColumns {
 
   // Transposed once, and taken again while neither the instruction nor its rows change.
   void load_stationary(const Instruction& instruction) override {
-    reg_ = stationary_.data();
+    if (!config_.shape.shadow) {
+      reg_ = stationary_.data();
+    }
     uint64_t newest = 0;
     for (int c = 0; c < config_.shape.columns; ++c) {
       newest = std::max(newest, row_version_[static_cast<size_t>(spad_index(instruction, c))]);
@@ -195,6 +197,9 @@ class VectorColumns : public CollapsedColumns {
 
   void score(const Instruction& instruction) override {
     const bool reversed = instruction[Field::reverse_in] != 0;
+    if (config_.shape.shadow) {
+      reg_ = stationary_.data();
+    }
     gather_operands(instruction);
     product({.out = scores_.data(),
              .b = reg_,
@@ -389,7 +394,7 @@ class VectorColumns : public CollapsedColumns {
   float scale_;
   std::vector<float> spad_;           // (spad rows, R)
   std::vector<float> accumulators_;   // (accumulator rows, width)
-  std::vector<float> stationary_;     // (R, width)
+  std::vector<float> stationary_;     // (R, width): loaded queries, the shadow registers if any
   std::vector<float> scores_;         // (R keys, width)
   std::vector<float> probabilities_;  // (R, width)
   std::vector<float> old_max_;        // (width), as the four below

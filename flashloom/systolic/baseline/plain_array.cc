@@ -56,8 +56,8 @@ class PlainRun {
     return done;
   }
 
-  int64_t load_tile(int64_t from) {
-    return transfer(false, config_.shape.rows, config_.spad_row_bytes(), from);
+  int64_t load_tiles(int count, int64_t from) {
+    return transfer(false, count * config_.shape.rows, config_.spad_row_bytes(), from);
   }
 
   void run_block(int tiles) {
@@ -69,10 +69,10 @@ class PlainRun {
     int64_t value_free[2] = {array_free_, array_free_};
     int64_t values_ready = 0;
     for (int tile = 0; tile < tiles; ++tile) {
-      const int64_t keys = load_tile(key_free[tile % 2]);
+      const int64_t keys = load_tiles(1, key_free[tile % 2]);
       const int64_t scores = multiply(std::max(queries, keys));
       key_free[tile % 2] = scores;
-      const int64_t values = load_tile(value_free[tile % 2]);
+      const int64_t values = load_tiles(tiling_.value_blocks, value_free[tile % 2]);
       if (plain_.overlapped && tile > 0) {
         finish_tile(std::max(softmax_done, values_ready), value_free[(tile - 1) % 2]);
       }
@@ -83,16 +83,19 @@ class PlainRun {
       }
     }
     queries_free_ = array_free_;
-    const int64_t normalised = vector(output_done_, plain_.output_passes);
-    last_store_ = std::max(last_store_, transfer(true, config_.shape.rows,
+    const int64_t normalised = vector(output_done_, tiling_.value_blocks * plain_.output_passes);
+    last_store_ = std::max(last_store_, transfer(true, tiling_.value_blocks * config_.shape.rows,
                                                  config_.accumulator_row_bytes(), normalised));
   }
 
   // PV, and the output's update behind it.
   void finish_tile(int64_t ready, int64_t& value_free) {
-    const int64_t products = multiply(ready);
+    int64_t products = 0;
+    for (int b = 0; b < tiling_.value_blocks; ++b) {
+      products = multiply(ready);
+    }
     value_free = products;
-    output_done_ = vector(products, plain_.output_passes);
+    output_done_ = vector(products, tiling_.value_blocks * plain_.output_passes);
   }
 
   int64_t multiply(int64_t ready) {

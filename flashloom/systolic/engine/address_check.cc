@@ -77,6 +77,11 @@ void check_addresses(const MachineConfig& config, int64_t memory_bytes,
     check.range("accumulation rows", instruction[Field::accumulator_row],
                 instruction[Field::accumulator_stride], accumulator_rows_used(config, function), 1,
                 config.accumulator_row_count());
+    if (config.shape.shadow && function == Function::load_stationary &&
+        instruction[Field::delay] != 0) {
+      check.fail("a load of shadow registers without delay: it does not pass the delayer",
+                 "delay=1");
+    }
     if (instruction[Field::causal] != 0 && config.shape.rows != config.shape.columns) {
       check.fail("causal on a square array: its mask compares key and column of one tile",
                  fmt::format("{} x {}", config.shape.rows, config.shape.columns));

@@ -31,15 +31,20 @@ IssueState waits_for_first(Function function) {
 }  // namespace
 
 MatrixController::MatrixController(const MachineConfig& config)
-    : config_(config), idle_from_(static_cast<size_t>(config.controller.slots)) {}
+    : config_(config), idle_from_(static_cast<size_t>(config.slot_count())) {}
+
+bool MatrixController::loads_shadow() const {
+  return config_.shape.shadow && !queue_.empty() &&
+         queue_.front().instruction.matrix_function() == Function::load_stationary;
+}
 
 bool MatrixController::slots_idle(int64_t cycle) const {
   return std::ranges::all_of(idle_from_, [&](int64_t from) { return cycle >= from; });
 }
 
 IssueState MatrixController::blocked(int64_t cycle, const Semaphores& semaphores) const {
-  if (cycle < idle_from_[static_cast<size_t>(next_slot_)] ||
-      (cycle < previous_idle_ && cycle < previous_conflict_free_)) {
+  if (loads_shadow() ? cycle < idle_from_.back() || cycle < spad_free_
+                     : cycle < idle_from_[static_cast<size_t>(next_slot_)] || cycle < array_free_) {
     return IssueState::array;
   }
   if (queue_.empty()) {
@@ -67,6 +72,7 @@ MatrixController::Step MatrixController::step(int64_t cycle, Semaphores& semapho
   if (step.state != IssueState::issued) {
     return step;
   }
+  const bool shadow = loads_shadow();
   step.issued = queue_.front();
   queue_.pop_front();
   const Instruction& instruction = step.issued.instruction;
@@ -76,15 +82,22 @@ MatrixController::Step MatrixController::step(int64_t cycle, Semaphores& semapho
   if (instruction[Field::second_acquire] != 0) {
     take(semaphore_of(semaphores, instruction, Field::second_semaphore), step.issued.index, cycle);
   }
-  step.at = {.instruction = step.issued.index, .slot = next_slot_, .cycle = cycle};
-  const FunctionTiming& timing = plan_timing(instruction.matrix_function());
+  const int slot = shadow ? config_.controller.slots : next_slot_;
+  step.at = {.instruction = step.issued.index, .slot = slot, .cycle = cycle};
+  const Function function = instruction.matrix_function();
+  const FunctionTiming& timing = plan_timing(function);
   const int64_t start = step.at.start();
-  previous_idle_ = start + timing.busy.at(config_.shape);
-  previous_conflict_free_ = start + timing.conflict_free.at(config_.shape);
-  idle_from_[static_cast<size_t>(next_slot_)] = previous_idle_;
-  next_slot_ = (next_slot_ + 1) % static_cast<int>(idle_from_.size());
-  active_ += std::max<int64_t>(0, previous_idle_ - std::max(start, active_until_));
-  active_until_ = std::max(active_until_, previous_idle_);
+  const int64_t idle = start + timing.busy.at(config_.shape);
+  idle_from_[static_cast<size_t>(slot)] = idle;
+  array_free_ = std::max(array_free_, start + timing.conflict_free.at(config_.shape));
+  if (reads_spad(function)) {
+    spad_free_ = start + timing.release.at(config_.shape);
+  }
+  if (!shadow) {
+    next_slot_ = (next_slot_ + 1) % config_.controller.slots;
+  }
+  active_ += std::max<int64_t>(0, idle - std::max(start, active_until_));
+  active_until_ = std::max(active_until_, idle);
   return step;
 }
 
@@ -98,7 +111,8 @@ int64_t MatrixController::next_change(int64_t cycle) const {
   for (const int64_t from : idle_from_) {
     consider(from);
   }
-  consider(previous_conflict_free_);
+  consider(array_free_);
+  consider(spad_free_);
   return next;
 }
 

@@ -11,7 +11,8 @@
 namespace flashloom::systolic {
 
 /// The matrix queue and the slots: decides when its head issues. One call of step() a cycle at
-/// most; cycles in which nothing can change may be left out.
+/// most; cycles in which nothing can change may be left out. Loads of a shadow register have a slot
+/// of their own: they share only the scratchpad's port with what runs.
 class MatrixController {
  public:
   explicit MatrixController(const MachineConfig& config);
@@ -50,13 +51,14 @@ class MatrixController {
 
  private:
   IssueState blocked(int64_t cycle, const Semaphores& semaphores) const;
+  bool loads_shadow() const;  // the head
 
   MachineConfig config_;
   std::deque<Entry> queue_;
-  std::vector<int64_t> idle_from_;  // of each slot
+  std::vector<int64_t> idle_from_;  // of each slot; the last is that of shadow registers
   int next_slot_ = 0;
-  int64_t previous_conflict_free_ = 0;
-  int64_t previous_idle_ = 0;
+  int64_t array_free_ = 0;  // every instruction is idle or at its conflict_free cycle
+  int64_t spad_free_ = 0;   // the scratchpad's port: what a load of shadow registers waits for
   int64_t active_ = 0;
   int64_t active_until_ = 0;
 };

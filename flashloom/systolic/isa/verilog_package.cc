@@ -72,19 +72,19 @@ void write_plan(std::string& text) {
   }
   for (const FunctionTiming& timing : plan_timings()) {
     const std::string name = fmt::format("T_{}", upper(function_name(timing.function)));
-    constant(text, name + "_CONFLICT_FREE", describe(timing.conflict_free));
-    constant(text, name + "_RELEASE", describe(timing.release));
-    constant(text, name + "_BUSY", describe(timing.busy));
+    constant(text, name + "_CONFLICT_FREE", describe(timing.conflict_free.published()));
+    constant(text, name + "_RELEASE", describe(timing.release.published()));
+    constant(text, name + "_BUSY", describe(timing.busy.published()));
   }
   std::map<std::string, int> count;
   for (const Window& window : plan_windows()) {
     const std::string base = fmt::format("W_{}_{}", upper(function_name(window.function)),
                                          upper(signal_name(window.signal)));
     const std::string name = fmt::format("{}_{}", base, count[base]++);
-    constant(text, name + "_FIRST", describe(window.first));
-    constant(text, name + "_LAST", describe(window.last));
+    constant(text, name + "_FIRST", describe(window.first.published()));
+    constant(text, name + "_LAST", describe(window.last.published()));
     constant(text, name + "_WAVE",
-             fmt::format("WAVE_{}", kWaveNames[static_cast<size_t>(window.wave)]));
+             fmt::format("WAVE_{}", kWaveNames[static_cast<size_t>(published_wave(window.wave))]));
   }
 }
 

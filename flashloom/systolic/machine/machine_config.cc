@@ -19,6 +19,9 @@ constexpr int kBitsPerByte = 8;
 constexpr int kMostRows = 256;
 constexpr int kMostRowBytes = 1024;
 
+// Far beyond what a multiply-add is cut into.
+constexpr int kMostStages = 16;
+
 // Bytes a cycle: cycles of a long run stay far from the ends of their integers.
 constexpr double kLeastBandwidth = 0.01;
 
@@ -82,6 +85,7 @@ void check_machine(const MachineConfig& config) {
   check_range("array.rows", config.shape.rows, 2, kMostRows);
   check_range("array.columns", config.shape.columns, 2, 2 * kMostRows);
   check_range("array.divider_latency", config.shape.divider_latency, 1, 1 << 10);
+  check_range("array.pe_depth", config.shape.pe_depth, 1, kMostStages);
   const int most = most_pieces(config.formats.accumulator);
   check(config.shape.pieces >= 1 && config.shape.pieces <= most &&
             (config.shape.pieces & (config.shape.pieces - 1)) == 0,

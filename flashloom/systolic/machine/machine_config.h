@@ -58,6 +58,10 @@ struct MachineConfig {
   int spad_row_count() const;
   int accumulator_row_count() const;
   int port_count() const;
+
+  /// Of the controller, and the one in which a shadow register is loaded.
+  int slot_count() const { return controller.slots + (shape.shadow ? 1 : 0); }
+
   double scale() const;
   /// Bytes of a row of either SRAM, and that a port moves in a cycle.
   int spad_row_bytes() const;

@@ -46,6 +46,8 @@ const MachineKey kKeys[] = {
     FLASHLOOM_INT_KEY("columns", shape.columns, "columns: queries of a tile"),
     FLASHLOOM_INT_KEY("pieces", shape.pieces, "chords of exp2, a power of two"),
     FLASHLOOM_INT_KEY("divider-latency", shape.divider_latency, "cycles of a reciprocal"),
+    FLASHLOOM_INT_KEY("pe-depth", shape.pe_depth, "stages of a PE's multiply-add, cycles of a hop"),
+    FLASHLOOM_BOOL_KEY("shadow", shape.shadow, "queries load into a second register of the PEs"),
     FLASHLOOM_FORMAT_KEY("element", formats.element, "left operands: fp16, bf16, fp32"),
     FLASHLOOM_FORMAT_KEY("accumulator", formats.accumulator, "sums: fp32, fp16, bf16"),
     FLASHLOOM_BOOL_KEY("compat", compat, "with the published defects"),
@@ -132,10 +134,10 @@ void set_machine_value(MachineConfig& config, std::string_view name, std::string
       fail("a number");
     }
   } else if (auto* flag = std::get_if<bool>(&value)) {
-    if (text != "true" && text != "false") {
+    *flag = text == "true" || text == "1";
+    if (!*flag && text != "false" && text != "0") {
       fail("true or false");
     }
-    *flag = text == "true";
   } else {
     value = std::string(text);
   }

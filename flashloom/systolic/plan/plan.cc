@@ -3,8 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <iterator>
 #include <string>
-#include <utility>
+#include <vector>
 
 namespace flashloom::systolic {
 namespace {
@@ -15,8 +16,23 @@ using enum Wave;
 
 constexpr CycleForm kZero{};
 
+// S cycles a hop. Score: the sum of key j leaves row 0 in SR + j; comparators see it one later, and
+// its rounding marches back down, until in kSettled the last key's is above row 0: each key then
+// stands above its row. Every step of the softmax reads a register that the step before wrote S
+// cycles earlier.
+constexpr CycleForm kSettled = SR + R + 1;
+constexpr CycleForm kShift = kSettled + 1;      // x - m
+constexpr CycleForm kScale = kShift + S;        // times the scale
+constexpr CycleForm kPower = kScale + S;        // exp2, P cycles
+constexpr CycleForm kSum = kPower + S + P - 1;  // the row's sum, when the last piece is written
+// What enters row 0 in a cycle reaches the accumulators below after all rows and columns.
+constexpr CycleForm kDown = SR + C - 1;
+
 // Rows of d_in are zeroed by a wave that follows the scores (flow_du); it must have passed row r
-// when the scale's multiplication, the only later user of d_in, comes down at 2R + 3 + r.
+// when the scale's multiplication, the only later user of d_in, comes down at kScale + S r: row 0
+// sees it just then.
+constexpr CycleForm kZeroing = kScale - SR + S;
+
 constexpr Window kWindows[] = {
     {Function::load_stationary, spad_read, none, kZero, C - 1},
     {Function::load_stationary, load_reg_li, parallel, kZero + 1, C},
@@ -24,47 +40,47 @@ constexpr Window kWindows[] = {
     {Function::score, spad_read, none, kZero, R - 1},
     {Function::score, mac, up, kZero + 1, R},
     {Function::score, flow_lr, up, kZero + 1, R},
-    {Function::score, compare_update, none, R + 1, 2 * R},
-    {Function::score, flow_ud, down, R + 1, 2 * R},
-    {Function::score, flow_du, up, R + 4, 2 * R + 3},
-    {Function::score, load_reg_ui, parallel, 2 * R + 1, 2 * R + 1},
+    {Function::score, compare_update, none, SR + 1, SR + R},
+    {Function::score, flow_ud, down, SR + 1, SR + R},
+    {Function::score, flow_du, up, kZeroing, kZeroing + R - 1},
+    {Function::score, load_reg_ui, settling, kSettled, kSettled},
     // x - m: the maximum comes down, 1.0 from the left.
-    {Function::score, compare_send_max, none, 2 * R + 1, 2 * R + 1},
-    {Function::score, constant_one, none, 2 * R + 1, 2 * R + 1},
-    {Function::score, update_reg, down, 2 * R + 2, 2 * R + 2},
-    {Function::score, acc_ui, down, 2 * R + 2, 2 * R + 2},
-    {Function::score, flow_ud, down, 2 * R + 2, 2 * R + 2},
-    {Function::score, flow_lr, down, 2 * R + 2, 2 * R + 2},
+    {Function::score, compare_send_max, none, kShift - 1, kShift - 1},
+    {Function::score, constant_one, none, kShift - 1, kShift - 1},
+    {Function::score, update_reg, down, kShift, kShift},
+    {Function::score, acc_ui, down, kShift, kShift},
+    {Function::score, flow_ud, down, kShift, kShift},
+    {Function::score, flow_lr, down, kShift, kShift},
     // times the scale; the step of the maximum rides down to the accumulators.
-    {Function::score, compare_send_difference, none, 2 * R + 2, 2 * R + 2},
-    {Function::score, constant_scale, none, 2 * R + 2, 2 * R + 2},
-    {Function::score, update_reg, down, 2 * R + 3, 2 * R + 3},
-    {Function::score, flow_ud, down, 2 * R + 3, 2 * R + 3},
-    {Function::score, flow_lr, down, 2 * R + 3, 2 * R + 3},
+    {Function::score, compare_send_difference, none, kScale - 1, kScale - 1},
+    {Function::score, constant_scale, none, kScale - 1, kScale - 1},
+    {Function::score, update_reg, down, kScale, kScale},
+    {Function::score, flow_ud, down, kScale, kScale},
+    {Function::score, flow_lr, down, kScale, kScale},
     // exp2: slopes from the left, intercepts from above.
-    {Function::score, compare_send_intercepts, none, 2 * R + 3, 2 * R + P + 2},
-    {Function::score, constant_slopes, none, 2 * R + 3, 2 * R + P + 2},
-    {Function::score, exp2, down, 2 * R + 4, 2 * R + P + 3},
-    {Function::score, acc_ui, down, 2 * R + 4, 2 * R + P + 3},
-    {Function::score, flow_ud, down, 2 * R + 4, 2 * R + P + 3},
-    {Function::score, flow_lr, down, 2 * R + 4, 2 * R + P + 3},
+    {Function::score, compare_send_intercepts, none, kPower - 1, kPower + P - 2},
+    {Function::score, constant_slopes, none, kPower - 1, kPower + P - 2},
+    {Function::score, exp2, down, kPower, kPower + P - 1},
+    {Function::score, acc_ui, down, kPower, kPower + P - 1},
+    {Function::score, flow_ud, down, kPower, kPower + P - 1},
+    {Function::score, flow_lr, down, kPower, kPower + P - 1},
     // The row's sum.
-    {Function::score, compare_send_zero, none, 2 * R + P + 3, 2 * R + P + 3},
-    {Function::score, constant_one, none, 2 * R + P + 3, 2 * R + P + 3},
-    {Function::score, mac, down, 2 * R + P + 4, 2 * R + P + 4},
-    {Function::score, acc_ui, down, 2 * R + P + 4, 2 * R + P + 4},
-    {Function::score, flow_lr, down, 2 * R + P + 4, 2 * R + P + 4},
-    {Function::score, accumulate_exp_s1, none, 3 * R + C + 2, 3 * R + C + 2},
-    {Function::score, accumulate_exp_s2, none, 3 * R + C + 3, 3 * R + C + 3},
-    {Function::score, accumulator_read, none, 3 * R + C + P + 2, 3 * R + C + P + 2},
-    {Function::score, accumulate_sum, none, 3 * R + C + P + 3, 3 * R + C + P + 3},
+    {Function::score, compare_send_zero, none, kSum - 1, kSum - 1},
+    {Function::score, constant_one, none, kSum - 1, kSum - 1},
+    {Function::score, mac, down, kSum, kSum},
+    {Function::score, acc_ui, down, kSum, kSum},
+    {Function::score, flow_lr, down, kSum, kSum},
+    {Function::score, accumulate_exp_s1, none, kScale + kDown, kScale + kDown},
+    {Function::score, accumulate_exp_s2, none, kScale + kDown + 1, kScale + kDown + 1},
+    {Function::score, accumulator_read, none, kSum + kDown - 1, kSum + kDown - 1},
+    {Function::score, accumulate_sum, none, kSum + kDown, kSum + kDown},
 
     {Function::value, spad_read, none, kZero, R - 1},
     {Function::value, mac, down, kZero + 1, R},
     {Function::value, acc_ui, down, kZero + 1, R},
     {Function::value, flow_lr, down, kZero + 1, R},
-    {Function::value, accumulator_read, none, R + C - 1, 2 * R + C - 2},
-    {Function::value, accumulate_sum, none, R + C, 2 * R + C - 1},
+    {Function::value, accumulator_read, none, kDown, kDown + R - 1},
+    {Function::value, accumulate_sum, none, kDown + 1, kDown + R},
 
     {Function::lse_norm_scale, accumulator_read, none, kZero, kZero},
     {Function::lse_norm_scale, accumulate_set_scale, none, kZero + 1, kZero + 1},
@@ -75,10 +91,21 @@ constexpr Window kWindows[] = {
     {Function::lse_norm, accumulate_scale, none, kZero + 1, R},
 };
 
+// In the place of load_stationary's and beside score's, where there is a shadow register. Values
+// use row R - 1's register up to the cycle before a score's timer 0 (conflict_free), keys from
+// timer 1 on.
+constexpr Window kShadowWindows[] = {
+    {Function::load_stationary, shadow_read, none, kZero, C - 1},
+    {Function::load_stationary, load_shadow, parallel, kZero + 1, C},
+    {Function::score, copy_shadow, parallel, kZero, kZero},
+};
+
+// A load of shadow registers may start as soon as nobody reads the scratchpad (release), and has
+// written the last register before a score copies it.
 constexpr FunctionTiming kTimings[] = {
-    {Function::load_stationary, C - 1, C - 1, C + 1},
-    {Function::score, 2 * R + P + 3, R - 1, 3 * R + C + P + 4},
-    {Function::value, 2 * R - 2, R - 1, 2 * R + C},
+    {Function::load_stationary, C - 1 + kShadow, C - 1, C + 1},
+    {Function::score, kSum - 1, R - 1, kSum + kDown + 1},
+    {Function::value, SR + R - S - 1, R - 1, kDown + R + 1},
     {Function::lse_norm_scale, L + 1, L + 1, L + 2},
     {Function::lse_norm, R, R, R + 1},
 };
@@ -112,8 +139,19 @@ constexpr std::string_view kSignalNames[] = {"spad_read",
                                              "accumulate_sum",
                                              "accumulate_scale",
                                              "accumulate_set_scale",
-                                             "accumulate_reciprocal"};
-static_assert(std::size(kSignalNames) == kSignalCount);
+                                             "accumulate_reciprocal",
+                                             "shadow_read",
+                                             "load_shadow",
+                                             "copy_shadow"};
+static_assert(std::size(kSignalNames) == kSignalCountWithShadow);
+
+std::vector<Window> windows_with_shadow() {
+  std::vector<Window> windows(std::begin(kShadowWindows), std::end(kShadowWindows));
+  std::ranges::copy_if(kWindows, std::back_inserter(windows), [](const Window& window) {
+    return window.function != Function::load_stationary;
+  });
+  return windows;
+}
 
 }  // namespace
 
@@ -132,16 +170,20 @@ std::string describe(const CycleForm& form) {
       }
     }
   };
+  add(form.depth_rows, "S*R");
   add(form.rows, "R");
   add(form.columns, "C");
   add(form.pieces, "P");
   add(form.divider_latency, "L");
+  add(form.depth, "S");
+  add(form.shadow, "shadow");
   add(form.constant, "");
   return text.empty() ? "0" : text;
 }
 
-std::span<const Window> plan_windows() {
-  return kWindows;
+std::span<const Window> plan_windows(bool shadow) {
+  static const std::vector<Window> with_shadow = windows_with_shadow();
+  return shadow ? std::span<const Window>(with_shadow) : kWindows;
 }
 
 std::span<const FunctionTiming> plan_timings() {
@@ -160,22 +202,46 @@ std::string_view signal_name(Signal signal) {
   return kSignalNames[static_cast<size_t>(signal)];
 }
 
-int iteration_period(const ArrayShape& shape, int slots) {
-  // Earliest distance of two timers by conflict_free alone; then by the slot that is entered, which
-  // is the one of the instruction `slots` before.
-  const auto& load = plan_timing(Function::load_stationary);
-  const auto& score = plan_timing(Function::score);
-  const auto& value = plan_timing(Function::value);
-  const FunctionTiming* order[] = {&load, &score, &value};
-  constexpr int kIterations = 12;  // the steady state is reached after one
-  int start[3 * kIterations] = {};
-  for (int i = 1; i < 3 * kIterations; ++i) {
-    start[i] = start[i - 1] + order[(i - 1) % 3]->conflict_free.at(shape) + 1;
-    if (i >= slots) {
-      start[i] = std::max(start[i], start[i - slots] + order[(i - slots) % 3]->busy.at(shape) + 1);
+std::vector<int> start_cycles(const ArrayShape& shape, int slots,
+                              std::span<const Function> functions) {
+  std::vector<int> starts;
+  std::vector<int> slot_free(static_cast<size_t>(slots));  // first timer 0 of the next there
+  size_t slot = 0;
+  int array_free = 0;  // as the two below
+  int load_free = 0;   // of the shadow registers, which have a slot of their own
+  int spad_free = 0;
+  for (const Function function : functions) {
+    const FunctionTiming& timing = plan_timing(function);
+    const bool beside = shape.shadow && function == Function::load_stationary;
+    int& own = beside ? load_free : slot_free[slot];
+    const int earliest = std::max(own, beside ? spad_free : array_free);
+    const int start = starts.empty() ? 0 : std::max(earliest, starts.back() + 1);
+    starts.push_back(start);
+    own = start + timing.busy.at(shape) + 1;
+    array_free = std::max(array_free, start + timing.conflict_free.at(shape) + 1);
+    if (reads_spad(function)) {
+      spad_free = start + timing.release.at(shape) + 1;
     }
+    slot = beside ? slot : (slot + 1) % slot_free.size();
   }
-  return start[3 * kIterations - 3] - start[3 * kIterations - 6];
+  return starts;
+}
+
+int iteration_period(const ArrayShape& shape, int slots, int values) {
+  constexpr int kIterations = 12;  // the steady state is reached after one
+  std::vector<Function> functions;
+  int length = 0;
+  for (int i = 0; i < kIterations; ++i) {
+    const size_t before = functions.size();
+    if (i == 0 || !shape.shadow) {
+      functions.push_back(Function::load_stationary);
+    }
+    functions.push_back(Function::score);
+    functions.insert(functions.end(), static_cast<size_t>(values), Function::value);
+    length = static_cast<int>(functions.size() - before);
+  }
+  const std::vector<int> starts = start_cycles(shape, slots, functions);
+  return starts.back() - starts[starts.size() - 1 - static_cast<size_t>(length)];
 }
 
 int isolated_tile(const ArrayShape& shape) {

@@ -15,6 +15,8 @@ namespace {
 constexpr int64_t kMostStride = (int64_t{1} << 20) - 1;
 constexpr int64_t kMostBytes = int64_t{1} << 39;
 constexpr int kMostCausalColumns = 256;
+// 32 semaphores, six of them for two buffers each of Q, K and V.
+constexpr int kMostValueBlocks = 26;
 
 void check(bool ok, std::string_view what, std::string_view expected, std::string_view actual) {
   if (!ok) {
@@ -41,15 +43,16 @@ AttentionProblem checked_problem(const MachineConfig& config, AttentionProblem p
         fmt::format("{} of {} key heads", problem.heads, problem.key_heads));
   check(problem.queries > 0 && problem.keys > 0, "sequence", "at least one query and one key",
         fmt::format("{} queries, {} keys", problem.queries, problem.keys));
-  const auto check_dim = [&](std::string_view name, int dim) {
-    check(dim > 0 && dim <= rows, name,
-          fmt::format("from 1 to {}: a PE's row holds one of its elements, and a sum over more "
-                      "rows than the array has would have to leave it between two passes",
-                      rows),
-          fmt::format("{}", dim));
-  };
-  check_dim("head dimension", problem.head_dim);
-  check_dim("value dimension", problem.value_dim);
+  check(problem.head_dim > 0 && problem.head_dim <= rows, "head dimension",
+        fmt::format("from 1 to {}: a PE's row holds one of its elements, and a sum over more rows "
+                    "than the array has would have to leave it between two passes",
+                    rows),
+        fmt::format("{}", problem.head_dim));
+  check(
+      problem.value_dim > 0 && problem.value_dim <= kMostValueBlocks * rows, "value dimension",
+      fmt::format("from 1 to {}: blocks of {} value columns, of which each output has a semaphore",
+                  kMostValueBlocks * rows, rows),
+      fmt::format("{}", problem.value_dim));
   if (problem.causal) {
     check(rows == columns, "causal", "a square array: the mask compares key and query of one tile",
           fmt::format("{} x {}", rows, columns));
@@ -60,6 +63,12 @@ AttentionProblem checked_problem(const MachineConfig& config, AttentionProblem p
           "at least as many keys as queries: others would see no key, and their sum is zero",
           fmt::format("{} queries, {} keys", problem.queries, problem.keys));
   }
+  const int needed = accumulator_rows_for(config, problem);
+  check(
+      config.accumulator_rows == 0 || config.accumulator_rows >= needed, "accumulator_rows",
+      fmt::format("at least {}: a row of sums and an output tile for every {} of {} value columns",
+                  needed, rows, problem.value_dim),
+      fmt::format("{}", config.accumulator_rows));
   const AttentionLayout layout = layout_of(config, problem);
   check(layout.value_stride <= kMostStride && layout.output_stride <= kMostStride, "sequence",
         fmt::format("rows of values and outputs at most {} bytes apart", kMostStride),
@@ -102,8 +111,14 @@ AttentionTiling tiling_of(const MachineConfig& config, const AttentionProblem& p
   }
   tiling.query_blocks = static_cast<int>(tile_count(tiling.columns, config.shape.columns));
   tiling.key_blocks = static_cast<int>(tile_count(problem.keys, config.shape.rows));
+  tiling.value_blocks = static_cast<int>(tile_count(problem.value_dim, config.shape.rows));
   tiling.last_keys = problem.keys - (tiling.key_blocks - 1) * config.shape.rows;
   return tiling;
+}
+
+int accumulator_rows_for(const MachineConfig& config, const AttentionProblem& problem) {
+  const int rows = config.shape.rows;
+  return 1 + static_cast<int>(tile_count(problem.value_dim, rows)) * rows;
 }
 
 AttentionLayout layout_of(const MachineConfig& config, const AttentionProblem& problem) {
@@ -117,9 +132,9 @@ AttentionLayout layout_of(const MachineConfig& config, const AttentionProblem& p
   layout.query_group_bytes = columns * rows * element;
   layout.key_group_bytes = keys * rows * element;
   layout.value_stride = keys * element;
-  layout.value_group_bytes = rows * layout.value_stride;
+  layout.value_group_bytes = tiling.value_blocks * rows * layout.value_stride;
   layout.output_stride = columns * sum;
-  layout.output_group_bytes = rows * layout.output_stride;
+  layout.output_group_bytes = tiling.value_blocks * rows * layout.output_stride;
   layout.key = tiling.groups * layout.query_group_bytes;
   layout.value = layout.key + problem.key_heads * layout.key_group_bytes;
   layout.output = layout.value + problem.key_heads * layout.value_group_bytes;

@@ -15,7 +15,7 @@ struct AttentionProblem {
   int queries = 128;    // of a head
   int keys = 0;         // 0: as queries
   int head_dim = 0;     // 0: the array's rows
-  int value_dim = 0;    // 0: as head_dim
+  int value_dim = 0;    // 0: as head_dim; above the rows by blocks of value columns
   bool causal = false;  // query i sees keys up to i + keys - queries
 
   bool operator==(const AttentionProblem&) const = default;
@@ -38,16 +38,20 @@ struct AttentionTiling {
   int key_blocks = 0;
   int first_diagonal = 0;  // causal: query block i meets its diagonal in key block i + this
   int last_keys = 0;       // keys of the last block
+  int value_blocks = 1;    // of as many value columns as the array has rows
 
   /// Key blocks that a query block visits.
   int visited(const AttentionProblem& problem, int query_block) const;
 };
 
+/// Rows of the accumulation SRAM that a block of queries needs: its sums and its output.
+int accumulator_rows_for(const MachineConfig& config, const AttentionProblem& problem);
+
 AttentionTiling tiling_of(const MachineConfig& config, const AttentionProblem& problem);
 
 /// Where everything lies in main memory, in bytes. Rows are padded to the SRAM's: queries and keys
-/// (group, row, R), values transposed (group, R, key columns), output transposed (group, R,
-/// columns).
+/// (group, row, R), values transposed (group, value blocks, R, key columns), output transposed
+/// (group, value blocks, R, columns).
 struct AttentionLayout {
   int64_t query = 0;
   int64_t key = 0;

@@ -97,6 +97,17 @@ TEST(SystolicAttention, SmallerDimensionsAndOtherValueDimensions) {
   check_close(small_machine(16, 16), {.queries = 20, .head_dim = 16, .value_dim = 3});
 }
 
+// Value columns in blocks of the array's rows, each with an output tile of its own.
+TEST(SystolicAttention, ValueDimensionsAboveTheRows) {
+  check_close(small_machine(8, 8), {.queries = 20, .value_dim = 16});
+  check_close(small_machine(8, 8), {.queries = 20, .value_dim = 21, .causal = true});
+  check_close(small_machine(8, 16), {.queries = 20, .keys = 25, .head_dim = 5, .value_dim = 40});
+  check_close(small_machine(4, 4), {.heads = 4, .key_heads = 2, .queries = 9, .value_dim = 26 * 4});
+  MachineConfig shadow = small_machine(8, 8);
+  shadow.shape.shadow = true;
+  check_close(shadow, {.heads = 2, .queries = 20, .value_dim = 24});
+}
+
 TEST(SystolicAttention, GroupedQueriesAndDecoding) {
   check_close(small_machine(8, 8), {.heads = 6, .key_heads = 2, .queries = 11, .keys = 19});
   check_close(small_machine(8, 8),
@@ -132,6 +143,21 @@ TEST(SystolicAttention, NegativeScoresFixedAgainstCompat) {
   EXPECT_GT(bad, 10 * good);
 }
 
+// Room for a second output: stores are never waited for, and the bits are the same.
+TEST(SystolicAttention, TwoOutputsTakeTurns) {
+  MachineConfig machine = small_machine(8, 8);
+  machine.memory.latency = 400;  // a store takes longer than the next block's first scores
+  const AttentionProblem problem{.queries = 40, .keys = 8};
+  const AttentionCase one(machine, problem);
+  machine.accumulator_rows = 17;
+  const AttentionCase two(machine, problem);
+  const auto waits = static_cast<size_t>(IssueState::waits_output);
+  EXPECT_GT(one.schedule.issue_cycles[waits], 100);
+  EXPECT_EQ(one.schedule.issue_cycles[waits] > two.schedule.issue_cycles[waits], true);
+  EXPECT_LT(two.schedule.cycles, one.schedule.cycles);
+  EXPECT_TRUE(same_memory(one.reference(), two.reference()));
+}
+
 TEST(SystolicAttention, SavedProgramsReplay) {
   const AttentionCase test(small_machine(4, 4), {.queries = 6, .keys = 9});
   const std::string listing = disassemble(test.words);
@@ -158,7 +184,13 @@ TEST(SystolicAttention, RefusesWhatTheMachineCannotRun) {
   };
   using testing::HasSubstr;
   EXPECT_THAT(refusal(small_machine(8, 8), {.head_dim = 9}), HasSubstr("head dimension"));
-  EXPECT_THAT(refusal(small_machine(8, 8), {.value_dim = 9}), HasSubstr("value dimension"));
+  EXPECT_THAT(refusal(small_machine(8, 8), {.value_dim = 9}), "ran");
+  EXPECT_THAT(refusal(small_machine(8, 8), {.value_dim = 209}),
+              HasSubstr("value dimension: expected from 1 to 208"));
+  MachineConfig small_sums = small_machine(8, 8);
+  small_sums.accumulator_rows = 16;
+  EXPECT_THAT(refusal(small_sums, {.value_dim = 9}),
+              HasSubstr("accumulator_rows: expected at least 17"));
   EXPECT_THAT(refusal(small_machine(8, 16), {.causal = true}), HasSubstr("a square array"));
   EXPECT_THAT(refusal(small_machine(8, 8), {.queries = 9, .keys = 8, .causal = true}),
               HasSubstr("at least as many keys"));

@@ -37,27 +37,38 @@ struct Part {
   int64_t cycles;
 };
 
+// An inner iteration but for what values wait for behind their last row.
+int64_t period_without_drain(const Simulation& simulation) {
+  const ArrayShape& shape = simulation.config.shape;
+  const int load =
+      shape.shadow ? 0 : plan_timing(Function::load_stationary).conflict_free.at(shape) + 1;
+  return load + plan_timing(Function::score).conflict_free.at(shape) + 1 +
+         int64_t{simulation.tiling.value_blocks} * shape.rows;
+}
+
 // What an instruction needs of column 0 before the next one may start there.
-std::vector<Part> parts_of(const MachineConfig& config, Function function, bool next_is_loading) {
-  const int rows = config.shape.rows;
+std::vector<Part> parts_of(const Simulation& simulation, Function function, Function next) {
+  const ArrayShape& shape = simulation.config.shape;
+  const int rows = shape.rows;
+  const int climb = shape.pe_depth * rows;
   switch (planned_as(function)) {
     case Function::load_stationary:
-      return {{load_queries, config.shape.columns}};
-    case Function::score:
-      return {{scores, rows}, {maxima, rows}, {exponentials, config.shape.pieces + 4}};
+      return {{load_queries, plan_timing(function).conflict_free.at(shape) + 1}};
+    case Function::score: {
+      const int all = plan_timing(function).conflict_free.at(shape) + 1;
+      return {{scores, climb}, {maxima, rows}, {exponentials, all - climb - rows}};
+    }
     case Function::value: {
-      // The next load waits for the score's accumulation in the slot that it enters; a
+      // The next load, score or value waits for what its slot has not yet summed up; a
       // normalisation for everything.
-      const int64_t rest =
-          next_is_loading
-              ? std::max<int64_t>(0, iteration_period(config.shape, config.controller.slots) -
-                                         config.shape.columns - 3 * rows - config.shape.pieces - 4)
-              : plan_timing(Function::value).busy.at(config.shape) + 1 - rows;
-      return {{values, rows}, {drain, rest}};
+      const bool goes_on = next != Function::lse_norm_scale;
+      const int64_t rest = goes_on ? simulation.period() - period_without_drain(simulation)
+                                   : plan_timing(Function::value).busy.at(shape) + 1 - rows;
+      return {{values, rows}, {drain, std::max<int64_t>(0, rest)}};
     }
     case Function::lse_norm_scale:
     case Function::lse_norm:
-      return {{normalise, plan_timing(function).busy.at(config.shape) + 1}};
+      return {{normalise, plan_timing(function).busy.at(shape) + 1}};
     default:
       return {};
   }
@@ -67,21 +78,27 @@ std::vector<Part> parts_of(const MachineConfig& config, Function function, bool 
 
 std::vector<CyclePhase> cycle_phases(const Simulation& simulation) {
   const Schedule& schedule = simulation.schedule;
+  const ArrayShape& shape = simulation.config.shape;
   std::array<int64_t, phase_count> cycles = {};
   const auto function_of = [&](const MatrixIssue& issue) {
     return schedule.program[static_cast<size_t>(issue.instruction)].matrix_function();
   };
-  for (size_t i = 0; i < schedule.issues.size(); ++i) {
-    const MatrixIssue& issue = schedule.issues[i];
-    const bool last = i + 1 == schedule.issues.size();
+  // Loads of a shadow register run beside the others, all but the first.
+  std::vector<MatrixIssue> issues;
+  for (const MatrixIssue& issue : schedule.issues) {
+    if (!shape.shadow || issues.empty() || function_of(issue) != Function::load_stationary) {
+      issues.push_back(issue);
+    }
+  }
+  for (size_t i = 0; i < issues.size(); ++i) {
+    const MatrixIssue& issue = issues[i];
+    const bool last = i + 1 == issues.size();
     const Function function = function_of(issue);
-    const int64_t end = last
-                            ? issue.start() + plan_timing(function).busy.at(simulation.config.shape)
-                            : schedule.issues[i + 1].start();
+    const int64_t end =
+        last ? issue.start() + plan_timing(function).busy.at(shape) : issues[i + 1].start();
     int64_t left = end - issue.start();
-    const bool next_is_loading =
-        !last && function_of(schedule.issues[i + 1]) == Function::load_stationary;
-    for (const Part& part : parts_of(simulation.config, function, next_is_loading)) {
+    const Function next = last ? Function::lse_norm_scale : function_of(issues[i + 1]);
+    for (const Part& part : parts_of(simulation, function, next)) {
       const int64_t taken = std::min(left, part.cycles);
       cycles[part.phase] += taken;
       left -= taken;

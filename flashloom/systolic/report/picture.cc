@@ -16,7 +16,12 @@ constexpr double kLeft = 176;
 constexpr double kTop = 70;
 constexpr double kWidth = 900;
 constexpr double kLaneHeight = 16;
-constexpr int kInstructions = 6;  // two iterations
+// Two iterations, and the load that a shadow register lets run beside them.
+constexpr Function kPlain[] = {Function::load_stationary, Function::score, Function::value,
+                               Function::load_stationary, Function::score, Function::value};
+constexpr Function kWithShadow[] = {Function::load_stationary, Function::score,
+                                    Function::value,           Function::score,
+                                    Function::value,           Function::load_stationary};
 
 // One lane a signal and place.
 struct Lane {
@@ -33,15 +38,16 @@ std::string lane_name(const Lane& lane) {
 std::vector<Lane> make_lanes(const MachineConfig& config) {
   std::vector<Lane> lanes;
   double y = kTop;
-  for (int signal = 0; signal < kSignalCount; ++signal) {
+  for (int signal = 0; signal < kSignalCountWithShadow; ++signal) {
     const auto of = static_cast<Signal>(signal);
-    const bool used = std::ranges::any_of(plan_windows(), [&](const Window& window) {
-      return window.signal == of && window.function <= Function::value;
-    });
+    const bool used =
+        std::ranges::any_of(plan_windows(config.shape.shadow), [&](const Window& window) {
+          return window.signal == of && window.function <= Function::value;
+        });
     if (!used) {
       continue;
     }
-    const bool of_pe = of >= Signal::mac && of <= Signal::exp2;
+    const bool of_pe = control_bit(of) >= 0;
     for (const int row : of_pe ? std::vector{0, config.shape.rows - 1} : std::vector{-1}) {
       lanes.push_back({of, row, y});
       y += kLaneHeight;
@@ -51,42 +57,22 @@ std::vector<Lane> make_lanes(const MachineConfig& config) {
   return lanes;
 }
 
-int wave_delay(const MachineConfig& config, const Window& window, int row) {
-  return window.wave == Wave::up     ? config.shape.rows - 1 - row
-         : window.wave == Wave::down ? row
-                                     : 0;
-}
-
-std::vector<int> start_cycles(const MachineConfig& config) {
-  std::vector<int> starts;
-  for (int i = 0; i < kInstructions; ++i) {
-    int start = 0;
-    if (i > 0) {
-      const FunctionTiming& before = plan_timing(static_cast<Function>((i - 1) % 3));
-      start = starts.back() + before.conflict_free.at(config.shape) + 1;
-    }
-    const int slots = config.controller.slots;
-    if (i >= slots) {
-      const FunctionTiming& holder = plan_timing(static_cast<Function>((i - slots) % 3));
-      start = std::max(start,
-                       starts[static_cast<size_t>(i - slots)] + holder.busy.at(config.shape) + 1);
-    }
-    starts.push_back(start);
-  }
-  return starts;
-}
-
 }  // namespace
 
 std::string plan_picture(const MachineConfig& config) {
   const std::vector<Lane> lanes = make_lanes(config);
-  const std::vector<int> starts = start_cycles(config);
-  const int end = starts.back() + plan_timing(Function::value).busy.at(config.shape);
+  const std::span<const Function> functions = config.shape.shadow ? kWithShadow : kPlain;
+  const std::vector<int> starts = start_cycles(config.shape, config.controller.slots, functions);
+  int end = 0;
+  for (size_t i = 0; i < starts.size(); ++i) {
+    end = std::max(end, starts[i] + plan_timing(functions[i]).busy.at(config.shape));
+  }
   const double scale = kWidth / end;
   const double bottom = lanes.back().y + kLaneHeight;
-  const std::string title = fmt::format(
-      "Two inner iterations on {} x {}, {} pieces: column 0, period {} cycles", config.shape.rows,
-      config.shape.columns, config.shape.pieces, starts[3] - starts[0]);
+  const std::string title =
+      fmt::format("Two inner iterations on {} x {}, {} pieces: column 0, period {} cycles",
+                  config.shape.rows, config.shape.columns, config.shape.pieces,
+                  iteration_period(config.shape, config.controller.slots));
   Svg svg(kLeft + kWidth + 24, bottom + 60, title);
   svg.text(kLeft, 24, title);
   constexpr std::string_view kNames[] = {"load_stationary", "score", "value"};
@@ -99,28 +85,28 @@ std::string plan_picture(const MachineConfig& config) {
     svg.rectangle("faint", kLeft, lane.y, kWidth, kLaneHeight - 3);
     svg.text(kLeft - 8, lane.y + 10, lane_name(lane), "end", true);
   }
-  for (int i = 0; i < kInstructions; ++i) {
-    const auto function = static_cast<Function>(i % 3);
-    for (const Window& window : plan_windows()) {
-      if (window.function != function) {
+  for (size_t i = 0; i < starts.size(); ++i) {
+    for (const Window& window : plan_windows(config.shape.shadow)) {
+      if (window.function != functions[i]) {
         continue;
       }
       for (const Lane& lane : lanes) {
         if (lane.signal == window.signal) {
-          const int delay = wave_delay(config, window, std::max(lane.row, 0));
-          const int first = starts[static_cast<size_t>(i)] + window.first.at(config.shape) + delay;
-          const int last = starts[static_cast<size_t>(i)] + window.last.at(config.shape) + delay;
-          svg.rectangle(fmt::format("series{}", i % 3), kLeft + scale * first, lane.y,
-                        std::max(scale * (last - first + 1), 1.0), kLaneHeight - 3,
+          const int delay = wave_delay(window.wave, config.shape, std::max(lane.row, 0));
+          const int first = starts[i] + window.first.at(config.shape) + delay;
+          const int last = starts[i] + window.last.at(config.shape) + delay;
+          svg.rectangle(fmt::format("series{}", static_cast<int>(functions[i])),
+                        kLeft + scale * first, lane.y, std::max(scale * (last - first + 1), 1.0),
+                        kLaneHeight - 3,
                         fmt::format("{}: cycles {} to {}", lane_name(lane), first, last));
         }
       }
     }
   }
-  for (int i = 0; i < kInstructions; ++i) {
-    const double x = kLeft + scale * starts[static_cast<size_t>(i)];
+  for (const int start : starts) {
+    const double x = kLeft + scale * start;
     svg.line("edge", x, kTop - 6, x, bottom);
-    svg.text(x, bottom + 16, fmt::format("{}", starts[static_cast<size_t>(i)]), "middle", true);
+    svg.text(x, bottom + 16, fmt::format("{}", start), "middle", true);
   }
   svg.text(kLeft, bottom + 36, "cycles; lines are timers 0", "start", true);
   return svg.finish();

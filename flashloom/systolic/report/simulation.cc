@@ -78,6 +78,10 @@ int64_t Simulation::issued_tiles() const {
   return tiles * tiling.groups;
 }
 
+int Simulation::period() const {
+  return iteration_period(config.shape, config.controller.slots, tiling.value_blocks);
+}
+
 double Simulation::visible_pairs() const {
   const double queries = problem.queries;
   const double all = queries * problem.keys;
@@ -94,7 +98,8 @@ double Simulation::peak_flops() const {
 
 double Simulation::issued_utilisation() const {
   const double rows = config.shape.rows;
-  return 4 * rows * rows * config.shape.columns * static_cast<double>(issued_tiles()) /
+  const double products = 1 + tiling.value_blocks;  // scores, and each block of value columns
+  return 2 * products * rows * rows * config.shape.columns * static_cast<double>(issued_tiles()) /
          peak_flops();
 }
 

@@ -41,6 +41,8 @@ struct Simulation {
   double value_seconds = 0;
 
   int64_t issued_tiles() const;
+  /// Steady cycles of an inner iteration, by the plan.
+  int period() const;
   /// Pairs of a query and a key that it sees, over all heads.
   double visible_pairs() const;
   /// 2 pairs (D + D_v): the operations that were asked for.

@@ -35,7 +35,7 @@ class ScheduleSignals {
     constexpr int kCountBits = 16;
     std::vector<size_t> busy;
     std::vector<size_t> function;
-    for (int slot = 0; slot < config.controller.slots; ++slot) {
+    for (int slot = 0; slot < config.slot_count(); ++slot) {
       busy.push_back(writer.declare(fmt::format("slot{}.busy", slot), 1));
       function.push_back(writer.declare(fmt::format("slot{}.function", slot), kFunctionBits));
     }
