@@ -131,6 +131,7 @@ inline constexpr CycleForm C{.columns = 1};
 inline constexpr CycleForm P{.pieces = 1};
 inline constexpr CycleForm L{.divider_latency = 1};
 inline constexpr CycleForm S{.depth = 1};
+// S times R, as formulas write it. NOLINTNEXTLINE(readability-identifier-naming)
 inline constexpr CycleForm SR{.depth_rows = 1};
 inline constexpr CycleForm kShadow{.shadow = 1};
 
