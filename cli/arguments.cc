@@ -101,8 +101,10 @@ std::set<std::string> read_config(const std::string& path, const Command& comman
   try {
     table = toml::parse_file(path);
   } catch (const toml::parse_error& error) {
-    throw UsageError(
-        fmt::format("{}: line {}: {}", path, error.source().begin.line, error.description()));
+    // A file that cannot be opened has no line.
+    const auto line = error.source().begin.line;
+    throw UsageError(line == 0 ? fmt::format("{}: {}", path, error.description())
+                               : fmt::format("{}: line {}: {}", path, line, error.description()));
   }
   std::set<std::string> seen;
   for (const auto& [key, node] : table) {

@@ -1,6 +1,5 @@
 #include <fmt/format.h>
 
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <memory>
@@ -10,13 +9,13 @@
 #include "cli/commands.h"
 #include "cli/instructions.h"
 #include "cli/simulate_flags.h"
+#include "cli/simulate_model.h"
 #include "cli/simulate_report.h"
 #include "cli/simulate_sweep.h"
 #include "cli/simulate_trace.h"
 #include "cli/terminal.h"
 #include "flashloom/core/parallel.h"
 #include "flashloom/io/atomic_file.h"
-#include "flashloom/io/model_config.h"
 #include "flashloom/systolic/isa/assembler.h"
 #include "flashloom/systolic/program/flash_attention.h"
 #include "flashloom/systolic/report/picture.h"
@@ -92,26 +91,29 @@ void save_program(const std::string& path, const std::vector<uint32_t>& words) {
   write_file_atomically(path, bytes);
 }
 
-// The attention of one layer of a model, from its config.json or directory.
-void use_model(const Options& options, systolic::AttentionProblem& problem,
-               SimulateReport& report) {
-  std::filesystem::path path = options.model;
-  if (std::filesystem::is_directory(path)) {
-    path /= "config.json";
-  }
-  const ModelConfig config = parse_hugging_face_config(read_file(path.string()), path.string());
-  problem.heads = static_cast<int>(config.heads);
-  problem.key_heads = static_cast<int>(config.kv_heads);
-  problem.head_dim = static_cast<int>(config.head_dim);
-  problem.causal = true;
-  report.model = fmt::format("{} ({})", options.model, config.architecture);
-  report.layers = config.layers;
-}
-
-int run(const Options& options) {
+// Flags that would say what the model says, and outputs that a sweep does not have.
+void check_flags(const Options& options) {
   if (options.threads < 0 || options.checked_rows < 0 || options.lanes < 1) {
     throw UsageError("--threads, --checked-rows: expected 0 or more; --lanes: 1 or more");
   }
+  const SimulateFlags& flags = options.flags;
+  if (!options.model.empty() &&
+      (flags.heads != 1 || flags.key_heads != 0 || flags.head_dim != 0 || flags.value_dim != 0)) {
+    throw UsageError(
+        "--model: expected none of --heads, --kv-heads, --head-dim, --value-dim: the model says "
+        "them");
+  }
+  if (!options.sweep.empty() && (!options.trace.empty() || !options.program.empty() ||
+                                 !options.save_program.empty() || options.json)) {
+    throw UsageError(
+        "--sweep: expected none of --trace, --program, --save-program, --json: it writes a CSV and "
+        "a "
+        "plot of many runs");
+  }
+}
+
+int run(const Options& options) {
+  check_flags(options);
   set_thread_count(static_cast<int>(options.threads));
   systolic::MachineConfig machine = options.flags.machine();
   systolic::AttentionProblem problem = options.flags.problem();
@@ -132,7 +134,10 @@ int run(const Options& options) {
       .runs_on =
           fmt::format("{}, {} threads", choose_instructions(options.instructions), thread_count())};
   if (!options.model.empty()) {
-    use_model(options, problem, report);
+    const ModelAttention model = read_model_attention(options.model, problem);
+    problem = model.problem;
+    report.model = fmt::format("{} ({})", options.model, model.type);
+    report.layers = model.layers;
   }
   if (!options.picture.empty()) {
     systolic::check_machine(machine);
@@ -145,7 +150,8 @@ int run(const Options& options) {
     for (const std::string& text : options.sweep) {
       axes.push_back(parse_axis(text));
     }
-    run_sweep(machine, problem, simulation, axes, options.output,
+    run_sweep({.machine = machine, .problem = problem, .lanes = static_cast<int>(options.lanes)},
+              simulation, axes, options.output,
               [&](const std::string& text) { status.show(text); });
     status.end();
     note(fmt::format("wrote {0}.csv and {0}.svg", options.output));
@@ -210,7 +216,7 @@ Command simulate_command() {
            {"--picture", &options->picture, "write an SVG of a tile's phases"},
            {"--sweep", &options->sweep,
             "NAME=VALUE:VALUE:…, several times for a product; the machine's parameters and array, "
-            "seq, keys, heads, head-dim, value-dim, formats"},
+            "seq, keys, heads, kv-heads, head-dim, value-dim, causal, lanes, formats"},
            {"--output", &options->output, "PREFIX of the sweep's .csv and .svg"},
            {"--save-program", &options->save_program,
             "write the program: .txt a listing, else words"},

@@ -171,7 +171,16 @@ void SimulateReport::print() const {
 std::string SimulateReport::json() const {
   const Simulation& run = simulation;
   const auto bubbles = issue_cycles(run, IssueState::no_instruction);
-  Json json{{"problem", systolic::describe(run.problem)},
+  const systolic::AttentionProblem& problem = run.problem;
+  const systolic::Roofline roofline = systolic::roofline_of(run);
+  Json json{{"problem", systolic::describe(problem)},
+            {"heads", problem.heads},
+            {"kv_heads", problem.key_heads},
+            {"queries", problem.queries},
+            {"keys", problem.keys},
+            {"head_dim", problem.head_dim},
+            {"value_dim", problem.value_dim},
+            {"causal", problem.causal},
             {"cycles", run.schedule.cycles},
             {"seconds", seconds_of(run)},
             {"utilisation", run.utilisation()},
@@ -200,10 +209,14 @@ std::string SimulateReport::json() const {
     json["model"] = model;
     json["layers"] = layers;
     json["model_cycles"] = layers * run.schedule.cycles;
+    json["model_seconds"] = static_cast<double>(layers) * seconds_of(run);
   }
   for (const systolic::CyclePhase& phase : systolic::cycle_phases(run)) {
     json["phases"][std::string(phase.name)] = phase.cycles;
   }
+  json["roofline"] = {{"flops_per_byte", roofline.flops_per_byte},
+                      {"ridge", roofline.ridge},
+                      {"memory_utilisation", roofline.memory_utilisation}};
   for (const systolic::EnergyTerm& term : systolic::energy_of(run)) {
     json["energy_picojoules"][std::string(term.name)] = term.picojoules;
   }

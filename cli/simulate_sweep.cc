@@ -2,13 +2,14 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdlib>
-#include <map>
 
 #include "cli/arguments.h"
 #include "cli/simulate_flags.h"
 #include "flashloom/io/atomic_file.h"
+#include "flashloom/systolic/baseline/plain_array.h"
 #include "flashloom/systolic/machine/machine_keys.h"
 #include "flashloom/systolic/report/picture.h"
 
@@ -24,11 +25,6 @@ int whole(const std::string& name, const std::string& text) {
   return value;
 }
 
-struct SweepPoint {
-  systolic::MachineConfig machine;
-  systolic::AttentionProblem problem;
-};
-
 void apply(SweepPoint& point, const std::string& name, const std::string& value) {
   if (name == "array") {
     set_array(point.machine, value);
@@ -38,6 +34,12 @@ void apply(SweepPoint& point, const std::string& name, const std::string& value)
     point.problem.keys = whole(name, value);
   } else if (name == "heads") {
     point.problem.heads = whole(name, value);
+  } else if (name == "kv-heads") {
+    point.problem.key_heads = whole(name, value);
+  } else if (name == "causal") {
+    point.problem.causal = whole(name, value) != 0;
+  } else if (name == "lanes") {
+    point.lanes = std::max(1, whole(name, value));
   } else if (name == "head-dim") {
     point.problem.head_dim = whole(name, value);
   } else if (name == "value-dim") {
@@ -66,8 +68,8 @@ double as_number(const std::string& text, size_t index) {
 SweepAxis parse_axis(const std::string& text) {
   const size_t equals = text.find('=');
   SweepAxis axis{.name = text.substr(0, equals)};
-  constexpr const char* kOthers[] = {"array",    "seq",       "keys",   "heads",
-                                     "head-dim", "value-dim", "formats"};
+  constexpr const char* kOthers[] = {"array",    "seq",       "keys",   "heads", "kv-heads",
+                                     "head-dim", "value-dim", "causal", "lanes", "formats"};
   bool known = systolic::find_machine_key(axis.name) != nullptr;
   for (const char* other : kOthers) {
     known = known || axis.name == other;
@@ -89,51 +91,81 @@ SweepAxis parse_axis(const std::string& text) {
   return axis;
 }
 
-void run_sweep(const systolic::MachineConfig& machine, const systolic::AttentionProblem& problem,
-               const systolic::SimulationOptions& options, const std::vector<SweepAxis>& axes,
-               const std::string& prefix, FunctionRef<void(const std::string&)> progress) {
+namespace {
+
+// A point with its place on the plot and its values as the CSV has them.
+struct NamedPoint {
+  SweepPoint point;
+  std::string cells;
+  std::string series;
+  double x = 0;
+};
+
+NamedPoint make_point(const SweepPoint& base, const std::vector<SweepAxis>& axes, size_t number) {
+  NamedPoint named{.point = base};
+  for (size_t a = 0; a < axes.size(); ++a) {
+    const SweepAxis& axis = axes[a];
+    const size_t choice = number % axis.values.size();
+    const std::string& value = axis.values[choice];
+    number /= axis.values.size();
+    apply(named.point, axis.name, value);
+    named.cells += value + ",";
+    if (a == 0) {
+      named.x = as_number(value, choice);
+    } else {
+      named.series += fmt::format("{}{} {}", named.series.empty() ? "" : ", ", axis.name, value);
+    }
+  }
+  systolic::checked_problem(named.point.machine, named.point.problem);
+  return named;
+}
+
+std::string csv_line(const systolic::Simulation& run, const SweepPoint& point) {
+  const systolic::PlainArrayRun plain =
+      systolic::run_plain_array(run.config, run.problem, {.vector_lanes = point.lanes});
+  std::string line =
+      fmt::format("{},{:.6f},{:.6f},{},{:.3f},{:.6f},", run.schedule.cycles, run.utilisation(),
+                  run.issued_utilisation(), run.period(), run.bytes_per_cycle(), plain.utilisation);
+  if (run.errors.rows > 0) {
+    line += fmt::format("{:.6g},{:.6g}", run.errors.largest, run.errors.mean);
+  } else {
+    line += ",";
+  }
+  return line + "\n";
+}
+
+}  // namespace
+
+void run_sweep(const SweepPoint& base, const systolic::SimulationOptions& options,
+               const std::vector<SweepAxis>& axes, const std::string& prefix,
+               FunctionRef<void(const std::string&)> progress) {
   std::string csv;
   size_t runs = 1;
   for (const SweepAxis& axis : axes) {
     csv += axis.name + ",";
     runs *= axis.values.size();
   }
-  csv += "cycles,utilisation,period,bytes_per_cycle,max_error,mean_error\n";
-  std::map<std::string, systolic::PlotSeries> series;
-  for (size_t run = 0; run < runs; ++run) {
-    SweepPoint point{.machine = machine, .problem = problem};
-    std::string label;
-    size_t rest = run;
-    double x = 0;
-    for (size_t a = 0; a < axes.size(); ++a) {
-      const SweepAxis& axis = axes[a];
-      const size_t choice = rest % axis.values.size();
-      const std::string& value = axis.values[choice];
-      rest /= axis.values.size();
-      apply(point, axis.name, value);
-      csv += value + ",";
-      if (a == 0) {
-        x = as_number(value, choice);
-      } else {
-        label += fmt::format("{}{} {}", label.empty() ? "" : ", ", axis.name, value);
-      }
-    }
-    progress(fmt::format("run {} of {}", run + 1, runs));
-    const systolic::Simulation done = systolic::simulate(point.machine, point.problem, options);
-    const double utilisation = done.utilisation();
-    csv += fmt::format("{},{:.6f},{},{:.3f},", done.schedule.cycles, utilisation, done.period(),
-                       done.bytes_per_cycle());
-    csv += done.errors.rows > 0
-               ? fmt::format("{:.6g},{:.6g}\n", done.errors.largest, done.errors.mean)
-               : std::string(",\n");
-    systolic::PlotSeries& line = series[label];
-    line.name = label.empty() ? "utilisation" : label;
-    line.points.emplace_back(x, utilisation);
+  csv +=
+      "cycles,utilisation,utilisation_issued,period,bytes_per_cycle,plain_utilisation,"
+      "max_error,mean_error\n";
+  std::vector<NamedPoint> points;
+  points.reserve(runs);
+  for (size_t number = 0; number < runs; ++number) {
+    points.push_back(make_point(base, axes, number));
   }
   std::vector<systolic::PlotSeries> lines;
-  lines.reserve(series.size());
-  for (auto& [label, line] : series) {
-    lines.push_back(std::move(line));
+  for (size_t number = 0; number < runs; ++number) {
+    const NamedPoint& named = points[number];
+    progress(fmt::format("run {} of {}", number + 1, runs));
+    const systolic::Simulation done =
+        systolic::simulate(named.point.machine, named.point.problem, options);
+    csv += named.cells + csv_line(done, named.point);
+    const std::string name = named.series.empty() ? "utilisation" : named.series;
+    auto line = std::ranges::find(lines, name, &systolic::PlotSeries::name);
+    if (line == lines.end()) {
+      line = lines.insert(line, {.name = name, .points = {}});
+    }
+    line->points.emplace_back(named.x, done.utilisation());
   }
   write_file_atomically(prefix + ".csv", csv);
   write_file_atomically(prefix + ".svg",

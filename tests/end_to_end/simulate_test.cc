@@ -95,9 +95,9 @@ TEST_F(Simulate, SweepsWriteTablesAndPlots) {
   ASSERT_EQ(result.code, 0) << result.err;
   const std::string csv = read_for_test(path("sweep.csv"));
   EXPECT_EQ(std::count(csv.begin(), csv.end(), '\n'), 9);
-  EXPECT_THAT(csv, testing::StartsWith("array,slots,shadow,cycles,utilisation,period,"));
-  EXPECT_THAT(csv, testing::ContainsRegex("16,3,0,[0-9]+,0\\.[0-9]+,91,"));
-  EXPECT_THAT(csv, testing::ContainsRegex("16,2,1,[0-9]+,0\\.[0-9]+,77,"));
+  EXPECT_THAT(csv, testing::StartsWith("array,slots,shadow,cycles,utilisation,"));
+  EXPECT_THAT(csv, testing::ContainsRegex("16,3,0,[0-9]+,0\\.[0-9]+,0\\.[0-9]+,91,"));
+  EXPECT_THAT(csv, testing::ContainsRegex("16,2,1,[0-9]+,0\\.[0-9]+,0\\.[0-9]+,77,"));
   EXPECT_THAT(read_for_test(path("sweep.svg")), HasSubstr("slots 3, shadow 0"));
 }
 
@@ -116,20 +116,84 @@ TEST_F(Simulate, RunsAModelsLayers) {
               HasSubstr("4 heads (2 of keys), 20 queries, 20 keys, head dimension 8, causal"));
 }
 
+// Facts of the models' own config.json, without what attention does not ask.
+TEST_F(Simulate, ReadsModelsOfManyFamilies) {
+  const auto problem = [&](const std::string& config, const std::string& flags) {
+    write_file_atomically(path("config.json"), config);
+    const ProgramResult result =
+        run("--cycles-only --json --model " + path("config.json") + " " + flags);
+    return result.code == 0 ? json::parse(result.out)["problem"].get<std::string>() : result.err;
+  };
+  const std::string smollm2 = R"({"model_type": "llama", "hidden_size": 576,
+      "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3})";
+  EXPECT_EQ(problem(smollm2, "--array 64 --seq 100"),
+            "9 heads (3 of keys), 100 queries, 100 keys, head dimension 64, causal");
+  EXPECT_EQ(problem(smollm2, "--array 64 --seq 1 --keys 1000"),
+            "9 heads (3 of keys), 1 queries, 1000 keys, head dimension 64, causal");
+  EXPECT_THAT(problem(smollm2, "--array 32"), HasSubstr("head dimension: expected from 1 to 32"));
+  EXPECT_THAT(problem(smollm2, "--array 64 --heads 4"),
+              HasSubstr("--model: expected none of --heads"));
+  EXPECT_EQ(problem(R"({"model_type": "gpt2", "n_embd": 48, "n_layer": 2, "n_head": 3})",
+                    "--array 16 --seq 20"),
+            "3 heads, 20 queries, 20 keys, head dimension 16, causal");
+  EXPECT_EQ(problem(R"({"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2,
+                        "num_attention_heads": 2})",
+                    "--array 16 --seq 20"),
+            "2 heads, 20 queries, 20 keys, head dimension 16");
+  EXPECT_EQ(problem(R"({"model_type": "deepseek_v3", "num_hidden_layers": 2, "kv_lora_rank": 8,
+                        "num_attention_heads": 2, "qk_nope_head_dim": 12, "qk_rope_head_dim": 4,
+                        "v_head_dim": 24, "hidden_size": 99})",
+                    "--array 16 --seq 20"),
+            "2 heads, 20 queries, 20 keys, head dimension 16, value dimension 24, causal");
+  EXPECT_EQ(problem(R"({"model_type": "gemma3", "text_config": {"num_hidden_layers": 6,
+                        "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+                        "sliding_window": 512, "sliding_window_pattern": 6}})",
+                    "--array 16 --seq 512"),
+            "2 heads (1 of keys), 512 queries, 512 keys, head dimension 8, causal");
+  // ModernBERT: 128 keys around a query in two layers of three.
+  const std::string modern = R"({"model_type": "modernbert", "hidden_size": 32,
+      "num_hidden_layers": 22, "num_attention_heads": 2, "global_attn_every_n_layers": 3,
+      "local_attention": 128})";
+  EXPECT_EQ(problem(modern, "--array 16 --seq 65"),
+            "2 heads, 65 queries, 65 keys, head dimension 16");
+  EXPECT_THAT(problem(modern, "--array 16 --seq 66"),
+              HasSubstr("config.json: sliding_window: expected layers that see every key, got "
+                        "windows in 14 of 22 layers, which hide keys beyond 65"));
+  EXPECT_THAT(problem(R"({"model_type": "mistral", "hidden_size": 32, "num_hidden_layers": 2,
+                          "num_attention_heads": 2, "sliding_window": 16})",
+                      "--array 16 --seq 17"),
+              HasSubstr("windows in 2 of 2 layers"));
+  EXPECT_THAT(problem(R"({"model_type": "qwen2", "layer_types": ["linear_attention"],
+                          "num_hidden_layers": 1, "hidden_size": 32, "num_attention_heads": 2})",
+                      "--array 16 --seq 17"),
+              HasSubstr("layer_types: expected layers of attention, got linear_attention"));
+  EXPECT_THAT(problem(R"({"num_hidden_layers": 2, "num_attention_heads": 3, "hidden_size": 32})",
+                      "--array 16"),
+              HasSubstr("hidden_size: expected a multiple of 3 heads, got 32"));
+  EXPECT_THAT(problem(R"({"num_hidden_layers": "2"})", ""),
+              HasSubstr("num_hidden_layers: expected from 1 to 1048576, got \"2\""));
+  EXPECT_THAT(problem("[1]", ""), HasSubstr("expected a JSON object"));
+}
+
 TEST_F(Simulate, RefusesWhatCannotBeBuilt) {
   const auto refused = [&](const std::string& flags, int code, const std::string& words) {
     const ProgramResult result = run(flags);
     EXPECT_EQ(result.code, code) << flags;
     EXPECT_THAT(result.err, HasSubstr(words)) << flags;
   };
-  refused("--array 16 --bandwidth 0", 1, "memory.bytes_per_cycle: expected more than 0, got 0");
+  refused("--array 16 --bandwidth 0", 1, "bandwidth: expected more than 0, got 0");
   refused("--array 16 --head-dim 17", 1, "head dimension: expected from 1 to 16");
   refused("--array 8x16 --causal", 1, "causal: expected a square array");
-  refused("--array 300x300 --causal", 1, "array.rows");
+  refused("--array 300x300 --causal", 1, "systolic: rows");
   refused("--array 128x300 --causal", 1, "SRAM rows of at most 1024 bytes");
-  refused("--array 512", 1, "array.rows: expected from 2 to 256");
+  refused("--array 512", 1, "rows: expected from 2 to 256, got 512");
   refused("--array x", 2, "--array: expected N or ROWSxCOLUMNS");
   refused("--sweep rowz=1", 2, "--sweep: expected NAME=VALUE");
+  refused("--sweep seq=16 --json", 2, "--sweep: expected none of --trace");
+  refused("--sweep slots=2:4 --seq 16", 1, "slots: expected from 1 to 3, got 4");
+  refused("--array 16 --pe-depth 0", 1, "pe-depth: expected from 1 to 16, got 0");
+  refused("--array 16 --seq 16 --value-dim 500", 1, "value dimension: expected from 1 to 416");
+  refused("--config /nowhere.toml", 2, "/nowhere.toml: File could not be opened");
   refused("--pieces 7", 1, "a power of two");
   refused("--program /nowhere.bin", 1, "/nowhere.bin");
   refused("--preset tiny --seq 6 --trace /nowhere/run", 1, "/nowhere/run.json: create");

@@ -242,17 +242,17 @@ TEST(SystolicEngine, RefusesMachinesThatCannotBeBuilt) {
   };
   MachineConfig machine = small_machine(4, 4);
   machine.memory.bytes_per_cycle = 0;
-  EXPECT_THAT(refusal(machine), HasSubstr("memory.bytes_per_cycle: expected more than 0"));
+  EXPECT_THAT(refusal(machine), HasSubstr("bandwidth: expected more than 0"));
   machine = small_machine(4, 4, 12);
   EXPECT_THAT(refusal(machine), HasSubstr("a power of two"));
   machine = small_machine(512, 4);
-  EXPECT_THAT(refusal(machine), HasSubstr("array.rows"));
+  EXPECT_THAT(refusal(machine), HasSubstr("systolic: rows: expected from 2 to 256"));
   machine = small_machine(4, 4);
   machine.formats = {kFp32, kFp16};
   EXPECT_THAT(refusal(machine), HasSubstr("at least as wide"));
   machine = small_machine(4, 4);
   machine.controller.slots = 0;
-  EXPECT_THAT(refusal(machine), HasSubstr("controller.slots"));
+  EXPECT_THAT(refusal(machine), HasSubstr("slots: expected from 1 to 3"));
 }
 
 }  // namespace

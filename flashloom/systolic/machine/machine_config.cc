@@ -82,43 +82,43 @@ uint32_t MachineConfig::accumulator_scale_bits() const {
 }
 
 void check_machine(const MachineConfig& config) {
-  check_range("array.rows", config.shape.rows, 2, kMostRows);
-  check_range("array.columns", config.shape.columns, 2, 2 * kMostRows);
-  check_range("array.divider_latency", config.shape.divider_latency, 1, 1 << 10);
-  check_range("array.pe_depth", config.shape.pe_depth, 1, kMostStages);
+  check_range("rows", config.shape.rows, 2, kMostRows);
+  check_range("columns", config.shape.columns, 2, 2 * kMostRows);
+  check_range("divider-latency", config.shape.divider_latency, 1, 1 << 10);
+  check_range("pe-depth", config.shape.pe_depth, 1, kMostStages);
   const int most = most_pieces(config.formats.accumulator);
   check(config.shape.pieces >= 1 && config.shape.pieces <= most &&
             (config.shape.pieces & (config.shape.pieces - 1)) == 0,
-        "array.pieces", fmt::format("a power of two up to {}", most),
+        "pieces", fmt::format("a power of two up to {}", most),
         fmt::format("{}", config.shape.pieces));
-  check(config.formats.element.width() <= config.formats.accumulator.width(), "array.formats",
+  check(config.formats.element.width() <= config.formats.accumulator.width(), "formats",
         "an accumulator at least as wide as the element",
         fmt::format("{} elements, {} accumulators", float_format_name(config.formats.element),
                     float_format_name(config.formats.accumulator)));
   check(config.spad_row_bytes() <= kMostRowBytes && config.accumulator_row_bytes() <= kMostRowBytes,
         "array", fmt::format("SRAM rows of at most {} bytes", kMostRowBytes),
         fmt::format("{} and {}", config.spad_row_bytes(), config.accumulator_row_bytes()));
-  check(config.softmax_scale >= 0 && std::isfinite(config.softmax_scale), "array.softmax_scale",
-        "0 or more", fmt::format("{}", config.softmax_scale));
-  check_positive("array.frequency_ghz", config.frequency_ghz);
-  check_range("controller.slots", config.controller.slots, 1, 3);
-  check_range("controller.matrix_queue", config.controller.matrix_queue, 1, 1 << 16);
-  check_range("dma.ports", config.dma.ports, 0, 1 << 10);
-  check_range("dma.load_queue", config.dma.load_queue, 1, 1 << 16);
-  check_range("dma.store_queue", config.dma.store_queue, 1, 1 << 16);
-  check_range("dma.outstanding", config.dma.outstanding, 1, 1 << 16);
-  check_range("memory.channels", config.memory.channels, 1, 1 << 12);
-  check_range("memory.interleave", config.memory.interleave, 1, 1 << 30);
-  check_range("memory.latency", config.memory.latency, 0, 1 << 20);
-  check_range("memory.stall_cycles", config.memory.stall_cycles, 1, 1 << 20);
-  check_positive("memory.bytes_per_cycle", config.memory.bytes_per_cycle);
-  check(config.memory.bytes_per_cycle >= kLeastBandwidth, "memory.bytes_per_cycle",
+  check(config.softmax_scale >= 0 && std::isfinite(config.softmax_scale), "scale", "0 or more",
+        fmt::format("{}", config.softmax_scale));
+  check_positive("frequency", config.frequency_ghz);
+  check_range("slots", config.controller.slots, 1, 3);
+  check_range("matrix-queue", config.controller.matrix_queue, 1, 1 << 16);
+  check_range("ports", config.dma.ports, 0, 1 << 10);
+  check_range("load-queue", config.dma.load_queue, 1, 1 << 16);
+  check_range("store-queue", config.dma.store_queue, 1, 1 << 16);
+  check_range("outstanding", config.dma.outstanding, 1, 1 << 16);
+  check_range("channels", config.memory.channels, 1, 1 << 12);
+  check_range("interleave", config.memory.interleave, 1, 1 << 30);
+  check_range("latency", config.memory.latency, 0, 1 << 20);
+  check_range("stall-cycles", config.memory.stall_cycles, 1, 1 << 20);
+  check_positive("bandwidth", config.memory.bytes_per_cycle);
+  check(config.memory.bytes_per_cycle >= kLeastBandwidth, "bandwidth",
         fmt::format("at least {}", kLeastBandwidth),
         fmt::format("{}", config.memory.bytes_per_cycle));
-  check(config.memory.stall_chance >= 0 && config.memory.stall_chance <= 1, "memory.stall_chance",
+  check(config.memory.stall_chance >= 0 && config.memory.stall_chance <= 1, "stall-chance",
         "from 0 to 1", fmt::format("{}", config.memory.stall_chance));
-  check_range("array.spad_rows", config.spad_row_count(), config.shape.rows, 1 << 20);
-  check_range("array.accumulator_rows", config.accumulator_row_count(), 1, 1 << 20);
+  check_range("spad-rows", config.spad_row_count(), config.shape.rows, 1 << 20);
+  check_range("accumulator-rows", config.accumulator_row_count(), 1, 1 << 20);
 }
 
 }  // namespace flashloom::systolic

@@ -72,7 +72,8 @@ struct MachineConfig {
   uint32_t accumulator_scale_bits() const;
 };
 
-/// Throws InvalidArgument with the reason if the machine cannot be built.
+/// Throws InvalidArgument with the reason if the machine cannot be built; parameters have the names
+/// of machine_keys().
 void check_machine(const MachineConfig& config);
 
 }  // namespace flashloom::systolic

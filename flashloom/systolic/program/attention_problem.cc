@@ -65,7 +65,7 @@ AttentionProblem checked_problem(const MachineConfig& config, AttentionProblem p
   }
   const int needed = accumulator_rows_for(config, problem);
   check(
-      config.accumulator_rows == 0 || config.accumulator_rows >= needed, "accumulator_rows",
+      config.accumulator_rows == 0 || config.accumulator_rows >= needed, "accumulator-rows",
       fmt::format("at least {}: a row of sums and an output tile for every {} of {} value columns",
                   needed, rows, problem.value_dim),
       fmt::format("{}", config.accumulator_rows));

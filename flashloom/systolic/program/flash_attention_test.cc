@@ -190,7 +190,7 @@ TEST(SystolicAttention, RefusesWhatTheMachineCannotRun) {
   MachineConfig small_sums = small_machine(8, 8);
   small_sums.accumulator_rows = 16;
   EXPECT_THAT(refusal(small_sums, {.value_dim = 9}),
-              HasSubstr("accumulator_rows: expected at least 17"));
+              HasSubstr("accumulator-rows: expected at least 17"));
   EXPECT_THAT(refusal(small_machine(8, 16), {.causal = true}), HasSubstr("a square array"));
   EXPECT_THAT(refusal(small_machine(8, 8), {.queries = 9, .keys = 8, .causal = true}),
               HasSubstr("at least as many keys"));

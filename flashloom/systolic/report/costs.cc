@@ -26,7 +26,7 @@ constexpr std::string_view kPhaseNames[] = {"fill (first loads)",
                                             "maxima and return of scores",
                                             "exp2 and row sums",
                                             "values",
-                                            "drain before the next load",
+                                            "drain before the next tile",
                                             "normalise",
                                             "waiting",
                                             "last store"};

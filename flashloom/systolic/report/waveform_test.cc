@@ -3,8 +3,13 @@
 #include <fmt/format.h>
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <random>
 
 #include "flashloom/core/error.h"
@@ -65,6 +70,36 @@ TEST(SystolicWaveform, FormatsHoldEveryRegisterOfEveryCycle) {
     ++cycles;
   });
   EXPECT_EQ(cycles, test.schedule.cycles);
+}
+
+// GTKWave's own converter reads the same signals and values, where it is installed.
+TEST(SystolicWaveform, GtkWaveReadsTheFst) {
+  if (std::system("command -v fst2vcd >/dev/null 2>&1") != 0) {
+    GTEST_SKIP() << "fst2vcd (Debian: gtkwave) is not installed";
+  }
+  MachineConfig machine = small_machine(4, 4);
+  machine.shape.shadow = true;
+  machine.shape.pe_depth = 2;
+  const AttentionCase test(machine, {.queries = 4, .keys = 7, .value_dim = 6});
+  StringSink file;
+  FstWriter writer(file, 1000);
+  MachineState state = test.fresh();
+  write_register_waveform(test.config, test.schedule, state, writer);
+  const std::string folder = testing::TempDir();
+  const std::string fst = fmt::format("{}/flashloom_{}.fst", folder, getpid());
+  const std::string vcd = fst + ".vcd";
+  std::ofstream(fst, std::ios::binary) << file.text;
+  ASSERT_EQ(std::system(fmt::format("fst2vcd -f '{}' -o '{}'", fst, vcd).c_str()), 0);
+  std::ifstream converted(vcd, std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(converted), {}};
+  std::filesystem::remove(fst);
+  std::filesystem::remove(vcd);
+  // Before the scopes: date, version and scale, in lines of their own.
+  const ReadWaveform read = read_vcd_for_test(std::string_view(text).substr(text.find("$scope")));
+  const ReadWaveform own = read_fst_for_test(file.text);
+  EXPECT_EQ(signal_of(own, "pe_3_0.shadow").width, 32);
+  EXPECT_EQ(read.end, own.end);
+  EXPECT_TRUE(read.signals == own.signals);
 }
 
 TEST(SystolicWaveform, ScheduleShowsSlotsAndTransfers) {
