@@ -1,5 +1,6 @@
-// The comparators and R x C processing elements. Rows take their control and left words at column
-// 0; comparators take theirs there too. A column's sums leave at the bottom.
+// The comparators and R x C processing elements, in blocks of BLOCK_R x BLOCK_C. Rows take their
+// control and left words at column 0; comparators take theirs there too. A column's sums leave at
+// the bottom.
 `include "fsa_config.sv"
 
 module fsa_array (
@@ -11,78 +12,81 @@ module fsa_array (
     input  logic [2:0]                                  command,
     input  logic [8:0]                                  mask,
     output logic [fsa_config::C*fsa_config::A-1:0]      sums,
-    // All registers of an element (row after row) and of a comparator, fields from the last bits on
-    // as they are concatenated below. Benches look at them; nothing in the engine does.
+    // All registers of an element (block after block, in each row after row) and of a comparator,
+    // fields from the last bits on as fsa_pe_block and fsa_cmp_row concatenate them. Benches look
+    // at them; nothing in the engine does.
     output logic [fsa_config::R*fsa_config::C*fsa_config::PE_STATE-1:0] elements,
     output logic [fsa_config::C*fsa_config::CMP_STATE-1:0]              comparators
 );
-  localparam int R = fsa_config::R;
-  localparam int C = fsa_config::C;
+  localparam int R = fsa_config::BLOCK_R;
+  localparam int C = fsa_config::BLOCK_C;
   localparam int W = fsa_config::E;
   localparam int A = fsa_config::A;
-  localparam int PE_STATE = fsa_config::PE_STATE;
-  localparam int CMP_STATE = fsa_config::CMP_STATE;
+  localparam int STATE = R * C * fsa_config::PE_STATE;
+  localparam int CMP_STATE = C * fsa_config::CMP_STATE;
+  localparam int DOWN = fsa_config::R / R;    // blocks
+  localparam int RIGHT = fsa_config::C / C;
 
-  genvar r, c;
+  genvar i, j;
   generate
-    for (c = 0; c < C; c = c + 1) begin : top
-      logic in_valid, out_valid, down_valid;
+    for (j = 0; j < RIGHT; j = j + 1) begin : top
+      logic in_valid, out_valid;
       logic [2:0] in_command, out_command;
       logic [8:0] in_mask, out_mask;
-      logic [A-1:0] up_word, down, old_max, new_max;
-      logic [fsa_config::PIECE_BITS-1:0] piece;
-      if (c == 0) begin : first
+      logic [C*A-1:0] downs;
+      if (j == 0) begin : first
         assign in_valid = command_valid;
         assign in_command = command;
         assign in_mask = mask;
       end else begin : next
-        assign in_valid = top[c-1].out_valid;
-        assign in_command = top[c-1].out_command;
-        assign in_mask = top[c-1].out_mask;
+        assign in_valid = top[j-1].out_valid;
+        assign in_command = top[j-1].out_command;
+        assign in_mask = top[j-1].out_mask;
       end
-      assign up_word = row[0].column[c].up;
-      fsa_cmp cmp (
+      if (j == RIGHT - 1) begin : last
+        logic unused;
+        assign unused = &{1'b0, out_valid, out_command, out_mask};
+      end
+      fsa_cmp_row compare (
           .clock(clock), .reset(reset), .valid_in(in_valid), .command_in(in_command),
-          .mask_in(in_mask), .up_in(up_word), .valid(out_valid), .command(out_command),
-          .mask(out_mask), .down_valid(down_valid), .down(down), .old_max(old_max),
-          .new_max(new_max), .piece(piece));
-      assign comparators[c*CMP_STATE+:CMP_STATE] =
-          {piece, new_max, old_max, down, down_valid, out_mask, out_command, out_valid};
+          .mask_in(in_mask), .valid(out_valid), .command(out_command), .mask(out_mask),
+          .ups_in(row[0].column[j].ups), .downs(downs),
+          .comparators(comparators[j*CMP_STATE+:CMP_STATE]));
     end
-    for (r = 0; r < R; r = r + 1) begin : row
-      for (c = 0; c < C; c = c + 1) begin : column
-        logic [8:0] control_in, control;
-        logic [W-1:0] left_in, right, stationary;
-        logic [A-1:0] up_in, down_in, down, up;
-        logic right_valid, down_valid, up_valid, exp2_done;
-        if (c == 0) begin : first
-          assign control_in = controls[r*9+:9];
-          assign left_in = lefts[r*W+:W];
+    for (i = 0; i < DOWN; i = i + 1) begin : row
+      for (j = 0; j < RIGHT; j = j + 1) begin : column
+        logic [R*9-1:0] controls_in, controls_out;
+        logic [R*W-1:0] lefts_in, rights;
+        logic [C*A-1:0] ups_in, downs_in, downs, ups;
+        if (j == 0) begin : first
+          assign controls_in = controls[i*R*9+:R*9];
+          assign lefts_in = lefts[i*R*W+:R*W];
         end else begin : next
-          assign control_in = row[r].column[c-1].control;
-          assign left_in = row[r].column[c-1].right;
+          assign controls_in = row[i].column[j-1].controls_out;
+          assign lefts_in = row[i].column[j-1].rights;
         end
-        if (r == 0) begin : highest
-          assign up_in = top[c].down;
+        if (i == 0) begin : highest
+          assign ups_in = top[j].downs;
         end else begin : lower
-          assign up_in = row[r-1].column[c].down;
+          assign ups_in = row[i-1].column[j].downs;
         end
-        if (r == R - 1) begin : lowest
-          assign down_in = '0;
+        if (i == DOWN - 1) begin : lowest
+          assign downs_in = '0;
         end else begin : higher
-          assign down_in = row[r+1].column[c].up;
+          assign downs_in = row[i+1].column[j].ups;
         end
-        fsa_pe pe (
-            .clock(clock), .reset(reset), .control_in(control_in), .left_in(left_in),
-            .up_in(up_in), .down_in(down_in), .control(control), .right_valid(right_valid),
-            .right(right), .down_valid(down_valid), .down(down), .up_valid(up_valid), .up(up),
-            .stationary(stationary), .exp2_done(exp2_done));
-        assign elements[(r*C+c)*PE_STATE+:PE_STATE] =
-            {exp2_done, stationary, up, up_valid, down, down_valid, right, right_valid, control};
+        if (j == RIGHT - 1) begin : last
+          logic unused;
+          assign unused = &{1'b0, controls_out, rights};
+        end
+        fsa_pe_block block (
+            .clock(clock), .reset(reset), .controls_in(controls_in), .lefts_in(lefts_in),
+            .controls(controls_out), .rights(rights), .ups_in(ups_in), .downs(downs),
+            .downs_in(downs_in), .ups(ups), .elements(elements[(i*RIGHT+j)*STATE+:STATE]));
       end
     end
-    for (c = 0; c < C; c = c + 1) begin : bottom
-      assign sums[c*A+:A] = row[R-1].column[c].down;
+    for (j = 0; j < RIGHT; j = j + 1) begin : bottom
+      assign sums[j*C*A+:C*A] = row[DOWN-1].column[j].downs;
     end
   endgenerate
 endmodule

@@ -11,6 +11,9 @@ module fsa_dma (
     output logic         load_room,
     output logic         store_room,
     output logic         idle,
+    output logic         under_way,   // a transfer is, of either direction
+    output logic         load_error,  // memory answered so, in this cycle
+    output logic         store_error,
     // Semaphores.
     output logic         load_asks,
     output logic [4:0]   load_semaphore,
@@ -48,6 +51,7 @@ module fsa_dma (
     input  logic [fsa_config::PORTS-1:0]                  r_valid,
     output logic [fsa_config::PORTS-1:0]                  r_ready,
     input  logic [fsa_config::PORTS*fsa_config::BEAT-1:0] r_data,
+    input  logic [fsa_config::PORTS*2-1:0]                r_resp,
     output logic [fsa_config::PORTS-1:0]                  aw_valid,
     input  logic [fsa_config::PORTS-1:0]                  aw_ready,
     output logic [fsa_config::PORTS*39-1:0]               aw_address,
@@ -56,6 +60,7 @@ module fsa_dma (
     output logic [fsa_config::PORTS*fsa_config::BEAT-1:0] w_data,
     output logic [fsa_config::PORTS-1:0]                  w_last,
     input  logic [fsa_config::PORTS-1:0]                  b_valid,
+    input  logic [fsa_config::PORTS*2-1:0]                b_resp,
     output logic [fsa_config::PORTS-1:0]                  b_ready
 );
   localparam int PORTS = fsa_config::PORTS;
@@ -67,24 +72,25 @@ module fsa_dma (
 
   logic [127:0] load, store;
   logic [PORTS-1:0] loads_room, loads_done, stores_room, stores_done;
-  logic load_idle, store_idle;
+  logic load_idle, store_idle, loads_under_way, stores_under_way;
   assign idle = load_idle && store_idle;
+  assign under_way = loads_under_way || stores_under_way;
   fsa_transfers #(
       .PORTS(PORTS), .QUEUE(fsa_config::LOAD_QUEUE), .JOBS(fsa_config::LOAD_QUEUE)
   ) loads (
       .clock(clock), .reset(reset), .push(push_load), .pushed(pushed), .room(load_room),
       .idle(load_idle), .instruction(load), .asks(load_asks), .number(load_semaphore),
       .value(load_value), .may(load_may), .starts(load_starts), .ports_room(loads_room),
-      .ports_done(loads_done), .finishes(load_finishes), .releases(load_releases),
-      .released(load_released), .released_value(load_released_value));
+      .ports_done(loads_done), .under_way(loads_under_way), .finishes(load_finishes),
+      .releases(load_releases), .released(load_released), .released_value(load_released_value));
   fsa_transfers #(
       .PORTS(PORTS), .QUEUE(fsa_config::STORE_QUEUE), .JOBS(fsa_config::STORE_QUEUE)
   ) stores (
       .clock(clock), .reset(reset), .push(push_store), .pushed(pushed), .room(store_room),
       .idle(store_idle), .instruction(store), .asks(store_asks), .number(store_semaphore),
       .value(store_value), .may(store_may), .starts(store_starts), .ports_room(stores_room),
-      .ports_done(stores_done), .finishes(store_finishes), .releases(store_releases),
-      .released(store_released), .released_value(store_released_value));
+      .ports_done(stores_done), .under_way(stores_under_way), .finishes(store_finishes),
+      .releases(store_releases), .released(store_released), .released_value(store_released_value));
 
   logic [PORTS*9-1:0] load_rows, store_rows;
   logic [PORTS*SPAD-1:0] load_row;
@@ -101,9 +107,18 @@ module fsa_dma (
       .first_address(store_address), .row_stride(store_row_stride),
       .address_stride(store_stride));
 
+  // SLVERR and DECERR.
+  logic [PORTS-1:0] load_errors, store_errors;
+  assign load_error = |load_errors;
+  assign store_error = |store_errors;
+  logic unused;
+  assign unused = &{1'b0, r_resp, b_resp};
+
   genvar p;
   generate
     for (p = 0; p < PORTS; p = p + 1) begin : port
+      assign load_errors[p] = r_valid[p] && r_ready[p] && r_resp[p*2+1];
+      assign store_errors[p] = b_valid[p] && b_ready[p] && b_resp[p*2+1];
       fsa_load_port #(
           .ROW_BITS(SPAD), .BEATS(fsa_config::SPAD_BEATS), .BEAT(BEAT),
           .JOBS(fsa_config::LOAD_QUEUE), .OUTSTANDING(fsa_config::OUTSTANDING)

@@ -1,5 +1,6 @@
-// The requests of a port's jobs: an AXI address a row, and for each row asked for, or for a job
-// without rows, an entry to the queue of what data will follow.
+// The requests of a port's jobs: an AXI address a row, the first in the cycle after the job came,
+// and for each row asked for, or for a job without rows, an entry to the queue of what data will
+// follow.
 module fsa_dma_walker #(
     parameter int ROW_BITS = 6,
     parameter int JOBS = 16
@@ -30,37 +31,32 @@ module fsa_dma_walker #(
       .in({rows, first_row, row_stride, first_address, address_stride}), .pop(pop), .head(job),
       .empty(empty), .full(full));
   assign room = !full;
-  logic [8:0] job_rows, left;
-  logic [ROW_BITS-1:0] job_row, job_row_stride, row, stride;
-  logic [38:0] job_address, job_address_stride, address_step;
-  assign {job_rows, job_row, job_row_stride, job_address, job_address_stride} = job;
+  // The head stays while its rows are walked; what has been added to its first row and address:
+  logic [8:0] job_rows, walked;
+  logic [ROW_BITS-1:0] job_row, row_stride_now, row_offset;
+  logic [38:0] job_address, address_stride_now, address_offset;
+  assign {job_rows, job_row, row_stride_now, job_address, address_stride_now} = job;
 
-  logic walking, none;
-  assign walking = left != '0;
-  assign none = !walking && !empty && job_rows == '0;
-  assign pop = !walking && !empty && (job_rows != '0 || entry_room);
-  assign address_valid = walking && entry_room;
-  assign entry_push = (address_valid && address_ready) || (none && entry_room);
-  assign entry_row = row;
+  logic none, last, moves;
+  assign none = !empty && job_rows == '0;
+  assign last = walked == job_rows - 9'd1;
+  assign address_valid = !empty && !none && entry_room;
+  assign address = job_address + address_offset;
+  assign moves = address_valid && address_ready;
+  assign entry_push = moves || (none && entry_room);
+  assign entry_row = job_row + row_offset;
   assign entry_none = none;
-  assign entry_last = none || left == 9'd1;
+  assign entry_last = none || last;
+  assign pop = (moves && last) || (none && entry_room);
   always_ff @(posedge clock) begin
-    if (reset) begin
-      left <= '0;
-      row <= '0;
-      stride <= '0;
-      address <= '0;
-      address_step <= '0;
-    end else if (pop) begin
-      left <= job_rows;
-      row <= job_row;
-      stride <= job_row_stride;
-      address <= job_address;
-      address_step <= job_address_stride;
-    end else if (address_valid && address_ready) begin
-      left <= left - 9'd1;
-      row <= row + stride;
-      address <= address + address_step;
+    if (reset || pop) begin
+      walked <= '0;
+      row_offset <= '0;
+      address_offset <= '0;
+    end else if (moves) begin
+      walked <= walked + 9'd1;
+      row_offset <= row_offset + row_stride_now;
+      address_offset <= address_offset + address_stride_now;
     end
   end
 endmodule

@@ -22,7 +22,8 @@ module fsa_transfers #(
     output logic             starts,        // all ports get their rows in this cycle
     input  logic [PORTS-1:0] ports_room,
     input  logic [PORTS-1:0] ports_done,
-    output logic             finishes,
+    output logic             under_way,     // some transfer is
+    output logic             finishes,      // with the last of its ports, in the same cycle
     output logic             releases,
     output logic [4:0]       released,
     output logic [2:0]       released_value
@@ -41,7 +42,7 @@ module fsa_transfers #(
   assign starts = !empty && may && (&ports_room) && !table_full;
 
   logic release_head;
-  fsa_fifo #(.WIDTH(9), .DEPTH(JOBS)) under_way (
+  fsa_fifo #(.WIDTH(9), .DEPTH(JOBS)) started (
       .clock(clock), .reset(reset), .push(starts),
       .in({instruction[fsa_config::F_DMA_RELEASE_WORD*32+fsa_config::F_DMA_RELEASE_LOW],
            number,
@@ -49,16 +50,18 @@ module fsa_transfers #(
                        +fsa_config::F_DMA_RELEASE_VALUE_LOW+:3]}),
       .pop(finishes), .head({release_head, released, released_value}), .empty(table_empty),
       .full(table_full));
+  assign under_way = !table_empty;
   assign idle = empty && table_empty;
 
-  // Jobs that each port has finished of transfers that others have not.
+  // Jobs that each port has finished of transfers that others have not. An idle port has none: what
+  // a port finishes belongs to a transfer in the table.
   localparam int B = $clog2(JOBS + 1);
   logic [PORTS-1:0] has_finished;
   genvar p;
   generate
     for (p = 0; p < PORTS; p = p + 1) begin : port
       logic [B-1:0] ahead;
-      assign has_finished[p] = ahead != '0;
+      assign has_finished[p] = ahead != '0 || ports_done[p];
       always_ff @(posedge clock) begin
         if (reset) ahead <= '0;
         else if (ports_done[p] && !finishes) ahead <= ahead + B'(1);

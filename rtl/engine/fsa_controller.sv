@@ -7,7 +7,9 @@ module fsa_controller (
     input  logic                                reset,
     input  logic                                valid,  // its semaphores can be had
     input  logic [95:0]                         instruction,
-    output logic                                ready,   // it issues, if valid
+    input  logic                                serial,  // every instruction waits for all before
+    output logic                                open,    // the plan lets an instruction enter
+    output logic                                ready,   // this one issues, if valid
     output logic                                busy,
     output logic                                release_valid,
     output logic [4:0]                          release_semaphore,
@@ -34,12 +36,12 @@ module fsa_controller (
 
   logic [B-1:0] next;  // slot of the next instruction
   logic [N-1:0] idle, free, enter;
-  logic wait_previous, may_enter, previous_free;
-  assign wait_previous = instruction[fsa_config::F_MATRIX_WAIT_PREVIOUS_WORD*32
-                                     +fsa_config::F_MATRIX_WAIT_PREVIOUS_LOW];
+  logic wait_previous, previous_free;
+  assign wait_previous = serial || instruction[fsa_config::F_MATRIX_WAIT_PREVIOUS_WORD*32
+                                               +fsa_config::F_MATRIX_WAIT_PREVIOUS_LOW];
   assign previous_free = free[next==0?B'(N-1):next-B'(1)];
-  assign may_enter = wait_previous ? &idle : idle[next] && previous_free;
-  assign ready = may_enter;
+  assign open = idle[next] && previous_free;
+  assign ready = wait_previous ? &idle : open;
   assign busy = !(&idle);
   always_ff @(posedge clock) begin
     if (reset) next <= '0;

@@ -7,6 +7,8 @@ module fsa_core (
     input  logic                     reset,
     input  logic                     valid,
     input  logic [95:0]              instruction,
+    input  logic                     serial,
+    output logic                     open,
     output logic                     ready,
     output logic                     busy,
     output logic                     release_valid,
@@ -35,6 +37,7 @@ module fsa_core (
   localparam int C = fsa_config::C;
   localparam int E = fsa_config::E;
   localparam int A = fsa_config::A;
+  localparam int B = fsa_config::BLOCK_C;
 
   logic [R*fsa_config::CONTROL_BITS-1:0] controls;
   logic [fsa_config::SIGNALS-1:0] active;
@@ -44,8 +47,9 @@ module fsa_core (
   logic [fsa_config::SUMS_BITS-1:0] sums_row;
   logic reverse_in, reverse_out, delay, zero;
   fsa_controller controller (
-      .clock(clock), .reset(reset), .valid(valid), .instruction(instruction), .ready(ready),
-      .busy(busy), .release_valid(release_valid), .release_semaphore(release_semaphore),
+      .clock(clock), .reset(reset), .valid(valid), .instruction(instruction),
+      .serial(serial), .open(open), .ready(ready), .busy(busy),
+      .release_valid(release_valid), .release_semaphore(release_semaphore),
       .release_value(release_value), .controls(controls), .active(active), .piece(piece),
       .mask(mask), .spad_row(spad_row), .reverse_in(reverse_in), .reverse_out(reverse_out),
       .delay(delay), .sums_row(sums_row), .zero(zero));
@@ -166,11 +170,11 @@ module fsa_core (
       .port_write_data('0), .port_read_data(sums_port_data));
   genvar c;
   generate
-    for (c = 0; c < C; c = c + 1) begin : column
-      fsa_accumulator accumulator (
+    for (c = 0; c < C / B; c = c + 1) begin : block
+      fsa_accumulator_row accumulators (
           .clock(clock), .reset(reset), .valid(sum_valid), .command(sum_command),
-          .array_in(sums[c*A+:A]), .sram_in(old_sums[c*A+:A]), .out(write_data[c*A+:A]),
-          .scale(scales[c*A+:A]));
+          .array_in(sums[c*B*A+:B*A]), .sram_in(old_sums[c*B*A+:B*A]),
+          .out(write_data[c*B*A+:B*A]), .scales(scales[c*B*A+:B*A]));
     end
   endgenerate
 endmodule

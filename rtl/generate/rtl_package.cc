@@ -1,11 +1,12 @@
 // Writes the package fsa_config of one configuration to standard output: sizes, formats, the plan's
 // windows in cycles of this shape, the instruction table and every constant of the arithmetic.
 //   rtl_package [rows=8] [columns=8] [pieces=8] [element=fp16] [accumulator=fp32] [head_dim=rows]
-//               [slots=2] [ports=…] [compat=0]
+//               [slots=2] [serial=0] [ports=…] [compat=0] [block_rows=rows] [block_columns=columns]
 
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cctype>
 #include <charconv>
@@ -13,33 +14,53 @@
 #include <cstdint>
 #include <exception>
 #include <iostream>
+#include <iterator>
 #include <map>
 #include <string>
 #include <string_view>
 #include <vector>
 
 #include "flashloom/core/error.h"
+#include "flashloom/systolic/isa/isa.h"
 #include "flashloom/systolic/isa/verilog_package.h"
 #include "flashloom/systolic/machine/machine_config.h"
 #include "flashloom/systolic/numeric/exp2.h"
 #include "flashloom/systolic/numeric/float_format.h"
 #include "flashloom/systolic/plan/plan.h"
+#include "rtl/generate/control_registers.h"
 
 namespace flashloom::systolic {
 namespace {
 
-constexpr int kQuotientBits = 2;  // of the divider, a cycle
+constexpr int kQuotientBits = 2;            // of the divider, a cycle
+constexpr uint32_t kKindMask = 0xE0000000;  // of a header
 
-MachineConfig parse(const std::vector<std::string>& arguments) {
+// What the simulator does not know: how the array is cut into modules.
+struct Blocks {
+  int rows = 0;
+  int columns = 0;
+};
+
+struct Request {
   MachineConfig config;
+  Blocks blocks;
+};
+
+Request parse(const std::vector<std::string>& arguments) {
+  Request request;
+  auto& [config, blocks] = request;
   int head_dim = 0;
   int compat = 0;
+  int serial = 0;
   const std::map<std::string_view, int*> numbers = {{"rows", &config.shape.rows},
                                                     {"columns", &config.shape.columns},
                                                     {"pieces", &config.shape.pieces},
                                                     {"slots", &config.controller.slots},
                                                     {"ports", &config.dma.ports},
                                                     {"head_dim", &head_dim},
+                                                    {"serial", &serial},
+                                                    {"block_rows", &blocks.rows},
+                                                    {"block_columns", &blocks.columns},
                                                     {"compat", &compat}};
   for (const std::string& argument : arguments) {
     const size_t equals = argument.find('=');
@@ -68,6 +89,9 @@ MachineConfig parse(const std::vector<std::string>& arguments) {
   const int precision = config.formats.accumulator.fraction_bits + 3;
   config.shape.divider_latency = (precision + kQuotientBits - 1) / kQuotientBits + 2;
   config.compat = compat != 0;
+  config.controller.serial = serial != 0;
+  blocks.rows = blocks.rows == 0 ? config.shape.rows : blocks.rows;
+  blocks.columns = blocks.columns == 0 ? config.shape.columns : blocks.columns;
   if (head_dim != 0) {
     config.softmax_scale = 1 / std::sqrt(static_cast<double>(head_dim));
   }
@@ -87,7 +111,11 @@ MachineConfig parse(const std::vector<std::string>& arguments) {
         "rows of the scratchpad that are whole beats", config.shape.rows);
   check("columns", config.accumulator_row_bytes() % config.beat_bytes() == 0,
         "rows of sums that are whole beats", config.shape.columns);
-  return config;
+  check("block_rows", blocks.rows > 0 && config.shape.rows % blocks.rows == 0,
+        "a divisor of the rows", blocks.rows);
+  check("block_columns", blocks.columns > 0 && config.shape.columns % blocks.columns == 0,
+        "a divisor of the columns", blocks.columns);
+  return request;
 }
 
 std::string upper(std::string_view name) {
@@ -131,6 +159,7 @@ void write_sizes(const MachineConfig& config) {
   number("PIECE_BITS", address_bits(shape.pieces));
   number("QUOTIENT_BITS", kQuotientBits);
   number("SLOTS", config.controller.slots);
+  std::cout << fmt::format("  localparam bit SERIAL = 1'b{};\n", config.controller.serial ? 1 : 0);
   std::cout << fmt::format("  localparam bit COMPAT = 1'b{};\n", config.compat ? 1 : 0);
   const int spad_beats = config.spad_row_bytes() / config.beat_bytes();
   const int sums_beats = config.accumulator_row_bytes() / config.beat_bytes();
@@ -205,6 +234,43 @@ void write_plan(const MachineConfig& config) {
   words("RELEASE", timer_bits, release);
 }
 
+// A bit for each bit of an instruction's words that belongs to a field, but for score_limit's
+// limit.
+void write_fields() {
+  std::array<std::array<uint32_t, kMostWords>, kKindCount> fields = {};
+  std::array<uint32_t, kMostWords> limit = {};
+  for (const FieldFormat& format : field_formats()) {
+    auto& to = format.field == Field::limit ? limit : fields[static_cast<size_t>(format.kind)];
+    for (int i = 0; i < format.part_count; ++i) {
+      const FieldPart& part = format.parts[static_cast<size_t>(i)];
+      to[static_cast<size_t>(part.word)] |=
+          static_cast<uint32_t>((uint64_t{2} << part.high) - (uint64_t{1} << part.low));
+    }
+  }
+  for (auto& words_of : fields) {
+    words_of[0] |= kKindMask;
+  }
+  const auto list = [](const auto& of) { return std::vector<uint32_t>(of.begin(), of.end()); };
+  words("FIELDS_FENCE", 32, {fields[static_cast<size_t>(Kind::fence)][0]});
+  words("FIELDS_MATRIX", 32, list(fields[static_cast<size_t>(Kind::matrix)]));
+  words("FIELDS_DMA", 32, list(fields[static_cast<size_t>(Kind::dma)]));
+  words("FIELDS_LIMIT", 32, list(limit));
+  number("FUNCTIONS", kFunctionCount);
+}
+
+void write_control() {
+  number("WORD_QUEUE", rtl::kWordQueue);
+  for (const rtl::ControlRegister& entry : rtl::kControlRegisters) {
+    number("REGISTER_" + upper(entry.name), static_cast<int>(entry.offset / 4));
+  }
+  for (size_t i = 0; i < std::size(rtl::kStates); ++i) {
+    number("STATE_" + upper(rtl::kStates[i]), static_cast<int>(i));
+  }
+  for (size_t i = 0; i < std::size(rtl::kErrors); ++i) {
+    number("ERROR_" + upper(rtl::kErrors[i]), static_cast<int>(i));
+  }
+}
+
 // Pieces from zero on: slopes stream from the left, tagged intercepts from above; accumulators keep
 // a table of their own.
 void write_arithmetic(const MachineConfig& config) {
@@ -227,13 +293,18 @@ void write_arithmetic(const MachineConfig& config) {
   words("SCALE", accumulator.width(), {config.accumulator_scale_bits()});
 }
 
-void write(const MachineConfig& config) {
+void write(const Request& request) {
+  const MachineConfig& config = request.config;
   // Files that use the package include it. Not every bench uses all constants.
   std::cout << "// Generated by rtl_package.\n`ifndef FSA_CONFIG_SV\n`define FSA_CONFIG_SV\n"
                "/* verilator lint_off UNUSED */\npackage fsa_config;\n";
   write_sizes(config);
+  number("BLOCK_R", request.blocks.rows);
+  number("BLOCK_C", request.blocks.columns);
   std::cout << verilog_constants();
   std::cout << "/* verilator lint_off UNUSED */\n";
+  write_fields();
+  write_control();
   write_plan(config);
   write_arithmetic(config);
   std::cout << "endpackage\n/* verilator lint_on UNUSED */\n`endif\n";

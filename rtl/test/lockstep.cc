@@ -2,12 +2,17 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <array>
 #include <deque>
+#include <string_view>
+#include <utility>
 
 #include "flashloom/systolic/array/reference_run.h"
 #include "flashloom/systolic/engine/matrix_controller.h"
 #include "flashloom/systolic/isa/assembler.h"
 #include "flashloom/systolic/plan/plan.h"
+#include "rtl/generate/control_registers.h"
 
 namespace flashloom::rtl {
 namespace {
@@ -68,12 +73,13 @@ class ControlReplay {
       decode(cycle);
       release(cycle);
     }
-    return issued_ == trace_.issues.size() ? "" : "matrix instructions are left";
+    return issued_ == trace_.issues.size() ? counter_difference() : "matrix instructions are left";
   }
 
  private:
   std::string issue(int64_t cycle) {
     const systolic::MatrixController::Step step = matrix_.step(cycle, semaphores_);
+    ++states_[static_cast<size_t>(step.state)];
     const bool expected = step.state == systolic::IssueState::issued;
     const bool actual = issued_ < trace_.issues.size() && trace_.issues[issued_] == cycle;
     if (expected != actual) {
@@ -162,6 +168,63 @@ class ControlReplay {
     int64_t value;
   };
 
+  int64_t state_cycles(systolic::IssueState state) const {
+    return states_[static_cast<size_t>(state)];
+  }
+
+  // Cycles in which some transfer is under way: from behind its start to its end.
+  int64_t dma_cycles() const {
+    std::vector<bool> busy(static_cast<size_t>(trace_.cycles), false);
+    for (const Direction* direction : {&loads_, &stores_}) {
+      for (size_t i = 0; i < direction->finishes.size(); ++i) {
+        std::fill(busy.begin() + direction->starts[i] + 1,
+                  busy.begin() + direction->finishes[i] + 1, true);
+      }
+    }
+    return std::ranges::count(busy, true);
+  }
+
+  std::string counter_difference() const {
+    using systolic::IssueState;
+    std::array<int64_t, systolic::kKindCount> kinds = {};
+    for (const Instruction& instruction : program_) {
+      ++kinds[static_cast<size_t>(instruction.kind)];
+    }
+    const auto count = [](const auto& list) { return static_cast<int64_t>(list.size()); };
+    const std::pair<std::string_view, int64_t> expected[] = {
+        {"cycles", trace_.cycles},
+        {"waits_instruction", state_cycles(IssueState::no_instruction)},
+        {"waits_array", state_cycles(IssueState::array)},
+        {"waits_drain", state_cycles(IssueState::drain)},
+        {"waits_semaphore",
+         state_cycles(IssueState::waits_query) + state_cycles(IssueState::waits_key) +
+             state_cycles(IssueState::waits_value) + state_cycles(IssueState::waits_output) +
+             state_cycles(IssueState::waits_other)},
+        {"matrix_active", matrix_.active_cycles()},
+        {"dma_active", dma_cycles()},
+        {"words", count(trace_.accepted)},
+        {"words_out", count(trace_.accepted)},
+        {"matrix_instructions", kinds[static_cast<size_t>(Kind::matrix)]},
+        {"dma_instructions", kinds[static_cast<size_t>(Kind::dma)]},
+        {"fences", kinds[static_cast<size_t>(Kind::fence)]},
+        {"issued", count(trace_.issues)},
+        {"loads_started", count(trace_.load_starts)},
+        {"loads_finished", count(trace_.load_finishes)},
+        {"stores_started", count(trace_.store_starts)},
+        {"stores_finished", count(trace_.store_finishes)},
+        {"state", static_cast<int64_t>(ControlState::done)},
+        {"error", static_cast<int64_t>(ControlError::none)},
+        {"interrupt", 1},
+    };
+    for (const auto& [name, value] : expected) {
+      if (trace_.control.at(name) != value) {
+        return fmt::format("register {} holds {}, the simulator counts {}", name,
+                           trace_.control.at(name), value);
+      }
+    }
+    return "";
+  }
+
   const systolic::MachineConfig& config_;
   const std::vector<Instruction>& program_;
   const EngineTrace& trace_;
@@ -170,6 +233,7 @@ class ControlReplay {
   Direction loads_;
   Direction stores_;
   std::vector<Release> releases_;
+  std::array<int64_t, systolic::kIssueStateCount> states_ = {};
   size_t issued_ = 0;
   size_t taken_ = 0;
   int decoded_ = 0;
@@ -237,8 +301,9 @@ std::string register_difference(const systolic::MachineConfig& config,
     if (!difference.empty()) {
       return;
     }
-    const std::vector<uint32_t> expected = systolic::dump(observed.registers);
     const std::vector<uint32_t>& actual = trace.registers[static_cast<size_t>(observed.cycle)];
+    const std::vector<uint32_t> expected =
+        actual.empty() ? actual : systolic::dump(observed.registers);
     for (size_t i = 0; i < expected.size(); ++i) {
       if (actual[i] != expected[i]) {
         difference = fmt::format("cycle {}: {} is {:#x}, the simulator has {:#x}", observed.cycle,
