@@ -34,6 +34,7 @@ void AxiPort::clock(int64_t cycle, const Seen& seen) {
   const auto fails = [&](uint64_t address) {
     return static_cast<int64_t>(address) == timing_.error_address;
   };
+  held_ += driven_.r_valid && !seen.r_ready ? 1 : 0;
   if (driven_.r_valid && seen.r_ready) {
     driven_.r_valid = false;
     if (++beat_ == reads_.front().beats) {
@@ -58,6 +59,7 @@ void AxiPort::clock(int64_t cycle, const Seen& seen) {
     if (seen.w_last) {
       const int64_t ready =
           timing_.model != nullptr ? std::max(write.ready, cycle + 1) : cycle + timing_.latency;
+      held_ += timing_.model != nullptr ? ready - write.ready : 0;
       answers_.push_back({ready, fails(write.address)});
       written_ = 0;
       writes_.pop_front();

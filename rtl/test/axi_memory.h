@@ -68,6 +68,10 @@ class AxiPort {
   /// Throws std::runtime_error on a burst outside memory or over a 4 KiB border.
   void clock(int64_t cycle, const Seen& seen);
 
+  /// Cycles in which the engine did not take what it was offered, or had not sent what the model of
+  /// memory had already answered.
+  int64_t held() const { return held_; }
+
   std::span<const std::byte> beat(uint64_t address) const {
     return bytes_.subspan(address, static_cast<size_t>(shape_.beat_bytes));
   }
@@ -108,6 +112,7 @@ class AxiPort {
   uint64_t written_ = 0;  // bytes of the first write
   std::deque<Answer> answers_;
   Driven driven_{};
+  int64_t held_ = 0;
 };
 
 }  // namespace flashloom::rtl

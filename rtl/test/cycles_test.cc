@@ -5,8 +5,6 @@
 #include <VSystem8x8.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-
 #include "flashloom/systolic/engine/engine.h"
 #include "flashloom/systolic/program/flash_attention.h"
 #include "rtl/test/engine_bench.h"
@@ -62,10 +60,10 @@ void expect_equal(const BothRuns& run) {
   EXPECT_EQ(run.rtl.control.at("dma_active"), run.simulator.dma_active);
 }
 
-// Memory that moves a beat (8 bytes) a cycle at most: no two rows want a bank, or a channel, at
-// once.
-TEST(Cycles, EqualWhereMemoryMovesABeatACycle) {
-  for (const double bandwidth : {2.0, 5.0, 8.0}) {
+// Memory that moves no more than two beats (of 8 bytes) a cycle, all through one channel: rows of
+// different ports never want a bank at once.
+TEST(Cycles, EqualWhereRowsComeOneByOne) {
+  for (const double bandwidth : {2.0, 5.0, 8.0, 16.0}) {
     for (const int latency : {0, 5, 50, 150}) {
       for (const int query_tiles : {1, 3}) {
         SCOPED_TRACE(testing::Message() << bandwidth << " bytes a cycle, latency " << latency
@@ -79,10 +77,9 @@ TEST(Cycles, EqualWhereMemoryMovesABeatACycle) {
   }
 }
 
-// Elsewhere rows of different ports meet, at a bank of an SRAM (the RTL makes one wait; the
-// simulator knows no banks) or at a channel (AXI's come in the order of their cycles; the simulator
-// serves a transfer's rows port by port). That moves a transfer by less than a cycle on average.
-TEST(Cycles, CloseWhereRowsMeet) {
+// Elsewhere ports meet at the banks of the SRAMs: the RTL makes one wait, the simulator knows no
+// banks. Memory sees that, and nothing else makes the RTL slower.
+TEST(Cycles, LongerByNoMoreThanPortsWaitForBanks) {
   for (const double bandwidth : {16.0, 64.0, 512.0}) {
     for (const int channels : {1, 8}) {
       for (const int latency : {0, 50, 150}) {
@@ -92,9 +89,9 @@ TEST(Cycles, CloseWhereRowsMeet) {
             .channels = channels, .bytes_per_cycle = bandwidth, .latency = latency};
         for (const BothRuns& of :
              {run_both<VSystem4x4>(4, memory, 3), run_both<VSystem8x8>(8, memory, 3)}) {
-          EXPECT_LE(std::abs(of.rtl.cycles - of.simulator.cycles),
-                    static_cast<int64_t>(of.simulator.transfers.size()))
-              << of.rtl.cycles << " against " << of.simulator.cycles;
+          const int64_t longer = of.rtl.cycles - of.simulator.cycles;
+          EXPECT_GE(longer, 0);
+          EXPECT_LE(longer, of.rtl.held);
         }
       }
     }

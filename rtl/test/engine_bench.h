@@ -178,6 +178,9 @@ class EngineBench {
     while (!interrupt_) {
       tick();
     }
+    for (const AxiPort& port : axi_) {
+      trace_.held += port.held();
+    }
     for (const ControlRegister& entry : kControlRegisters) {
       if (entry.name != "push" && entry.name != "start") {
         trace_.control[entry.name] = read(entry.name);

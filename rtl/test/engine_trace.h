@@ -23,7 +23,8 @@ struct EngineTrace {
   std::vector<int64_t> load_finishes;
   std::vector<int64_t> store_starts;
   std::vector<int64_t> store_finishes;
-  int64_t cycles = 0;                            // until the stop
+  int64_t cycles = 0;  // until the stop
+  int64_t held = 0;    // cycles in which memory waited for the engine, of all ports
   std::map<std::string_view, uint32_t> control;  // the control registers at the end, by name
 };
 
