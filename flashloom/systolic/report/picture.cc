@@ -135,6 +135,18 @@ class Axis {
   double high_ = 1;
 };
 
+// The least of 1, 2, 2.5 or 5 times a power of ten with which five steps reach `high`.
+double round_step(double high) {
+  const double least = high > 0 ? high / 5 : 1;
+  const double power = std::pow(10, std::floor(std::log10(least)));
+  for (const double step : {1.0, 2.0, 2.5, 5.0}) {
+    if (step * power >= least * (1 - 1e-9)) {
+      return step * power;
+    }
+  }
+  return 10 * power;
+}
+
 }  // namespace
 
 std::string line_plot(const std::string& title, const std::string& x_name,
@@ -152,6 +164,9 @@ std::string line_plot(const std::string& title, const std::string& x_name,
       y_high = std::max(y_high, y);
     }
   }
+  const double y_step = round_step(y_high);
+  const int lines = std::max(1, static_cast<int>(std::ceil(y_high / y_step - 1e-9)));
+  y_high = lines * y_step;
   const Axis x_axis(x_low, x_high, x_low > 0 && x_high > 8 * x_low);
   const Axis y_axis(0, y_high, false);
   const auto px = [&](double x) { return kPlotLeft + kPlotWidth * x_axis.at(x); };
@@ -159,9 +174,8 @@ std::string line_plot(const std::string& title, const std::string& x_name,
   Svg svg(kPlotLeft + kPlotWidth + 200, kTop + kPlotHeight + 60, title);
   svg.text(kPlotLeft, 24, title);
   svg.text(kPlotLeft, 46, y_name, "start", true);
-  constexpr int kLines = 4;
-  for (int i = 0; i <= kLines; ++i) {
-    const double y = y_high * i / kLines;
+  for (int i = 0; i <= lines; ++i) {
+    const double y = y_step * i;
     svg.line("grid", kPlotLeft, py(y), kPlotLeft + kPlotWidth, py(y));
     svg.text(kPlotLeft - 6, py(y) + 4, fmt::format("{:.4g}", y), "end", true);
   }

@@ -177,6 +177,9 @@ TEST(SystolicReport, PicturesAreDrawings) {
   EXPECT_THAT(plan_picture(shadow), HasSubstr("load_shadow, row 15"));
   const std::string plot = line_plot("a < b", "x", "y", {{"one", {{1, 2}, {16, 3}}}});
   EXPECT_THAT(plot, HasSubstr("a &lt; b"));
+  EXPECT_THAT(plot, testing::AllOf(HasSubstr(">2</text>"), HasSubstr(">3</text>")));
+  const std::string shares = line_plot("", "x", "y", {{"one", {{1, 0.38}, {2, 0.4686}}}});
+  EXPECT_THAT(shares, testing::AllOf(HasSubstr(">0.1</text>"), HasSubstr(">0.5</text>")));
   EXPECT_THAT(plot, testing::Not(HasSubstr("nan")));
 }
 
