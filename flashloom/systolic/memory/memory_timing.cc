@@ -29,20 +29,19 @@ MemoryTiming::MemoryTiming(const MachineConfig& config)
     : config_(config.memory),
       beat_bytes_(config.beat_bytes()),
       channels_(static_cast<size_t>(config.memory.channels)),
-      ports_(static_cast<size_t>(2 * config.port_count())),
-      port_count_(config.port_count()) {
+      ports_(2 * static_cast<size_t>(config.port_count())) {
   for (Port& port : ports_) {
     port.under_way.resize(static_cast<size_t>(config.dma.outstanding), -1);
   }
 }
 
 int64_t MemoryTiming::earliest_issue(int port, bool is_write, int64_t cycle) const {
-  const Port& of = ports_[static_cast<size_t>(port + (is_write ? port_count_ : 0))];
+  const Port& of = ports_[place_of(port, is_write)];
   return std::max({cycle, of.next_issue, of.under_way[of.next] + 1});
 }
 
 void MemoryTiming::request(MemoryRequest& request) {
-  Port& port = ports_[static_cast<size_t>(request.port + (request.is_write ? port_count_ : 0))];
+  Port& port = ports_[place_of(request.port, request.is_write)];
   request.issued = earliest_issue(request.port, request.is_write, request.issued);
   const int64_t beats = tile_count(request.bytes, beat_bytes_);
   // A write's row leaves the SRAM beat by beat.

@@ -56,11 +56,14 @@ class MemoryTiming {
 
   int64_t extra_stall();
 
+  size_t place_of(int port, bool is_write) const {
+    return static_cast<size_t>(port) + (is_write ? ports_.size() / 2 : 0);
+  }
+
   MemoryConfig config_;
   int beat_bytes_;
   std::vector<Channel> channels_;
   std::vector<Port> ports_;  // reads, then writes
-  int port_count_;
   uint64_t count_ = 0;
 };
 

@@ -159,14 +159,14 @@ class Occupancy {
 };
 
 void check_disjoint(const ArrayShape& shape, int slots) {
-  constexpr auto load = Function::load_stationary;
-  constexpr auto score = Function::score;
-  constexpr auto value = Function::value;
+  using enum Function;
   // As programs are: a load before each score; with a shadow register one here and there. Value
   // dimensions above the rows take several values.
-  const std::vector<Function> plain = {load, score, value, load, score, value, value, load, score};
-  const std::vector<Function> shadow = {load, score, value, score, value, value,
-                                        load, score, load,  value, score, value};
+  constexpr auto kLoad = load_stationary;
+  const std::vector<Function> plain = {kLoad, score, value, kLoad, score,
+                                       value, value, kLoad, score};
+  const std::vector<Function> shadow = {kLoad, score, value, score, value, value,
+                                        kLoad, score, kLoad, value, score, value};
   const std::vector<Function>& program = shape.shadow ? shadow : plain;
   Occupancy occupancy(shape);
   const std::vector<int> starts = start_cycles(shape, slots, program);
