@@ -43,6 +43,7 @@ endif()
 if(FLASHLOOM_LINT)
   find_program(CLANG_TIDY clang-tidy-19 REQUIRED)
   # Apart from the compiler: GCC's errors come with any build, and lint need not compile and link.
+  # It compiles each header alone, too, without the libraries that CMake's own target would build.
   add_custom_target(lint COMMAND ${PROJECT_SOURCE_DIR}/tools/lint --all --build ${PROJECT_BINARY_DIR}
                     USES_TERMINAL COMMENT "clang-tidy over every source")
   set(CMAKE_VERIFY_INTERFACE_HEADER_SETS ON)
