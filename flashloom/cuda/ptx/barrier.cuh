@@ -55,6 +55,20 @@ __device__ __forceinline__ void schedule_fence(float sum) {
       : "memory");
 }
 
+/// Ends a basic block without waiting for anything; `value` is never 0, which only the caller
+/// knows.
+__device__ __forceinline__ void block_fence(int32_t value) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.s32 p, %0, 0;\n"
+      "@p bra DONE;\n"
+      "nanosleep.u32 1;\n"
+      "DONE:\n"
+      "}\n" ::"r"(value)
+      : "memory");
+}
+
 /// True in one lane of a converged warp.
 __device__ __forceinline__ bool elect_one() {
   uint32_t elected;

@@ -56,6 +56,12 @@ FLASHLOOM_TILE_FUNCTION constexpr uint64_t mn_major_descriptor(uint32_t address,
   return matrix_descriptor(address, panel_bytes(rows), 1024);
 }
 
+/// The descriptor of an operand `bytes` further. Addresses end below 2^18, so the upper word is a
+/// constant to the compiler.
+FLASHLOOM_TILE_FUNCTION constexpr uint64_t moved_descriptor(uint64_t descriptor, uint32_t bytes) {
+  return (descriptor & 0xffffffff00000000u) | (static_cast<uint32_t>(descriptor) + (bytes >> 4));
+}
+
 /// Bytes from the operand's start to step k (16 of the reduced dimension each) of a K-major tile.
 FLASHLOOM_TILE_FUNCTION constexpr uint32_t k_major_step(uint32_t k, uint32_t rows) {
   return (k / 4) * panel_bytes(rows) + (k % 4) * 32;

@@ -53,6 +53,7 @@ TEST(SharedLayout, BuildsMatrixDescriptorsFieldByField) {
   static_assert((kDescriptor >> 16 & 0x3fff) == 1024);
   static_assert((kDescriptor >> 32 & 0x3fff) == 64);
   static_assert(kDescriptor >> 62 == 1);
+  EXPECT_EQ(moved_descriptor(kDescriptor, 96), matrix_descriptor(0x12340 + 96, 16384, 1024));
   EXPECT_EQ(k_major_descriptor(0x400), matrix_descriptor(0x400, 16, 1024));
   EXPECT_EQ(mn_major_descriptor(0x400, 128), matrix_descriptor(0x400, 128 * 128, 1024));
 }

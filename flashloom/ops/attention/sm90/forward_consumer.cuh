@@ -18,6 +18,7 @@ struct ForwardConsumer {
   using ScoreProduct = cuda::Wgmma<T, Shape::kKeys>;
   using OutProduct = cuda::Wgmma<T, Shape::kDim>;
   static constexpr int kScores = Shape::kKeys / 2;
+  static constexpr int kEighths = Shape::kKeys / 8;  // groups of eight keys
 
   float out[Shape::kDim / 2];
   float scores[kScores];
@@ -39,8 +40,8 @@ struct ForwardConsumer {
 #pragma unroll
     for (int step = 0; step < Shape::kDim / 16; ++step) {
       ScoreProduct::template from_shared<Major::kReduced, Major::kReduced>(
-          scores, a + (k_major_step(step, Shape::kRows) >> 4),
-          b + (k_major_step(step, Shape::kKeys) >> 4), step != 0);
+          scores, moved_descriptor(a, k_major_step(step, Shape::kRows)),
+          moved_descriptor(b, k_major_step(step, Shape::kKeys)), step != 0);
     }
     wgmma_commit();
   }
@@ -53,39 +54,40 @@ struct ForwardConsumer {
     for (int step = 0; step < Shape::kKeys / 16; ++step) {
       OutProduct::template from_registers<Major::kOther>(
           out, weights[4 * step], weights[4 * step + 1], weights[4 * step + 2],
-          weights[4 * step + 3], b + (mn_major_step(step) >> 4), step != 0 || !fresh);
+          weights[4 * step + 3], moved_descriptor(b, mn_major_step(step)), step != 0 || !fresh);
     }
     wgmma_commit();
   }
 
-  /// Hides pairs that the rows do not see, 32 keys at a time where the warp's rows see fewer. `row`
-  /// is this thread's first query, `key` the tile's first key; `left` says whether keys may be
-  /// hidden on the left.
+  /// A bit for each of a row's scores in this thread: whether its key comes before the key `end`,
+  /// counted from the thread's first.
+  static __device__ __forceinline__ uint32_t keys_before(int32_t end) {
+    // Of each eight keys the thread has the first two.
+    const int32_t keys = max(end, 0);
+    uint32_t behind;  // a shift of 32 and more leaves nothing
+    asm("shl.b32 %0, %1, %2;"
+        : "=r"(behind)
+        : "r"(0xffffffffu), "r"(keys / 8 * 2 + min(keys % 8, 2)));
+    return ~behind;
+  }
+
+  /// Hides pairs that the rows do not see. `row` is this thread's first query, `key` the tile's
+  /// first key; `left` says whether keys may be hidden on the left.
   __device__ __forceinline__ void mask(const Sequence& sequence, int32_t row, int32_t key,
                                        uint32_t lane, bool left) {
     const int32_t first = key + 2 * static_cast<int32_t>(lane % 4);
-    int32_t end[2] = {sequence.key_end(row) - key, sequence.key_end(row + 8) - key};
-    // Keys of the tile that all of the warp's rows see, and those that one of them sees.
-    const int32_t all = __shfl_sync(0xffffffffu, end[0], 0);
-    end[0] += key - first;
-    end[1] += key - first;
-    constexpr int kPart = 32;
+    uint32_t seen[2];
 #pragma unroll
-    for (int part = 0; part < Shape::kKeys / kPart; ++part) {
-      if (all < kPart * part + kPart) {
-#pragma unroll
-        for (int i = kPart / 2 * part; i < kPart / 2 * (part + 1); ++i) {
-          scores[i] = 8 * (i / 4) + i % 2 < end[i / 2 % 2] ? scores[i] : -INFINITY;
-        }
+    for (int half = 0; half < 2; ++half) {
+      seen[half] = keys_before(sequence.key_end(row + 8 * half) - first);
+      if (left) {
+        seen[half] &= ~keys_before(sequence.key_begin(row + 8 * half) - first);
       }
     }
-    if (left) {
-      const int32_t begin[2] = {sequence.key_begin(row) - first,
-                                sequence.key_begin(row + 8) - first};
 #pragma unroll
-      for (int i = 0; i < kScores; ++i) {
-        scores[i] = 8 * (i / 4) + i % 2 >= begin[i / 2 % 2] ? scores[i] : -INFINITY;
-      }
+    for (int i = 0; i < kScores; ++i) {
+      const uint32_t bit = 1u << (i / 4 * 2 + i % 2);
+      scores[i] = (seen[i / 2 % 2] & bit) != 0 ? scores[i] : -INFINITY;
     }
   }
 
@@ -123,34 +125,44 @@ struct ForwardConsumer {
     }
   }
 
-  /// Scores become exponentials; returns whether `factor` must be applied to `out`.
-  ///
-  /// The maximum moves only when a score exceeds `limit` (see set_limits()): until then `out` needs
-  /// no scaling.
-  __device__ __forceinline__ bool exponentials(const ForwardParams& params, float (&factor)[2]) {
-    const float scale_log2 = params.scale_log2;
+  /// Moves the maximum where a score exceeds `limit` (see set_limits()): until then `out` needs no
+  /// scaling. Returns whether `factor` must be applied to `out`.
+  __device__ __forceinline__ bool settle_maximum(const ForwardParams& params, float (&factor)[2]) {
+    const bool negative = limit[0] < 0 || limit[1] < 0;
     int32_t highest[2];
     find_highest(highest);
-    bool exceeds = highest[0] >= __float_as_int(limit[0]) || highest[1] >= __float_as_int(limit[1]);
-    if (__any_sync(0xffffffffu, limit[0] < 0 || limit[1] < 0) != 0) {
-      uint32_t lowest[2];
-      find_lowest(lowest);
-      exceeds = false;
+    const bool reaches =
+        highest[0] >= __float_as_int(limit[0]) || highest[1] >= __float_as_int(limit[1]);
+    // One vote where nothing moves, as in most steps.
+    bool moves = __any_sync(0xffffffffu, reaches || negative) != 0;
+    if (moves) {
+      if (__any_sync(0xffffffffu, negative) != 0) {
+        uint32_t lowest[2];
+        find_lowest(lowest);
+        bool exceeds = false;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        exceeds = exceeds || (limit[half] < 0 ? lowest[half] < __float_as_uint(limit[half])
-                                              : highest[half] >= __float_as_int(limit[half]));
+        for (int half = 0; half < 2; ++half) {
+          exceeds = exceeds || (limit[half] < 0 ? lowest[half] < __float_as_uint(limit[half])
+                                                : highest[half] >= __float_as_int(limit[half]));
+        }
+        moves = __any_sync(0xffffffffu, exceeds) != 0;
+      }
+      if (moves) {
+        move_maximum(params.scale_log2, highest, factor);
       }
     }
-    const bool moves = __any_sync(0xffffffffu, exceeds) != 0;
-    if (moves) {
-      move_maximum(scale_log2, highest, factor);
-    }
+    return moves;
+  }
+
+  /// Scores of keys [8 kFirst, 8 kEnd) become exponentials and are summed.
+  template <int kFirst, int kEnd>
+  __device__ __forceinline__ void exponentials(const ForwardParams& params) {
+    const float scale_log2 = params.scale_log2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float shift = maximum[half] == -INFINITY ? 0 : maximum[half] * scale_log2;
 #pragma unroll
-      for (int j = 0; j < Shape::kKeys / 8; ++j) {
+      for (int j = kFirst; j < kEnd; ++j) {
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           float& score = scores[4 * j + 2 * half + c];
@@ -160,7 +172,7 @@ struct ForwardConsumer {
     }
     float even[2] = {0, 0};
 #pragma unroll
-    for (int j = 0; j < Shape::kKeys / 8; ++j) {
+    for (int j = kFirst; j < kEnd; ++j) {
       sum[0] += scores[4 * j];
       sum[1] += scores[4 * j + 2];
       even[0] += scores[4 * j + 1];
@@ -168,7 +180,6 @@ struct ForwardConsumer {
     }
     sum[0] += even[0];
     sum[1] += even[1];
-    return moves;
   }
 
   /// Moves `maximum` to the exact maximum of each row.

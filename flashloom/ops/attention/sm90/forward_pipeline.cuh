@@ -55,6 +55,12 @@ class ForwardPipeline {
  private:
   using Walk = ForwardWalk<Shape>;
 
+  // Groups of eight keys whose exponentials are taken before the values have been summed. Those of
+  // the others run beside the packing of all, which needs the registers that the sum read. Dropout
+  // changes what is packed, so there is nothing left for then.
+  static constexpr int kEighths = ForwardConsumer<Shape>::kEighths;
+  static constexpr int kBefore = Shape::kGeneral ? kEighths : kEighths * Shape::kEarly / 4;
+
   // At D 256 there are no registers for bits beside running products.
   static constexpr bool kEarlyBits = Shape::kDim <= 128;
 
@@ -164,7 +170,8 @@ class ForwardPipeline {
     cuda::wgmma_hold(consumer_.scores);
     walk_.release_keys();
     finish_scores();
-    moved_ = consumer_.exponentials(params_, factor_);
+    moved_ = consumer_.settle_maximum(params_, factor_);
+    consumer_.template exponentials<0, kEighths>(params_);
     cuda::wgmma_hold(consumer_.scores);
     drop();
     cuda::wgmma_hold(consumer_.scores);
@@ -205,7 +212,11 @@ class ForwardPipeline {
       prepare();
       results_.deliver(walk_);
     }
-    if (moved_) {
+    float inverse[2];
+    if (Shape::kFinishEarly && last) {
+      finish(walk_.done_slot(), consumer_.maximum, consumer_.sum, inverse);
+      consumer_.start_rows();
+    } else if (moved_) {
       consumer_.set_limits(params_);
     }
     cuda::wgmma_wait<1>();
@@ -216,23 +227,37 @@ class ForwardPipeline {
     }
     const float sum[2] = {consumer_.sum[0], consumer_.sum[1]};
     const float maximum[2] = {consumer_.maximum[0], consumer_.maximum[1]};
-    if (last) {
+    if (!Shape::kFinishEarly && last) {
       consumer_.start_rows();
     }
-    moved_ = consumer_.exponentials(params_, factor_);
+    moved_ = consumer_.settle_maximum(params_, factor_);
+    if constexpr (kBefore > 0) {
+      consumer_.template exponentials<0, kBefore>(params_);
+    }
     if constexpr (Shape::kGeneral) {
       cuda::wgmma_hold(consumer_.scores);
       drop();
     }
-    float inverse[2];
-    if (last) {
+    if (!Shape::kFinishEarly && last) {
       finish(walk_.done_slot(), maximum, sum, inverse);
     }
-    cuda::schedule_fence(consumer_.sum[0] + consumer_.sum[1]);
-    cuda::wgmma_hold(consumer_.scores);
+    if constexpr (Shape::kLateSums) {
+      cuda::wgmma_hold(consumer_.scores);
+      cuda::block_fence(params_.tiles);
+    } else {
+      if constexpr (kBefore > 0) {
+        cuda::schedule_fence(consumer_.sum[0] + consumer_.sum[1]);
+      }
+      cuda::wgmma_hold(consumer_.scores);
+    }
     cuda::wgmma_wait<0>();
     cuda::wgmma_hold(consumer_.out);
+    cuda::wgmma_hold(consumer_.weights);
     walk_.release_values();
+    if constexpr (kBefore < kEighths) {
+      consumer_.template exponentials<kBefore, kEighths>(params_);
+    }
+    consumer_.pack();
     if (last) {
       walk_.skip_values();
       store(walk_.done_slot(), inverse);
@@ -240,7 +265,6 @@ class ForwardPipeline {
     } else if (moved_) {
       consumer_.rescale(factor_);
     }
-    consumer_.pack();
     return true;
   }
 

@@ -97,6 +97,17 @@ struct ForwardShape {
   static constexpr int kPanels = (kDim + 63) / 64;
   static constexpr uint32_t kQBytes = kPanels * cuda::panel_bytes(kRows);
   static constexpr uint32_t kTileBytes = kPanels * cuda::panel_bytes(kKeys);
+  // When exponentials are taken (ForwardPipeline::step): quarters of the keys before the wait for
+  // the values, and whether their sums wait until then. Where three warpgroups of 64 columns wait
+  // for the special function units, sums between them would hold up the next exponential. Runs
+  // fwd24, fwd25.
+  static constexpr int kEarly = kGroups == 4 || kDim > 192 || (kGroups == 2 && kDim <= 64) ? 0
+                                : kGroups == 3 || kDim > 128                               ? 3
+                                                                                           : 2;
+  static constexpr bool kLateSums = kGroups == 3 && kDim <= 64;
+  // Rows end before their tile's last scores are waited for: two registers stay instead of four.
+  // With registers to spare it is 1 % slower.
+  static constexpr bool kFinishEarly = kGroups == 3;
   // Results on their way out, 64 rows a warpgroup: all columns where that fits, else some panels at
   // a time.
   static constexpr uint32_t kBarrierBytes = kGroups == 4 ? 2048 : 1024;
