@@ -15,6 +15,7 @@
 #include <numbers>
 
 #include "flashloom/ops/attention/cpu/decode_split-inl.h"
+#include "flashloom/ops/attention/log_sum.h"
 
 HWY_BEFORE_NAMESPACE();
 
@@ -77,8 +78,7 @@ inline void merge_decoded_row(const DecodePlan& plan, int32_t sequence, int32_t 
     const TensorView lse =
         attention_head_rows(plan.outputs->lse, packed, sequence, head, lengths.query_first);
     *reinterpret_cast<float*>(mutable_row(lse, query)) =
-        sum > 0 ? (top + std::log2(sum)) * std::numbers::ln2_v<float>
-                : -std::numeric_limits<float>::infinity();
+        sum > 0 ? natural_log(top, std::log2(sum)) : -std::numeric_limits<float>::infinity();
   }
 }
 

@@ -15,6 +15,7 @@
 #include "flashloom/ops/attention/cpu/attention_forward_plan.h"
 #include "flashloom/ops/attention/cpu/forward_gate-inl.h"
 #include "flashloom/ops/attention/cpu/tile_load-inl.h"
+#include "flashloom/ops/attention/log_sum.h"
 
 HWY_BEFORE_NAMESPACE();
 
@@ -102,7 +103,7 @@ class ForwardOutput {
       return 0;
     }
     constexpr float kLn2 = std::numbers::ln2_v<float>;
-    lse = (largest + std::log2(sum)) * kLn2;
+    lse = natural_log(largest, std::log2(sum));
     entropy = order == 1 ? std::log(sum) - moment / sum * kLn2
                          : (std::log(moment) - order * std::log(sum)) / (1 - order);
     return factor / sum;

@@ -2,6 +2,7 @@
 
 #include "flashloom/cuda/ptx/cp_async.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
+#include "flashloom/ops/attention/log_sum.h"
 #include "flashloom/ops/attention/portable/pairs.cuh"
 
 // The forward pass: a block of threads a tile of queries of one head, 16 rows a warp. Keys and
@@ -339,7 +340,7 @@ class ForwardBlock {
     if (!(row.sum > 0)) {
       return row.sum == 0 ? 0 : row.sum;  // NaN stays NaN
     }
-    lse = (row.top + log2f(row.sum)) * kLn2;
+    lse = natural_log(row.top, log2f(row.sum));
     entropy = order == 1 ? logf(row.sum) - row.moment / row.sum * kLn2
                          : (logf(row.moment) - order * logf(row.sum)) / (1 - order);
     return factor / row.sum;

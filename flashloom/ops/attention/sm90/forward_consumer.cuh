@@ -258,13 +258,23 @@ struct ForwardConsumer {
       const bool empty = !exists || total <= 0;
       float shift = row_maximum[half] * params.scale_log2;  // -inf for a row that saw nothing
       float weight = 1;
+      // The lse is base * unit and the logarithm of a sum relative to it, in one rounding; `lost`
+      // is what the shift's rounding took from that base.
+      float base = row_maximum[half];
+      float unit = params.scale_natural;
+      float lost = fmaf(base, params.scale_log2, -shift);
       if (params.sinks != nullptr) {
-        const float sink = params.sinks[tile.head] * 1.4426950408889634f;
+        const float natural = params.sinks[tile.head];
+        const float sink = natural * 1.4426950408889634f;
         const float joint = fmaxf(shift, sink);
         if (joint > -INFINITY) {
           weight = cuda::exp2_fast(shift - joint);
           total = total * weight + cuda::exp2_fast(sink - joint);
-          shift = joint;
+          if (sink > shift) {
+            base = natural;
+            unit = 1;
+            lost = fmaf(natural, 1.4426950408889634f, -sink);
+          }
         }
       }
       if constexpr (Shape::kGeneral) {
@@ -275,7 +285,8 @@ struct ForwardConsumer {
         const int64_t batch = params.problem.cu_query != nullptr ? 0 : tile.batch;
         params.lse[batch * params.lse_batch + tile.head * params.lse_head +
                    (sequence.query_first + query) * params.lse_row] =
-            !exists || total <= 0 ? -INFINITY : (shift + __log2f(total)) * 0.6931471805599453f;
+            !exists || total <= 0 ? -INFINITY
+                                  : fmaf(base, unit, (__log2f(total) - lost) * 0.6931471805599453f);
       }
     }
   }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <numbers>
+
 #include "flashloom/cuda/error.cuh"
 #include "flashloom/cuda/tensor_map.cuh"
 #include "flashloom/ops/attention/sm90/forward_kernel.cuh"
@@ -111,6 +113,7 @@ inline ForwardParams forward_params(const ForwardCall& call, int32_t rows) {
   params.rule = forward_rule(call.inputs, call.options, params.scale);
   params.scale_log2 = params.rule.adjusts ? 1 : params.scale * kLog2E;
   params.inverse_scale = 1 / params.scale_log2;
+  params.scale_natural = params.rule.adjusts ? std::numbers::ln2_v<float> : params.scale;
   return params;
 }
 

@@ -49,6 +49,7 @@ struct ForwardParams {
   float scale;            // of the products, natural
   float scale_log2;       // from scores to base 2: 1 if a rule has done that
   float inverse_scale;    // 1 / scale_log2
+  float scale_natural;    // from scores to natural units
   int32_t value_columns;  // of out that exist
   int32_t tensor_keys;    // rows of k and v behind one another; the copy engine adds zeros there
   int32_t row_tiles;      // tiles of queries of the longest sequence
