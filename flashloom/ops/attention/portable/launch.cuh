@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <initializer_list>
+#include <mutex>
 
 #include "flashloom/core/parallel.h"
 #include "flashloom/cuda/error.cuh"
@@ -127,9 +128,16 @@ void launch(void (*kernel)(Params), dim3 blocks, int threads, int shared_bytes,
   if (blocks.x == 0) {
     return;
   }
-  cuda::check(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
-      "cudaFuncSetAttribute");
+  // Up to 48 KB need no leave. Beyond, another thread must not lower what this launch has asked
+  // for.
+  static std::mutex mutex;
+  std::unique_lock lock(mutex, std::defer_lock);
+  if (shared_bytes > 48 << 10) {
+    lock.lock();
+    cuda::check(
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes),
+        "cudaFuncSetAttribute");
+  }
   kernel<<<blocks, threads, static_cast<size_t>(shared_bytes),
            static_cast<cudaStream_t>(stream.handle)>>>(params);
   cuda::check(cudaGetLastError(), name);
