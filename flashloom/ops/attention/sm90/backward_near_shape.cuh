@@ -19,8 +19,9 @@ struct NearShape {
   using T = T_;
   static constexpr int kDim = kDim_;
   static constexpr int kStages = kStages_;
-  static constexpr int kBlocks = kBlocks_;       // a multiprocessor
-  static constexpr bool kRounded = kBlocks > 2;  // dS from P as rounded for dV: registers
+  static constexpr int kBlocks = kBlocks_;  // a multiprocessor
+  // dV waits for dS, so that P need not be there both rounded and not: registers.
+  static constexpr bool kLate = kBlocks > 2;
   static constexpr int kKeys = 64;
   static constexpr int kQueries = 64;
   static constexpr int kPanels = kDim / 64;
