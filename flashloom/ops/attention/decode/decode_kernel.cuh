@@ -1,5 +1,6 @@
 #pragma once
 
+#include "flashloom/ops/attention/decode/decode_cluster.cuh"
 #include "flashloom/ops/attention/decode/decode_merge.cuh"
 #include "flashloom/ops/attention/decode/decode_tile.cuh"
 #include "flashloom/ops/attention/decode/decode_work.cuh"
@@ -77,12 +78,13 @@ __device__ __forceinline__ void load_rows(const Params& params, const Unit& unit
   }
 }
 
-/// Tiles [first_tile, last_tile) of a unit, by one team.
-template <class Shape>
+/// Tiles [first_tile, last_tile) of a unit, by one team. begin() runs once, beside the first
+/// copies.
+template <class Shape, class Begin>
 __device__ __forceinline__ void attend_piece(const Params& params, const Unit& unit,
                                              const Work& work, int32_t first_tile,
-                                             int32_t last_tile, bool whole, const Line& line,
-                                             float* memory, RowState<Shape>& state) {
+                                             int32_t last_tile, float* memory,
+                                             RowState<Shape>& state, Begin begin) {
   constexpr uint32_t kStageBytes = 2 * Shape::kTileBytes;
   const uint32_t team = threadIdx.x / Shape::kTeamThreads;
   const uint32_t buffers = cuda::shared_address(memory) + team * Shape::kTeamBytes;
@@ -120,14 +122,7 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
     load_stage = next(load_stage);
     if (n == -1) {  // beside the first copies
       load_rows<Shape>(params, unit, work, memory, state);
-      if (!whole && threadIdx.x == 0) {
-        const Sharing sharing = sharing_of<Shape>(line, unit, work);
-        const int32_t begin = sharing.group_first(static_cast<int32_t>(blockIdx.x));
-        begin_count(group_counter(params, line.slot(begin, unit.start)), params.nonce);
-        if (sharing.groups() > 1) {
-          begin_count(unit_counter(params, unit), params.nonce);
-        }
-      }
+      begin();
       if constexpr (Shape::kQueriesInShared) {
         __syncthreads();
       }
@@ -144,18 +139,52 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
   }
 }
 
-template <class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
-    attention_decode_kernel(const __grid_constant__ Params params) {
-  extern __shared__ __align__(128) float memory[];
+__device__ __forceinline__ void begin_decode_block() {
   if (cuda::kDebug && threadIdx.x == 0) {
     cuda::begin_debug_block();
   }
   if (cuda::kDebug) {
     __syncthreads();
   }
+}
+
+__device__ __forceinline__ void report_faults(const Params& params, const Work& work) {
+  if (work.rows.faulty && params.status != nullptr && threadIdx.x == 0) {
+    *params.status = 1;
+  }
+}
+
+/// A part of a unit a block.
+template <class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
+    attention_decode_parts_kernel(const __grid_constant__ Params params) {
+  extern __shared__ __align__(128) float memory[];
+  begin_decode_block();
   __shared__ RowStats stats[Shape::kTeams * Shape::kRows];
-  Stretch stretch = params.parts != 0 ? find_part<Shape>(params) : find_stretch<Shape>(params);
+  const Part own = find_part<Shape>(params);
+  report_faults(params, own.work);
+  {
+    RowState<Shape> state;
+    attend_piece<Shape>(params, own.unit, own.work, own.begin, own.end, memory, state, [&] {
+      if (params.parts != params.cluster && threadIdx.x == 0) {
+        begin_count(share_counter(params, own), params.nonce);
+      }
+    });
+    __syncthreads();  // the buffers become the sums'
+    gather_teams<Shape>(params, state, own.work.row_count, stats, memory);
+  }
+  finish_part<Shape>(params, own, stats, memory);
+}
+
+/// A stretch of the line of all units a block.
+template <class Shape>
+__global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
+    attention_decode_line_kernel(const __grid_constant__ Params params) {
+  extern __shared__ __align__(128) float memory[];
+  begin_decode_block();
+  __shared__ RowStats stats[Shape::kTeams * Shape::kRows];
+  Stretch stretch = find_stretch<Shape>(params);
+  const Line& line = stretch.line;
   if (stretch.begin >= stretch.end) {
     return;
   }
@@ -166,18 +195,24 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     const int32_t first_tile = max(stretch.begin - unit.start, 0);
     const int32_t last_tile = min(stretch.end - unit.start, work.tiles);
     if (first_tile < last_tile) {
-      if (work.rows.faulty && params.status != nullptr && threadIdx.x == 0) {
-        *params.status = 1;
-      }
+      report_faults(params, work);
       const bool whole = last_tile - first_tile == work.tiles;
       {
         RowState<Shape> state;
-        attend_piece<Shape>(params, unit, work, first_tile, last_tile, whole, stretch.line, memory,
-                            state);
+        attend_piece<Shape>(params, unit, work, first_tile, last_tile, memory, state, [&] {
+          if (!whole && threadIdx.x == 0) {
+            const Sharing sharing = sharing_of<Shape>(line, unit, work);
+            const int32_t first = sharing.group_first(static_cast<int32_t>(blockIdx.x));
+            begin_count(group_counter(params, line.slot(first, unit.start)), params.nonce);
+            if (sharing.groups() > 1) {
+              begin_count(unit_counter(params, unit), params.nonce);
+            }
+          }
+        });
         __syncthreads();  // the buffers become the sums'
-        gather_teams<Shape>(state, work.row_count, stats, memory);
+        gather_teams<Shape>(params, state, work.row_count, stats, memory);
       }
-      finish_piece<Shape>(params, stretch.line, unit, work, whole, stats, memory);
+      finish_piece<Shape>(params, line, unit, work, whole, stats, memory);
       __syncthreads();  // the sums become the buffers of the next piece
     }
     advance(params, work.tiles, unit);

@@ -5,7 +5,8 @@
 
 namespace flashloom::decode {
 
-// Joining, always in the order of the keys' owners: teams of a block, then blocks of a unit.
+// Joining, always in the order of the keys' owners: teams of a block, then blocks of a unit that
+// cross the line's cuts (decode_cluster.cuh joins parts).
 
 /// Largest score and sum of a row.
 using RowStats = float2;
@@ -13,8 +14,8 @@ using RowStats = float2;
 /// The warps' sums into shared memory, relative to the largest score among the teams: f32
 /// (teams, rows, kSumPitch). Ends with a barrier.
 template <class Shape>
-__device__ __forceinline__ void gather_teams(RowState<Shape>& state, int32_t row_count,
-                                             RowStats* stats, float* sums) {
+__device__ __forceinline__ void gather_teams(const Params& params, RowState<Shape>& state,
+                                             int32_t row_count, RowStats* stats, float* sums) {
   const uint32_t lane = threadIdx.x % 32;
   const uint32_t team = threadIdx.x / Shape::kTeamThreads;
   const uint32_t row_warp = threadIdx.x / 32 % Shape::kRowWarps;
@@ -39,7 +40,7 @@ __device__ __forceinline__ void gather_teams(RowState<Shape>& state, int32_t row
     for (int other = 0; other < Shape::kTeams; ++other) {
       largest = fmaxf(largest, stats[other * Shape::kRows + row].x);
     }
-    const float factor = cuda::exp2_fast(state.largest[r] - largest);
+    const float factor = cuda::exp2_fast((state.largest[r] - largest) * params.unit);
     float* target = sums + (team * Shape::kRows + row) * Shape::kSumPitch + lane % 4 * 2;
 #pragma unroll
     for (int c = 0; c < Shape::kDim / 8; ++c) {
@@ -77,23 +78,63 @@ __device__ __forceinline__ void store_4(void* target, bool as_f32, int64_t index
   }
 }
 
+/// Four columns of a row, of as many parts as have been added.
+struct JoinedRow {
+  RowStats total = {kNothing, 0};
+  float4 value = {0, 0, 0, 0};
+
+  /// Before parts with a score of `largest` are added.
+  __device__ __forceinline__ void raise(float largest, float unit) {
+    largest = fmaxf(total.x, largest);
+    const float factor = cuda::exp2_fast((total.x - largest) * unit);
+    total = {largest, total.y * factor};
+    value = {value.x * factor, value.y * factor, value.z * factor, value.w * factor};
+  }
+
+  __device__ __forceinline__ void add(RowStats stats, float4 part, float unit) {
+    const float weight = cuda::exp2_fast((stats.x - total.x) * unit);
+    total.y += weight * stats.y;
+    add(part, weight);
+  }
+
+  __device__ __forceinline__ void add(float4 part, float weight) {
+    value.x += weight * part.x;
+    value.y += weight * part.y;
+    value.z += weight * part.z;
+    value.w += weight * part.w;
+  }
+};
+
 /// Four columns of a row's result from its sums, with the sink; lse beside column 0.
 template <class Shape>
 __device__ __forceinline__ void write_result(const Params& params, const Unit& unit,
                                              const SequenceRows& rows, int32_t row, int32_t column,
-                                             float4 value, RowStats stats) {
+                                             const JoinedRow& joined) {
+  float4 value = joined.value;
+  const RowStats stats = joined.total;
   const int32_t index = unit.row_tile * Shape::kRows + row;
   const int32_t query = params.group.quotient(index);
   const int32_t head = (unit.key_head - query) * static_cast<int32_t>(params.group.divisor) + index;
   const bool exists = query < rows.queries;
-  float largest = stats.x;
+  // The lse is base * natural and the logarithm of a sum relative to it, in one rounding; `lost` is
+  // what the shift's rounding took from that base.
+  float base = stats.x;
+  float natural = params.unit_natural;
+  const float shift = base * params.unit;
+  float lost = fmaf(base, params.unit, -shift);
   float sum = exists ? stats.y : 0;
   float factor = 1;
   if (exists && params.sinks != nullptr) {
-    const float sink = params.sinks[head * params.sinks_head] * 1.4426950408889634f;
-    largest = fmaxf(largest, sink);
-    factor = cuda::exp2_fast(stats.x - largest);
-    sum = sum * factor + cuda::exp2_fast(sink - largest);
+    const float given = params.sinks[head * params.sinks_head];
+    const float sink = given * 1.4426950408889634f;
+    const float joint = fmaxf(shift, sink);
+    factor = cuda::exp2_fast(shift - joint);
+    sum = sum * factor + cuda::exp2_fast(sink - joint);
+    if (sink > shift) {
+      base = given;
+      natural = 1;
+      lost = fmaf(given, 1.4426950408889634f, -sink);
+    }
   }
   const bool seen = sum > 0 || sum != sum;  // NaN stays NaN
   const float scale = seen ? __fdividef(factor, sum) : 0;
@@ -109,27 +150,39 @@ __device__ __forceinline__ void write_result(const Params& params, const Unit& u
   if (column == 0 && params.lse != nullptr) {
     params.lse[unit.sequence * params.lse_sequence + head * params.lse_head +
                out_row * params.lse_row] =
-        seen ? (largest + log2f(sum)) * 0.6931471805599453f : -INFINITY;
+        seen ? fmaf(base, natural, (log2f(sum) - lost) * 0.6931471805599453f) : -INFINITY;
   }
 }
 
 /// Four columns of a row of a slot; its statistics beside column 0.
 template <class Shape>
 __device__ __forceinline__ void write_slot(const Params& params, int32_t slot, int32_t row,
-                                           int32_t column, float4 value, RowStats stats) {
+                                           int32_t column, const JoinedRow& joined) {
   float* target = params.slots + int64_t{slot} * params.slot_floats;
-  *reinterpret_cast<float4*>(target + row * Shape::kDim + column) = value;
+  *reinterpret_cast<float4*>(target + row * Shape::kDim + column) = joined.value;
   if (column == 0) {
-    reinterpret_cast<RowStats*>(target + params.slot_rows * Shape::kDim)[row] = stats;
+    reinterpret_cast<RowStats*>(target + params.slot_rows * Shape::kDim)[row] = joined.total;
   }
 }
 
-/// What joins: value += weight part for sums relative to other maxima.
-__device__ __forceinline__ void add_part(float4& value, float weight, float4 part) {
-  value.x += weight * part.x;
-  value.y += weight * part.y;
-  value.z += weight * part.z;
-  value.w += weight * part.w;
+/// Four columns of a row of the block's sums, whose teams' are relative to the same maximum.
+template <class Shape>
+__device__ __forceinline__ JoinedRow join_teams(const Params& params, int32_t row, int32_t column,
+                                                const RowStats* stats, const float* sums) {
+  JoinedRow joined;
+#pragma unroll
+  for (int team = 0; team < Shape::kTeams; ++team) {
+    joined.total.x = fmaxf(joined.total.x, stats[team * Shape::kRows + row].x);
+  }
+#pragma unroll
+  for (int team = 0; team < Shape::kTeams; ++team) {
+    const RowStats own = stats[team * Shape::kRows + row];
+    joined.total.y += own.y * cuda::exp2_fast((own.x - joined.total.x) * params.unit);
+    joined.add(*reinterpret_cast<const float4*>(
+                   sums + (team * Shape::kRows + row) * Shape::kSumPitch + column),
+               1);
+  }
+  return joined;
 }
 
 /// Joins `count` slots of a unit, those of blocks first, first + step, ...: into the result, or
@@ -153,8 +206,7 @@ __device__ __forceinline__ void join_slots(const Params& params, const Line& lin
   const int32_t fit = kFloats / kRowFloats;
   const int32_t rows_once = max(fit / count, kRowsOnce);
   const int32_t parts_once = min(count, fit / rows_once);
-  RowStats total = {};
-  float4 value = {};
+  JoinedRow joined;
 #pragma unroll 1
   for (int32_t base = 0; base < work.row_count; base += rows_once) {
     const int32_t rows = min(rows_once, work.row_count - base);
@@ -186,41 +238,37 @@ __device__ __forceinline__ void join_slots(const Params& params, const Line& lin
 #pragma unroll 1
       for (int32_t row = thread / kColumns; works && row < rows; row += kRowsOnce) {
         if (begin == 0) {
-          total = {kNothing, 0};
-          value = {0, 0, 0, 0};
+          joined = {};
         }
         const float* own = memory + row * Shape::kDim + column;
         const float* stats = memory + rows * Shape::kDim + row * 2;
-        float largest = total.x;
+        float largest = kNothing;
 #pragma unroll 4
         for (int32_t part = 0; part < parts; ++part) {
           largest = fmaxf(largest, stats[part * rows * kRowFloats]);
         }
-        const float factor = cuda::exp2_fast(total.x - largest);
-        total = {largest, total.y * factor};
-        value = {value.x * factor, value.y * factor, value.z * factor, value.w * factor};
+        joined.raise(largest, params.unit);
 #pragma unroll 4
         for (int32_t part = 0; part < parts; ++part) {
           const auto other = *reinterpret_cast<const RowStats*>(stats + part * rows * kRowFloats);
-          const float weight = cuda::exp2_fast(other.x - largest);
-          total.y += weight * other.y;
-          add_part(value, weight, *reinterpret_cast<const float4*>(own + part * rows * kRowFloats));
+          joined.add(other, *reinterpret_cast<const float4*>(own + part * rows * kRowFloats),
+                     params.unit);
         }
         if (begin + parts < count) {
           continue;
         }
         if (final) {
-          write_result<Shape>(params, unit, work.rows, base + row, column, value, total);
+          write_result<Shape>(params, unit, work.rows, base + row, column, joined);
         } else {
-          write_slot<Shape>(params, first_slot, base + row, column, value, total);
+          write_slot<Shape>(params, first_slot, base + row, column, joined);
         }
       }
     }
   }
 }
 
-/// What becomes of a block's part of a unit: the result if it is the whole unit, else a slot of the
-/// workspace, and the result if it is the last one.
+/// What becomes of a stretch's piece of a unit: the result if it is the whole unit, else a slot of
+/// the workspace, and the result if it is the last one.
 template <class Shape>
 __device__ __forceinline__ void finish_piece(const Params& params, const Line& line,
                                              const Unit& unit, const Work& work, bool whole,
@@ -233,25 +281,12 @@ __device__ __forceinline__ void finish_piece(const Params& params, const Line& l
        item += Shape::kThreads) {
     const int32_t row = item / kColumns;
     const int32_t column = item % kColumns * 4;
-    RowStats total = {kNothing, 0};
-#pragma unroll
-    for (int team = 0; team < Shape::kTeams; ++team) {
-      total.x = fmaxf(total.x, stats[team * Shape::kRows + row].x);
-    }
-    float4 value = {0, 0, 0, 0};
-#pragma unroll
-    for (int team = 0; team < Shape::kTeams; ++team) {
-      const RowStats own = stats[team * Shape::kRows + row];
-      total.y += own.y * cuda::exp2_fast(own.x - total.x);
-      add_part(value, 1,
-               *reinterpret_cast<const float4*>(
-                   sums + (team * Shape::kRows + row) * Shape::kSumPitch + column));
-    }
+    const JoinedRow joined = join_teams<Shape>(params, row, column, stats, sums);
     if (whole) {
-      write_result<Shape>(params, unit, work.rows, row, column, value, total);
+      write_result<Shape>(params, unit, work.rows, row, column, joined);
       continue;
     }
-    write_slot<Shape>(params, slot, row, column, value, total);
+    write_slot<Shape>(params, slot, row, column, joined);
   }
   if (whole) {
     return;

@@ -43,6 +43,7 @@ struct Params {
   Divisor group;          // query heads a key-value head
   int32_t row_tiles;      // tiles of rows a (sequence, key-value head), by the host's bound
   int32_t parts;          // blocks a unit; 0: stretches of the line of all units
+  int32_t cluster;        // blocks of a unit that join in shared memory; it divides parts
   int32_t tiles_block;    // fewest tiles of keys a stretch
 
   const void* q;
@@ -60,8 +61,12 @@ struct Params {
   float* lse;  // may be null
   int64_t lse_sequence, lse_head, lse_row;
 
-  // Scores in units of log 2. Without softcap x = s scale; with one, c tanh(s scale / c) written as
-  // c - 2 c / (2^(s cap_scale) + 1).
+  // A row's scores are kept as they leave the products, a positive `unit` from base 2. Where they
+  // are more than that (`adjusts`), they are in base 2 at once: without softcap x = s scale; with
+  // one, c tanh(s scale / c) written as c - 2 c / (2^(s cap_scale) + 1).
+  int32_t adjusts;
+  float unit;          // to base 2: scale, or 1
+  float unit_natural;  // to natural units
   float scale;
   float cap;        // c log2(e), 0 without
   float cap_scale;  // 2 log2(e) scale / c
@@ -70,11 +75,13 @@ struct Params {
   const float* sinks;
   int64_t sinks_head;
 
-  float* slots;  // (blocks, 2, slot_floats): sums (slot_rows, kDim), then statistics (slot_rows, 2)
+  // Each slot_floats: sums (slot_rows, kDim), then statistics (slot_rows, 2). Two a block of the
+  // line, one a cluster of a unit's parts.
+  float* slots;
   int32_t slot_rows;
   int32_t slot_floats;                 // a multiple of 4
-  unsigned long long* counters;        // one a unit
-  unsigned long long* group_counters;  // one a slot
+  unsigned long long* counters;        // one a unit of the line, or a block of a unit's cluster
+  unsigned long long* group_counters;  // one a slot of the line
   unsigned long long nonce;            // 48 bits, not 0
   int32_t* status;
 };

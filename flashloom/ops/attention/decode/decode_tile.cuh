@@ -159,6 +159,7 @@ struct RowState {
   }
 };
 
+/// The score of a raw product in base 2, where it is more than the product times a positive scale.
 __device__ __forceinline__ float finish_score(const Params& params, const Row& row, float score,
                                               int32_t key) {
   float x = score * params.scale;
@@ -215,15 +216,7 @@ __device__ __forceinline__ void attend(const Params& params, RowState<Shape>& st
   }
 
   // Whole loops under one branch each: a branch an element costs more than the products do.
-  if (params.cap == 0 && params.alibi == nullptr) {
-#pragma unroll
-    for (auto& piece : scores) {
-#pragma unroll
-      for (float& score : piece) {
-        score *= params.scale;
-      }
-    }
-  } else {
+  if (params.adjusts != 0) {
 #pragma unroll
     for (int j = 0; j < 8 * kJoint; ++j) {
       const int32_t key = first_key + j / 4 * 8 + static_cast<int32_t>(lane % 4) * 2 + j % 2;
@@ -260,7 +253,7 @@ __device__ __forceinline__ void attend(const Params& params, RowState<Shape>& st
   if (__any_sync(0xffffffffu, grows)) {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const float factor = cuda::exp2_fast(state.largest[r] - largest[r]);
+      const float factor = cuda::exp2_fast((state.largest[r] - largest[r]) * params.unit);
       state.largest[r] = largest[r];
       state.sum[r] *= factor;
 #pragma unroll
@@ -272,10 +265,11 @@ __device__ __forceinline__ void attend(const Params& params, RowState<Shape>& st
   }
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
+    const float shift = largest[r] * params.unit;
 #pragma unroll
     for (int j = 0; j < 4 * kJoint; ++j) {
       float& score = scores[j / 2][2 * r + j % 2];
-      score = cuda::exp2_fast(score - largest[r]);
+      score = cuda::exp2_fast(fmaf(score, params.unit, -shift));
       state.sum[r] += score;
     }
   }

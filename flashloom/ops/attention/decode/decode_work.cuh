@@ -5,11 +5,12 @@
 namespace flashloom::decode {
 
 // Units are (sequence, key-value head, tile of rows). Where all have the host's lengths, each is
-// cut into `parts` equal parts, a block each. Where lengths lie on the device, the work of a launch
-// is one line of tiles of keys, units one behind the other, each as long as the tiles that its rows
-// see, and block n of N owns the n-th of N equal stretches: blocks end together whatever the
-// lengths are. A unit that several blocks have parts of is joined by the last of them to arrive.
-// Places on the line fit 32 bits; the host refuses longer ones.
+// cut into `parts` equal parts, a block each; clusters of blocks join theirs in shared memory.
+// Where lengths lie on the device, the work of a launch is one line of tiles of keys, units one
+// behind the other, each as long as the tiles that its rows see, and block n of N owns the n-th of
+// N equal stretches: blocks end together whatever the lengths are. A unit that several blocks have
+// parts of is joined by the last of them to arrive. Places on the line fit 32 bits; the host
+// refuses longer ones.
 
 /// One unit and where it starts on the line.
 struct Unit {
@@ -84,7 +85,6 @@ __device__ __forceinline__ int32_t sequence_tiles(const Params& params, int32_t 
 /// fewer blocks share it, so that each has something to read.
 struct Line {
   int32_t blocks, each, longer;
-  int32_t parts;  // not 0: no line; a unit starts at 0, and each block has one slot
 
   __device__ __forceinline__ int32_t cut(int32_t block) const {
     return block * each + min(block, longer);
@@ -99,7 +99,7 @@ struct Line {
   /// Where a block leaves its part of the unit that starts at `start`: a block has at most two
   /// units that it shares, its first and its last.
   __device__ __forceinline__ int32_t slot(int32_t block, int32_t start) const {
-    return 2 * block + (parts != 0 || cut(block) >= start ? 0 : 1);
+    return 2 * block + (cut(block) >= start ? 0 : 1);
   }
 };
 
@@ -110,27 +110,31 @@ struct Stretch {
   Unit unit;
 };
 
-/// A block's part of its unit.
+/// A block's part of a unit: tiles [begin, end), none where there are more parts than tiles.
+struct Part {
+  int32_t index, part;  // of the unit and in it
+  Unit unit;
+  Work work;
+  int32_t begin, end;
+};
+
 template <class Shape>
-__device__ __forceinline__ Stretch find_part(const Params& params) {
+__device__ __forceinline__ Part find_part(const Params& params) {
   const auto block = static_cast<int32_t>(blockIdx.x);
-  const int32_t index = block / params.parts;
-  const int32_t part = block - index * params.parts;
-  const int32_t head = index / params.row_tiles;
-  Stretch stretch = {};
-  stretch.line.parts = params.parts;
-  stretch.unit.sequence = head / params.source.key_heads;
-  stretch.unit.key_head = head - stretch.unit.sequence * params.source.key_heads;
-  stretch.unit.row_tile = index - head * params.row_tiles;
-  const int32_t tiles = resolve<Shape>(params, stretch.unit.sequence, stretch.unit.row_tile).tiles;
-  const int32_t count = min(params.parts, tiles);
-  if (part < count) {
-    const int32_t each = tiles / count;
-    const int32_t longer = tiles - each * count;
-    stretch.begin = part * each + min(part, longer);
-    stretch.end = stretch.begin + each + (part < longer ? 1 : 0);
-  }
-  return stretch;
+  Part own;
+  own.index = block / params.parts;
+  own.part = block - own.index * params.parts;
+  const int32_t head = own.index / params.row_tiles;
+  own.unit.sequence = head / params.source.key_heads;
+  own.unit.key_head = head - own.unit.sequence * params.source.key_heads;
+  own.unit.row_tile = own.index - head * params.row_tiles;
+  own.unit.start = 0;
+  own.work = resolve<Shape>(params, own.unit.sequence, own.unit.row_tile);
+  const int32_t each = own.work.tiles / params.parts;
+  const int32_t longer = own.work.tiles - each * params.parts;
+  own.begin = own.part * each + min(own.part, longer);
+  own.end = own.begin + each + (own.part < longer ? 1 : 0);
+  return own;
 }
 
 /// A block's stretch of the line. Called by whole warps, which all find the same.
@@ -219,14 +223,8 @@ __device__ __forceinline__ Sharing sharing_of(const Line& line, const Unit& unit
   // Bytes that one block joins about as fast as it waits for a second round.
   constexpr int32_t kAtOnce = 64 << 10;
   Sharing sharing;
-  if (line.parts != 0) {
-    const auto block = static_cast<int32_t>(blockIdx.x);
-    sharing.first = block - block % line.parts;
-    sharing.count = min(line.parts, work.tiles);
-  } else {
-    sharing.first = line.owner(unit.start);
-    sharing.count = line.owner(unit.start + work.tiles - 1) - sharing.first + 1;
-  }
+  sharing.first = line.owner(unit.start);
+  sharing.count = line.owner(unit.start + work.tiles - 1) - sharing.first + 1;
   sharing.group = sharing.count;
   if (sharing.count * work.row_count > kAtOnce / 4 / Shape::kDim) {
     sharing.group = static_cast<int32_t>(ceilf(sqrtf(static_cast<float>(sharing.count))));
