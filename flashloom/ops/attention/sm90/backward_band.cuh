@@ -8,6 +8,7 @@
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/ops/attention/sm90/backward_band_shape.cuh"
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
+#include "flashloom/ops/attention/sm90/backward_near_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_products.cuh"
 #include "flashloom/ops/attention/sm90/backward_queries_work.cuh"
 
@@ -269,24 +270,14 @@ struct BandConsumer {
     }
     const float* lse = shared.lse(stage) + 2 * (lane % 4);
     const float* delta = shared.delta(stage) + 2 * (lane % 4);
-    exponentials<T>(scores, weights, params.scale * kLog2e, lse);
+    near_weights<T, true>(scores, weights, params.scale * kLog2e, lse);
+    wgmma_wait<0>();
+    wgmma_hold(dp);
+    near_slopes<T, true>(scores, dp, weights, ds, delta);
     wgmma_hold(weights);
     wgmma_hold(dv);
     wgmma_fence();
     issue_registers_by_tile<T, 64, 64>(dv, weights, q + Shape::kTileBytes);
-    wgmma_wait<1>();
-    wgmma_hold(dp);
-#pragma unroll
-    for (int j = 0; j < 8; ++j) {
-      const float2 shift = *reinterpret_cast<const float2*>(delta + 8 * j);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int at = 4 * j + 2 * half;
-        float p[2];
-        unpack2<T>(weights[at / 2], p[0], p[1]);
-        ds[at / 2] = pack2<T>(p[0] * (dp[at] - shift.x), p[1] * (dp[at + 1] - shift.y));
-      }
-    }
     // All warps have waited for the last step's products, which read the dS of all.
     named_barrier_sync(1, 128, {"the consumer", "the last dS"});
     store_words(ds, shared.ds(), lane);

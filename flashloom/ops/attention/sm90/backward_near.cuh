@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
+#include "flashloom/ops/attention/sm90/backward_near_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_near_shape.cuh"
 
 // Backward attention where rows see few keys: windows, short sequences. Blocks of one warpgroup,
@@ -31,47 +32,6 @@ __device__ __forceinline__ void near_begin_step(const NearShared<Shape>& shared,
   const uint32_t other = cuda::shared_address(pair);
   near_issue_scores<Shape>(scores, own, other);
   near_issue_scores<Shape>(dp, own + Shape::kTileBytes, other + Shape::kTileBytes);
-}
-
-/// P of keys x queries and what dV multiplies; `lse` of this thread's first column on.
-template <class Shape>
-__device__ __forceinline__ void near_weights(float (&scores)[32], uint32_t (&weights)[16],
-                                             float scale, const float* lse) {
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const float2 shift = *reinterpret_cast<const float2*>(lse + 8 * j);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float& a = scores[4 * j + 2 * half];
-      float& b = scores[4 * j + 2 * half + 1];
-      a = cuda::exp2_fast(fmaf(a, scale, -shift.x));
-      b = cuda::exp2_fast(fmaf(b, scale, -shift.y));
-      if constexpr (!Shape::kLate) {
-        weights[2 * j + half] = cuda::pack2<typename Shape::T>(a, b);
-      }
-    }
-  }
-}
-
-/// dS from P as it was before it was rounded.
-template <class Shape>
-__device__ __forceinline__ void near_slopes(const float (&scores)[32], const float (&dp)[32],
-                                            uint32_t (&weights)[16], uint32_t (&ds)[16],
-                                            const float* delta) {
-  using T = typename Shape::T;
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const float2 shift = *reinterpret_cast<const float2*>(delta + 8 * j);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int at = 4 * j + 2 * half;
-      ds[at / 2] =
-          cuda::pack2<T>(scores[at] * (dp[at] - shift.x), scores[at + 1] * (dp[at + 1] - shift.y));
-      if constexpr (Shape::kLate) {
-        weights[at / 2] = cuda::pack2<T>(scores[at], scores[at + 1]);
-      }
-    }
-  }
 }
 
 /// dK and dV of 64 keys.
@@ -140,14 +100,14 @@ __device__ __forceinline__ void near_keys(const BackwardParams& params, const Ba
       if (walk.t < borders.open || walk.t >= borders.closed) {
         hide_queries(scores, sequence, own, walk.t * Shape::kQueries, lane);
       }
-      near_weights<Shape>(scores, weights, scale, lse);
+      near_weights<T, Shape::kLate>(scores, weights, scale, lse);
       if constexpr (!Shape::kLate) {
         wgmma_hold(weights);
         near_issue_sums<Shape>(dv, weights, pair + Shape::kTileBytes);
       }
       wgmma_wait<Shape::kLate ? 0 : 1>();
       wgmma_hold(dp);
-      near_slopes<Shape>(scores, dp, weights, ds, lse + Shape::kQueries);
+      near_slopes<T, Shape::kLate>(scores, dp, weights, ds, lse + Shape::kQueries);
       if constexpr (Shape::kLate) {
         wgmma_hold(weights);
         near_issue_sums<Shape>(dv, weights, pair + Shape::kTileBytes);
