@@ -4,14 +4,15 @@
 namespace flashloom::attention_test {
 
 void device_loops_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
-                          std::span<std::byte> workspace, const AttentionOptions& options) {
-  portable::reference_forward<float>(outputs, inputs, workspace, options, {}, inputs.q.dtype);
+                          std::span<std::byte> workspace, const AttentionOptions& options,
+                          Stream stream) {
+  portable::reference_forward<float>(outputs, inputs, workspace, options, stream, inputs.q.dtype);
 }
 
 void device_loops_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
                            const AttentionSaved& saved, std::span<std::byte> workspace,
-                           const AttentionOptions& options) {
-  portable::reference_backward<float>(gradients, inputs, saved, workspace, options, {},
+                           const AttentionOptions& options, Stream stream) {
+  portable::reference_backward<float>(gradients, inputs, saved, workspace, options, stream,
                                       inputs.q.dtype);
 }
 

@@ -9,9 +9,7 @@
 #include <vector>
 
 #include "flashloom/ops/attention/attention_test_contract.h"
-#include "flashloom/ops/attention/attention_test_device.cuh"
-#include "flashloom/ops/attention/attention_test_device_loops.h"
-#include "flashloom/ops/attention/attention_test_law.h"
+#include "flashloom/ops/attention/attention_test_run.cuh"
 
 // The float64 reference on a GPU against its definition on the CPU: the whole contract. Then the
 // fast kernels against it, on sequences of the length that people use.
@@ -19,14 +17,16 @@
 namespace flashloom {
 namespace {
 
-using attention_test::Case;
+using attention_test::check_laws;
 using attention_test::ContractCase;
 using attention_test::ContractCases;
 using attention_test::DeviceExecutor;
 using attention_test::distance;
 using attention_test::Executor;
 using attention_test::Law;
+using attention_test::pointers_to;
 using attention_test::Results;
+using attention_test::score_slack;
 using attention_test::Tensor;
 using attention_test::with_backend;
 
@@ -206,21 +206,6 @@ TEST_F(AttentionReferenceGpu, PagedKeysAndWideRows) {
   expect_near(ours, exact, "out");
 }
 
-class DeviceLoops : public DeviceExecutor {
- protected:
-  void call_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
-                    std::span<std::byte> workspace,
-                    const AttentionOptions& options) const override {
-    attention_test::device_loops_forward(outputs, inputs, workspace, options);
-  }
-
-  void call_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
-                     const AttentionSaved& saved, std::span<std::byte> workspace,
-                     const AttentionOptions& options) const override {
-    attention_test::device_loops_backward(gradients, inputs, saved, workspace, options);
-  }
-};
-
 class FastExecutor : public DeviceExecutor {
  protected:
   void call_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
@@ -228,7 +213,7 @@ class FastExecutor : public DeviceExecutor {
                      const AttentionOptions& options) const override {
     AttentionOptions fast = options;
     fast.execution.deterministic = false;
-    attention_backward(gradients, inputs, saved, workspace, fast);
+    DeviceExecutor::call_backward(gradients, inputs, saved, workspace, fast);
   }
 };
 
@@ -240,26 +225,30 @@ struct LongCase {
 
 // The law on long sequences, grouped-query, ends that no tile divides.
 TEST_F(AttentionReferenceGpu, LongSequencesHoldTheLaw) {
+  std::vector<ContractCase> cases;
   for (const LongCase& test :
        {LongCase{"causal", 64, 4001, {.right = 0}}, LongCase{"full", 128, 4096, {}},
         LongCase{"window", 64, 8000, {64, 64}}, LongCase{"causal", 128, 6007, {.right = 0}},
         LongCase{"causal", 256, 2050, {.right = 0}}, LongCase{"window", 128, 5000, {1000, 0}}}) {
-    SCOPED_TRACE(std::string(test.name) + ", D " + std::to_string(test.dim) + ", " +
-                 std::to_string(test.length) + " tokens");
-    Case call = {.heads = 2,
-                 .key_heads = 1,
-                 .queries = test.length,
-                 .keys = test.length,
-                 .dim = test.dim,
-                 .value_dim = test.dim,
-                 .dtype = DType::bf16,
-                 .seed = seed_ += 10};
-    call.options.visibility = test.visibility;
-    const Law law(call, true, 2, DeviceExecutor(), DeviceLoops());
-    // Seen up to 1.2 times the law (attention_gpu_test.cu).
-    law.expect(AttentionBackend::automatic, DeviceExecutor(), 1.5);
-    law.expect(AttentionBackend::automatic, FastExecutor(), 1.5);
+    ContractCase& c = cases.emplace_back();
+    c.name = std::string(test.name) + ", D " + std::to_string(test.dim) + ", " +
+             std::to_string(test.length) + " tokens";
+    c.call = {.heads = 2,
+              .key_heads = 1,
+              .queries = test.length,
+              .keys = test.length,
+              .dim = test.dim,
+              .value_dim = test.dim,
+              .dtype = DType::bf16,
+              .seed = seed_ += 10};
+    c.call.options.visibility = test.visibility;
   }
+  check_laws(pointers_to(cases), true, [](const ContractCase& c, const Law& law) {
+    SCOPED_TRACE(c.name);
+    const double slack = score_slack(c.call, AttentionBackend::automatic);
+    law.expect(AttentionBackend::automatic, DeviceExecutor(), slack);
+    law.expect(AttentionBackend::automatic, FastExecutor(), slack);
+  });
 }
 
 }  // namespace

@@ -3,6 +3,8 @@
 #include <cuda_runtime.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <functional>
 #include <vector>
@@ -21,6 +23,29 @@ inline bool has_gpu() {
   return cudaGetDeviceCount(&count) == cudaSuccess && count > 0;
 }
 
+/// A stream of the calling thread's own, so that calls of several threads run side by side. It
+/// waits for the legacy default stream, and that one for it.
+inline cudaStream_t own_stream() {
+  struct Owner {
+    Owner() {
+      cuda::check(cudaStreamCreate(&stream), "cudaStreamCreate");
+      // The pool keeps what is freed; mapping memory anew takes longer than small kernels run.
+      cudaMemPool_t pool = nullptr;
+      cuda::check(cudaDeviceGetDefaultMemPool(&pool, 0), "cudaDeviceGetDefaultMemPool");
+      uint64_t all = UINT64_MAX;
+      cuda::check(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &all),
+                  "cudaMemPoolSetAttribute");
+    }
+
+    ~Owner() { cudaStreamDestroy(stream); }
+
+    cudaStream_t stream = nullptr;
+  };
+
+  thread_local const Owner owner;
+  return owner.stream;
+}
+
 /// How rows of q, k, v, out and their gradients lie in device memory.
 enum class Layout {
   contiguous,  // (B, H, S, D)
@@ -32,7 +57,11 @@ class DeviceArena {
  public:
   explicit DeviceArena(Layout layout) : layout_(layout) {}
 
-  ~DeviceArena() { cudaFree(device_); }
+  ~DeviceArena() {
+    if (device_ != nullptr) {
+      cudaFreeAsync(device_, own_stream());
+    }
+  }
 
   DeviceArena(const DeviceArena&) = delete;
   DeviceArena& operator=(const DeviceArena&) = delete;
@@ -91,9 +120,12 @@ class DeviceArena {
   std::span<std::byte> upload() {
     image_.assign(static_cast<size_t>(used_), std::byte{0xff});
     for (const Placed& placed : placed_) {
-      copy(placed, true);
+      each(placed, [&](int64_t host, int64_t at, int64_t bytes) {
+        std::memcpy(image_.data() + at, static_cast<const std::byte*>(placed.host.data) + host,
+                    static_cast<size_t>(bytes));
+      });
     }
-    cuda::check(cudaMalloc(&device_, image_.size()), "cudaMalloc");
+    cuda::check(cudaMallocAsync(&device_, image_.size(), own_stream()), "cudaMallocAsync");
     refresh();
     for (const Placed& placed : placed_) {
       placed.patch(device_ + placed.at);
@@ -103,33 +135,35 @@ class DeviceArena {
 
   /// The image as it was uploaded, again.
   void refresh() {
-    cuda::check(cudaMemcpy(device_, image_.data(), image_.size(), cudaMemcpyHostToDevice),
-                "cudaMemcpy");
+    cuda::check(cudaMemcpyAsync(device_, image_.data(), image_.size(), cudaMemcpyHostToDevice,
+                                own_stream()),
+                "cudaMemcpyAsync");
   }
 
   /// Copies outputs back to the host's tensors.
   void download() {
-    cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
-    std::vector<std::byte> before = image_;
-    cuda::check(cudaMemcpy(image_.data(), device_, image_.size(), cudaMemcpyDeviceToHost),
-                "cudaMemcpy");
-    std::vector<bool> writable(image_.size(), false);
-    std::fill_n(writable.begin() + workspace_at_, workspace_bytes_, true);
+    std::vector<std::byte> after(image_.size());
+    cuda::check(
+        cudaMemcpyAsync(after.data(), device_, after.size(), cudaMemcpyDeviceToHost, own_stream()),
+        "cudaMemcpyAsync");
+    cuda::check(cudaStreamSynchronize(own_stream()), "cudaStreamSynchronize");
+    // What may have changed is taken out and put back as it was; the rest must be equal.
+    const auto restore = [&](int64_t at, int64_t bytes) {
+      std::memcpy(after.data() + at, image_.data() + at, static_cast<size_t>(bytes));
+    };
     for (const Placed& placed : placed_) {
       if (placed.output) {
-        copy(placed, false);
-        each(placed, [&](int64_t, int64_t at, int64_t bytes) {
-          std::fill_n(writable.begin() + at, bytes, true);
+        each(placed, [&](int64_t host, int64_t at, int64_t bytes) {
+          std::memcpy(static_cast<std::byte*>(placed.host.data) + host, after.data() + at,
+                      static_cast<size_t>(bytes));
+          restore(at, bytes);
         });
       }
     }
-    for (size_t i = 0; i < image_.size(); ++i) {
-      if (!writable[i] && image_[i] != before[i]) {
-        ADD_FAILURE() << "byte " << i << " of the arena, which no output owns, was overwritten";
-        break;
-      }
-    }
-    image_ = before;
+    restore(workspace_at_, workspace_bytes_);
+    const auto [now, before] = std::mismatch(after.begin(), after.end(), image_.begin());
+    EXPECT_TRUE(now == after.end())
+        << "byte " << now - after.begin() << " of the arena, which no output owns, was overwritten";
   }
 
  private:
@@ -142,35 +176,34 @@ class DeviceArena {
     std::function<void(void*)> patch;
   };
 
-  // body(host offset, arena offset, bytes) for each element.
+  // body(host offset, arena offset, bytes) for each stretch of elements that are neighbours in
+  // both: whole rows, but where elements of a row lie apart.
   template <class Body>
   static void each(const Placed& placed, Body body) {
+    if (placed.host.size() == 0) {
+      return;
+    }
     const auto bytes = static_cast<int64_t>(dtype_bytes(placed.host.dtype));
+    const auto last = static_cast<size_t>(placed.host.rank - 1);
+    const bool rows =
+        placed.host.rank > 0 && placed.host.strides[last] == 1 && placed.device.strides[last] == 1;
+    const int64_t run = rows ? placed.host.shape[last] : 1;
     std::array<int64_t, kMaxRank> index = {};
-    for (int64_t n = 0; n < placed.host.size(); ++n) {
+    for (int64_t n = 0; n < placed.host.size(); n += run) {
       int64_t from = 0;
       int64_t to = 0;
       for (int i = 0; i < placed.host.rank; ++i) {
         from += index[static_cast<size_t>(i)] * placed.host.strides[static_cast<size_t>(i)];
         to += index[static_cast<size_t>(i)] * placed.device.strides[static_cast<size_t>(i)];
       }
-      body(from * bytes, placed.at + to * bytes, bytes);
-      for (int i = placed.host.rank - 1; i >= 0; --i) {
+      body(from * bytes, placed.at + to * bytes, run * bytes);
+      for (int i = placed.host.rank - (rows ? 2 : 1); i >= 0; --i) {
         if (++index[static_cast<size_t>(i)] < placed.host.shape[static_cast<size_t>(i)]) {
           break;
         }
         index[static_cast<size_t>(i)] = 0;
       }
     }
-  }
-
-  void copy(const Placed& placed, bool to_image) {
-    each(placed, [&](int64_t host, int64_t at, int64_t bytes) {
-      std::byte* outside = static_cast<std::byte*>(placed.host.data) + host;
-      std::byte* inside = image_.data() + at;
-      std::memcpy(to_image ? inside : outside, to_image ? outside : inside,
-                  static_cast<size_t>(bytes));
-    });
   }
 
   Layout layout_;
@@ -232,7 +265,6 @@ class DeviceExecutor : public Executor {
     const std::span<std::byte> workspace = arena.upload();
     for (int i = 0; i < repeats_; ++i) {
       if (i > 0) {
-        cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
         arena.refresh();
       }
       call_backward(gradients, inputs, saved, workspace, options);
@@ -243,13 +275,13 @@ class DeviceExecutor : public Executor {
  protected:
   virtual void call_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
                             std::span<std::byte> workspace, const AttentionOptions& options) const {
-    attention_forward(outputs, inputs, workspace, options);
+    attention_forward(outputs, inputs, workspace, options, {own_stream()});
   }
 
   virtual void call_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
                              const AttentionSaved& saved, std::span<std::byte> workspace,
                              const AttentionOptions& options) const {
-    attention_backward(gradients, inputs, saved, workspace, options);
+    attention_backward(gradients, inputs, saved, workspace, options, {own_stream()});
   }
 
  private:

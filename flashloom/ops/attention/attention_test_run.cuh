@@ -7,7 +7,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <limits>
+#include <memory>
 #include <random>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -16,9 +18,10 @@
 #include "flashloom/core/parallel.h"
 #include "flashloom/ops/attention/attention_test_contract.h"
 #include "flashloom/ops/attention/attention_test_device.cuh"
+#include "flashloom/ops/attention/attention_test_device_loops.h"
 #include "flashloom/ops/attention/attention_test_law.h"
 
-// What test programs on a GPU share: new inputs in every run, references on all cores.
+// What test programs on a GPU share: new inputs in every run, the two sides of the law on the GPU.
 
 #define FLASHLOOM_NEEDS_GPU()                  \
   if (!flashloom::attention_test::has_gpu()) { \
@@ -36,8 +39,44 @@ inline uint64_t fresh_seed() {
   return seed * 1000;
 }
 
-/// Calls check(case, its law) for all cases, on all cores: references, and drawing and comparing
-/// numbers, take longer than the kernels.
+/// y of the law, on the device.
+class DeviceLoops : public DeviceExecutor {
+ protected:
+  void call_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                    std::span<std::byte> workspace,
+                    const AttentionOptions& options) const override {
+    device_loops_forward(outputs, inputs, workspace, options, {own_stream()});
+  }
+
+  void call_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
+                     const AttentionSaved& saved, std::span<std::byte> workspace,
+                     const AttentionOptions& options) const override {
+    device_loops_backward(gradients, inputs, saved, workspace, options, {own_stream()});
+  }
+};
+
+/// The law of a call. In f32, and where logits are extreme, the errors are those of sums in f32:
+/// then y sums in the order of plain loops, on the CPU (on the device a warp sums side by side).
+inline Law law_of(const Case& call, bool with_backward, double factor = 2) {
+  Case quick = call;
+  quick.sums = true;
+  std::shared_ptr<const Executor> loops = std::make_shared<DeviceLoops>();
+  if (call.dtype == DType::f32 || call.deviation > 1) {
+    loops = std::make_shared<RoundedLoops>();
+  }
+  return Law(quick, with_backward, factor, std::make_shared<DeviceExecutor>(), loops);
+}
+
+inline std::vector<const ContractCase*> pointers_to(const std::vector<ContractCase>& cases) {
+  std::vector<const ContractCase*> pointers;
+  for (const ContractCase& c : cases) {
+    pointers.push_back(&c);
+  }
+  return pointers;
+}
+
+/// Calls check(case, its law) for all cases, on all cores: drawing and comparing numbers takes
+/// longer than the kernels.
 template <class Check>
 void check_laws(const std::vector<const ContractCase*>& cases, bool with_backward,
                 const Check& check) {
@@ -47,7 +86,7 @@ void check_laws(const std::vector<const ContractCase*>& cases, bool with_backwar
     threads.emplace_back([&] {
       set_thread_count(1);
       for (size_t n = next++; n < cases.size(); n = next++) {
-        check(*cases[n], Law(cases[n]->call, with_backward, cases[n]->factor));
+        check(*cases[n], law_of(cases[n]->call, with_backward, cases[n]->factor));
       }
     });
   }
@@ -55,21 +94,37 @@ void check_laws(const std::vector<const ContractCase*>& cases, bool with_backwar
     thread.join();
   }
   set_thread_count(0);
+  std::printf("largest errors as shares of the law: %s\n", Law::shares().c_str());
 }
 
-/// Runs all cases on the Hopper kernels, gradients held to `slack` times the law; returns how many
-/// they took.
-inline int expect_sm90_law(const std::vector<ContractCase>& cases, bool with_backward,
-                           double slack = 1) {
-  std::vector<const ContractCase*> pointers;
-  for (const ContractCase& c : cases) {
-    pointers.push_back(&c);
+/// Of dq and dk. Some Hopper backward kernels take dS from the P that they rounded for dV, since
+/// both do not fit the registers (docs/kernels/attention.md): its error is up to twice that of
+/// loops that round once, and where few pairs dominate a call these were up to 1.28 times luckier
+/// still, over 16 draws. The others, and the other results of these, are held to the law itself.
+inline double score_slack(const Case& call, AttentionBackend backend) {
+  if (backend == AttentionBackend::portable || backend == AttentionBackend::reference) {
+    return 1;
   }
+  const int64_t width = std::max(call.dim, call.value_dim);
+  const AttentionOptions& options = call.options;
+  const bool general = call.with_entropy || options.score.softcap != 0 ||
+                       options.score.alibi_slopes || options.dropout.probability != 0 ||
+                       options.positions.exclude_self || options.score.scale < 0;
+  const int64_t keys = call.packed_keys.empty() ? call.keys : Case::longest(call.packed_keys);
+  const auto& [left, right] = options.visibility;
+  const bool long_rows =
+      width <= 64 && keys > 512 && (left < 0 || right < 0 || left + right + 1 > 512);
+  return width > 128 || general || options.blocks.row_offsets || long_rows ? 1.5 : 1;
+}
+
+/// Runs all cases on the Hopper kernels; returns how many they took.
+inline int expect_sm90_law(const std::vector<ContractCase>& cases, bool with_backward) {
   std::atomic<int> covered = 0;
-  check_laws(pointers, with_backward, [&](const ContractCase& c, const Law& law) {
+  check_laws(pointers_to(cases), with_backward, [&](const ContractCase& c, const Law& law) {
     SCOPED_TRACE(c.name + ", D " + std::to_string(c.call.dim));
     try {
-      law.expect(AttentionBackend::sm90, DeviceExecutor(), slack);
+      law.expect(AttentionBackend::sm90, DeviceExecutor(),
+                 score_slack(c.call, AttentionBackend::sm90));
       ++covered;
     } catch (const Unsupported& refusal) {
       std::printf("  %s: %s\n", c.name.c_str(), refusal.what());

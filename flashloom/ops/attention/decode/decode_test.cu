@@ -26,23 +26,20 @@ class AttentionDecodeGpu : public testing::Test {
     DecodeCall call(description, seed += 10);
     call.run();
     call.expect_law();
-    const std::vector<double> first = values(call);
+    const Bits first = bits(call);
     call.run();
-    EXPECT_TRUE(same(first, values(call))) << "a second run gave other bits";
+    EXPECT_TRUE(first == bits(call)) << "a second run gave other bits";
   }
 
-  static std::vector<double> values(const DecodeCall& call) {
-    std::vector<double> all;
+  using Bits = std::vector<std::byte>;
+
+  static Bits bits(const DecodeCall& call) {
+    Bits all;
     for (const Tensor* tensor : {&call.out, &call.lse}) {
-      for (int64_t i = 0; i < tensor->size(); ++i) {
-        all.push_back(tensor->get(i));
-      }
+      const auto* first = static_cast<const std::byte*>(tensor->view().data);
+      all.insert(all.end(), first, first + tensor->view().bytes());
     }
     return all;
-  }
-
-  static bool same(const std::vector<double>& a, const std::vector<double>& b) {
-    return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * 8) == 0;
   }
 };
 
@@ -293,9 +290,9 @@ TEST_F(AttentionDecodeGpu, GraphsReplayWithOtherLengths) {
       cuda::check(cudaGraphLaunch(executable, stream), "cudaGraphLaunch");
       call.fetch();
       call.expect_law();
-      const std::vector<double> replayed = values(call);
+      const Bits replayed = bits(call);
       call.run();
-      EXPECT_TRUE(same(replayed, values(call))) << "a replay gave other bits than a call";
+      EXPECT_TRUE(replayed == bits(call)) << "a replay gave other bits than a call";
     }
     cudaGraphExecDestroy(executable);
     cudaGraphDestroy(graph);
@@ -308,10 +305,10 @@ TEST_F(AttentionDecodeGpu, ManyRunsGiveTheSameBits) {
     DecodeCall call(
         {.batch = 5, .queries = queries, .keys = 3000, .used_key = {3000, 17, 1234, 0, 2999}});
     call.run();
-    const std::vector<double> first = values(call);
+    const Bits first = bits(call);
     for (int round = 0; round < 30; ++round) {
       call.run();
-      ASSERT_TRUE(same(first, values(call))) << queries << " queries, run " << round;
+      ASSERT_TRUE(first == bits(call)) << queries << " queries, run " << round;
     }
   }
 }
