@@ -36,13 +36,14 @@ inline void merge_decoded_row(const DecodePlan& plan, int32_t sequence, int32_t 
   const int64_t sum_at = largest_at + plan.rows;
   float top = kNoScore;
   const ConstTensorView& sinks = plan.options->score.sinks;
-  const float sink =
-      sinks ? sinks.as<float>()[head * sinks.stride(0)] * std::numbers::log2e_v<float> : kNoScore;
+  const float natural = sinks ? sinks.as<float>()[head * sinks.stride(0)] : 0;
+  const float sink = sinks ? natural * std::numbers::log2e_v<float> : kNoScore;
   const bool exists = query < lengths.queries;
   for (int64_t n = 0; exists && n < plan.splits; ++n) {
     top = std::max(top, piece(n)[largest_at]);
   }
-  top = sinks && exists ? std::max(top, sink) : top;
+  const bool of_sink = sinks && exists && sink > top;
+  top = of_sink ? sink : top;
   float sum = sinks && exists ? std::exp2(sink - top) : 0.0f;
   for (int64_t n = 0; exists && n < plan.splits; ++n) {
     sum += piece(n)[sum_at] * std::exp2(piece(n)[largest_at] - top);
@@ -78,7 +79,9 @@ inline void merge_decoded_row(const DecodePlan& plan, int32_t sequence, int32_t 
     const TensorView lse =
         attention_head_rows(plan.outputs->lse, packed, sequence, head, lengths.query_first);
     *reinterpret_cast<float*>(mutable_row(lse, query)) =
-        sum > 0 ? natural_log(top, std::log2(sum)) : -std::numeric_limits<float>::infinity();
+        !(sum > 0) ? -std::numeric_limits<float>::infinity()
+        : of_sink  ? std::fma(std::log2(sum), std::numbers::ln2_v<float>, natural)
+                   : natural_log(top, std::log2(sum));
   }
 }
 

@@ -84,10 +84,13 @@ class ForwardOutput {
     float moment = scratch_.moment[state * kWidth + lane];
     const float order = plan_.outputs->entropy_order;
     float factor = 1;
+    float natural = 0;  // the sink, where it is the largest score
+    bool of_sink = false;
     if (plan_.options->score.sinks) {
       const ConstTensorView& sinks = plan_.options->score.sinks;
-      const float sink =
-          sinks.as<float>()[(place_.head + h) * sinks.stride(0)] * std::numbers::log2e_v<float>;
+      natural = sinks.as<float>()[(place_.head + h) * sinks.stride(0)];
+      const float sink = natural * std::numbers::log2e_v<float>;
+      of_sink = sink > largest;
       const float top = std::max(largest, sink);
       const float moved = largest - top;
       const float x = sink - top;
@@ -103,7 +106,7 @@ class ForwardOutput {
       return 0;
     }
     constexpr float kLn2 = std::numbers::ln2_v<float>;
-    lse = natural_log(largest, std::log2(sum));
+    lse = of_sink ? std::fma(std::log2(sum), kLn2, natural) : natural_log(largest, std::log2(sum));
     entropy = order == 1 ? std::log(sum) - moment / sum * kLn2
                          : (std::log(moment) - order * std::log(sum)) / (1 - order);
     return factor / sum;

@@ -321,8 +321,12 @@ class ForwardBlock {
     const ScoreRule& rule = params_.problem.score;
     const float order = params_.entropy_order;
     float factor = 1;
+    float natural = 0;  // the sink, where it is the largest score
+    bool of_sink = false;
     if (rule.sinks != nullptr) {
-      const float sink = rule.sinks[head_ * rule.sink_stride] * kLog2E;
+      natural = rule.sinks[head_ * rule.sink_stride];
+      const float sink = natural * kLog2E;
+      of_sink = sink > row.top;
       const float top = fmaxf(row.top, sink);
       const float base = top == -infinity() ? 0 : top;
       const bool seen = row.top != -infinity();
@@ -340,7 +344,7 @@ class ForwardBlock {
     if (!(row.sum > 0)) {
       return row.sum == 0 ? 0 : row.sum;  // NaN stays NaN
     }
-    lse = natural_log(row.top, log2f(row.sum));
+    lse = of_sink ? fmaf(log2f(row.sum), kLn2, natural) : natural_log(row.top, log2f(row.sum));
     entropy = order == 1 ? logf(row.sum) - row.moment / row.sum * kLn2
                          : (logf(row.moment) - order * logf(row.sum)) / (1 - order);
     return factor / row.sum;
