@@ -30,6 +30,11 @@ __device__ __forceinline__ void fence_async_shared() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
+/// Orders accesses to global memory before later ones of the copy engine.
+__device__ __forceinline__ void fence_async_global() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
 /// Moves registers between warpgroups; every warp of the warpgroup executes it.
 template <int kRegisters>
 __device__ __forceinline__ void register_limit_raise() {

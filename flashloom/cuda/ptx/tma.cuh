@@ -52,6 +52,15 @@ __device__ __forceinline__ void bulk_load(void* shared, const void* global, uint
       : "memory");
 }
 
+/// Copies `bytes` (a multiple of 16, 16-byte aligned) from shared to global memory; complete after
+/// bulk_wait().
+__device__ __forceinline__ void bulk_store(void* global, const void* shared, uint32_t bytes) {
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(
+                   reinterpret_cast<uint64_t>(global)),
+               "r"(shared_address(shared)), "r"(bytes)
+               : "memory");
+}
+
 /// Adds `bytes` of f32 from shared to global memory; complete after bulk_wait().
 __device__ __forceinline__ void bulk_reduce_add_f32(void* global, const void* shared,
                                                     uint32_t bytes) {

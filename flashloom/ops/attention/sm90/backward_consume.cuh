@@ -27,6 +27,11 @@ struct BackwardConsumer {
     issue_rows_by_rows<T, kDim, Shape::kKeys, kQueries, kQueries>(d, a, b);
   }
 
+  /// dP, on top of -delta where that is read early.
+  static __device__ __forceinline__ void issue_values(float (&d)[kScores], uint32_t a, uint32_t b) {
+    issue_rows_by_rows<T, kDim, Shape::kKeys, kQueries, kQueries, Shape::kEarly>(d, a, b);
+  }
+
   static __device__ __forceinline__ void issue_keys(float (&d)[kDim / 2],
                                                     const uint32_t (&a)[kScores / 2], uint32_t b) {
     issue_registers_by_tile<T, kDim, kQueries>(d, a, b);
@@ -37,6 +42,16 @@ struct BackwardConsumer {
   static __device__ __forceinline__ void issue_queries(float (&d)[kSums], uint32_t ds, uint32_t k) {
     issue_columns_by_columns<T, Shape::kKeys, Shape::kQueryColumns>(d, Shape::kSwapped ? k : ds,
                                                                     Shape::kSwapped ? ds : k);
+  }
+
+  /// -delta in each place of dP.
+  static __device__ __forceinline__ void shift(float (&dp)[kScores], const float* delta) {
+#pragma unroll
+    for (int j = 0; j < kQueries / 8; ++j) {
+      const float2 value = *reinterpret_cast<const float2*>(delta + 8 * j);
+      dp[4 * j] = dp[4 * j + 2] = -value.x;
+      dp[4 * j + 1] = dp[4 * j + 3] = -value.y;
+    }
   }
 
   /// dS = P (dP - delta), rounded. In general scores dP is what dropout keeps of it, and `slopes`
@@ -50,7 +65,10 @@ struct BackwardConsumer {
     using namespace cuda;
 #pragma unroll
     for (int j = 0; j < kQueries / 8; ++j) {
-      const float2 shift = *reinterpret_cast<const float2*>(delta + 8 * j);
+      float2 less = {0, 0};
+      if constexpr (!Shape::kEarly) {
+        less = *reinterpret_cast<const float2*>(delta + 8 * j);
+      }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int at = 4 * j + 2 * half;
@@ -67,7 +85,11 @@ struct BackwardConsumer {
           x = (kept >> at & 1) != 0 ? x * keep : 0;
           y = (kept >> (at + 1) & 1) != 0 ? y * keep : 0;
         }
-        ds[at / 2] = pack2<T>(p[0] * (x - shift.x), p[1] * (y - shift.y));
+        if constexpr (!Shape::kEarly) {
+          x -= less.x;
+          y -= less.y;
+        }
+        ds[at / 2] = pack2<T>(p[0] * x, p[1] * y);
       }
     }
   }
@@ -103,39 +125,26 @@ struct BackwardConsumer {
     }
   }
 
-  /// Adds this warpgroup's part of dQ of the `step`-th step, in its turn if there are turns.
-  static __device__ __forceinline__ void add(float* sum, const float (&dq)[kSums],
-                                             BackwardBarriers<Shape>& barriers, int32_t group,
-                                             bool turns, uint32_t step, uint32_t lane) {
-    // Of 96 columns the second warpgroup has half as many as the first.
-    const int vectors = kDim == 96 && group == 1 ? kSums / 8 : kSums / 4;
-    bool first = false;
-    if (turns) {
-      cuda::mbarrier_wait(&barriers.turn[group][step % 2], step / 2 % 2, {"a consumer", "turn"});
-      first = barriers.first[group][step % 2];
-    }
-    if (first) {  // the sums hold anything
+  /// Leaves this warpgroup's part of dQ to the thread that adds it to the others.
+  static __device__ __forceinline__ void give(const float (&dq)[kSums],
+                                              const BackwardShared<Shape>& shared, int32_t group,
+                                              const cuda::PipelineState<Shape::kSumStages>& place,
+                                              uint32_t thread) {
+    using namespace cuda;
+    BackwardBarriers<Shape>& barriers = shared.barriers();
+    mbarrier_wait(&barriers.sum_empty[group][place.stage], place.parity ^ 1,
+                  {"a consumer", "sum_empty"});
+    auto* to = reinterpret_cast<float4*>(shared.sum(group, place.stage)) + thread;
 #pragma unroll
-      for (int i = 0; i < kSums / 4; ++i) {
-        if (i < vectors) {
-          *reinterpret_cast<float4*>(sum + 512 * i) =
-              make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
-        }
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < kSums / 4; ++i) {
-        if (i < vectors) {
-          cuda::reduce_add_f32x4(sum + 512 * i, dq[4 * i], dq[4 * i + 1], dq[4 * i + 2],
-                                 dq[4 * i + 3]);
-        }
+    for (int i = 0; i < kSums / 4; ++i) {
+      if (kDim != 96 || i * 128 * 16 < Shape::sum_bytes(group)) {
+        to[128 * i] = make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
       }
     }
-    if (turns) {
-      __syncwarp();
-      if (lane == 0) {
-        cuda::mbarrier_arrive(&barriers.added[group][step % 2]);
-      }
+    fence_async_shared();
+    __syncwarp();
+    if (thread % 32 == 0) {
+      mbarrier_arrive(&barriers.sum_full[group][place.stage]);
     }
   }
 
@@ -196,17 +205,11 @@ struct BackwardConsumer {
       uint32_t weights[kScores / 2], ds[kScores / 2];
       uint32_t slopes[kScores / 2] = {};  // in general scores
       uint32_t kept = 0xffffffffu;
-      const bool turns = takes_turns<Shape>(params);
-      uint32_t taken = 0;  // turns
       uint32_t buffer_index = 0;
+      PipelineState<Shape::kSumStages> sum_place;
 
       auto step_at = [&](uint32_t stage) -> BackwardStep {
         return Shape::kLists ? barriers.steps[stage] : walk;
-      };
-      auto sum_of = [&](const BackwardStep& at) {
-        const int64_t first =
-            first_place(problem, sequence, work.batch, at.head, params.query_tiles, kQueries);
-        return params.dq + (first + at.t) * (kQueries * kDim) + group * (kSums * 128) + thread * 4;
       };
       auto wait_for = [&](uint64_t* full, char* tile, int32_t t) {
         mbarrier_wait(full, place.parity, {"a consumer", "q_full or dout_full"});
@@ -214,13 +217,17 @@ struct BackwardConsumer {
           zero_rows<Shape::kPanels>(tile, tail_rows, kQueries, row_barrier);
         }
       };
-      auto release = [&](uint32_t stage) {
+      auto release_values = [&](uint32_t stage) {
+        if (lane == 0) {
+          mbarrier_arrive(&barriers.dout_empty[stage]);
+        }
+      };
+      auto release_queries = [&](uint32_t stage) {
         if constexpr (Shape::kLists) {
           __syncwarp();  // all lanes have read the step
         }
         if (lane == 0) {
           mbarrier_arrive(&barriers.q_empty[stage]);
-          mbarrier_arrive(&barriers.dout_empty[stage]);
         }
       };
 
@@ -231,22 +238,84 @@ struct BackwardConsumer {
         zero_rows<Shape::kPanels>(shared.k(), keys, Shape::kKeys, row_barrier);
         zero_rows<Shape::kPanels>(shared.v(), keys, Shape::kKeys, row_barrier);
       }
+      auto start_scores = [&] {
+        wgmma_hold(scores);
+        wgmma_fence();
+        issue_scores(scores, own_k, shared_address(shared.q(place.stage)));
+      };
+      auto start_keys = [&](uint32_t stage) {
+        wgmma_hold(ds);
+        wgmma_hold(dk);
+        wgmma_fence();
+        issue_keys(dk, ds, shared_address(shared.q(stage)));
+      };
+      auto start_values = [&](uint32_t stage) {
+        wgmma_hold(weights);
+        wgmma_hold(dv);
+        wgmma_fence();
+        issue_keys(dv, weights, shared_address(shared.dout(stage)));
+      };
+      auto start_queries = [&](uint32_t buffer) {
+        fence_async_shared();
+        named_barrier_sync(1, 256, {"a consumer", "the other's dS"});
+        wgmma_hold(dq);
+        wgmma_fence();
+        issue_queries(dq, buffer + dq_ds, dq_k);
+      };
+      // The next step, whose tile of queries has come.
+      auto next = [&] {
+        place.advance();
+        if constexpr (Shape::kLists) {
+          mbarrier_wait(&barriers.q_full[place.stage], place.parity, {"a consumer", "q_full"});
+          more = step_at(place.stage).t >= 0;
+        } else {
+          more = walk.advance(params, work);
+        }
+        if (more) {
+          wait_for(&barriers.q_full[place.stage], shared.q(place.stage), step_at(place.stage).t);
+        }
+      };
+      float2 lse[kScores / 4];
+      // What a step needs beside its tile of queries; after the last one it is read from a stale
+      // tile.
+      auto read_rows = [&] {
+        if (more) {
+          wait_for(&barriers.dout_full[place.stage], shared.dout(place.stage),
+                   step_at(place.stage).t);
+        }
+        load_rows<kScores>(lse, shared.lse(place.stage) + 2 * (lane % 4));
+        shift(dp, shared.delta(place.stage) + 2 * (lane % 4));
+      };
       wait_for(&barriers.q_full[0], shared.q(0), step_at(0).t);
-      wgmma_hold(scores);
-      wgmma_fence();
-      issue_scores(scores, own_k, shared_address(shared.q(0)));
+      if constexpr (Shape::kAhead) {
+        start_scores();
+      } else if constexpr (Shape::kEarly) {
+        read_rows();
+      }
       while (true) {
         const uint32_t stage = place.stage;
         const int32_t t = step_at(stage).t;
-        const float* lse = shared.lse(stage) + 2 * (lane % 4);
         const float* delta = shared.delta(stage) + 2 * (lane % 4);
-        wgmma_wait<0>();
-        wgmma_hold(scores);
+        if constexpr (Shape::kAhead) {
+          wgmma_wait<0>();
+          wgmma_hold(scores);
+        } else {
+          if constexpr (Shape::kEarly) {
+            wgmma_hold(dp);
+          }
+          start_scores();
+        }
         if constexpr (!Shape::kAdjusts) {
-          wait_for(&barriers.dout_full[stage], shared.dout(stage), t);
-          wgmma_hold(dp);
-          wgmma_fence();
-          issue_scores(dp, own_v, shared_address(shared.dout(stage)));
+          if constexpr (!Shape::kEarly) {
+            wait_for(&barriers.dout_full[stage], shared.dout(stage), t);
+            wgmma_hold(dp);
+            wgmma_fence();
+          }
+          issue_values(dp, own_v, shared_address(shared.dout(stage)));
+        }
+        if constexpr (!Shape::kAhead) {
+          wgmma_wait<1>();
+          wgmma_hold(scores);
         }
         float factor = scale_log2;
         if constexpr (Shape::kAdjusts) {
@@ -283,7 +352,11 @@ struct BackwardConsumer {
         if (t < open || t >= closed) {
           hide_queries(scores, sequence, own_key, t * kQueries, lane);
         }
-        exponentials<T>(scores, weights, factor, lse);
+        if constexpr (Shape::kEarly) {
+          exponentials<T>(scores, weights, factor, lse);
+        } else {
+          exponentials<T>(scores, weights, factor, shared.lse(stage) + 2 * (lane % 4));
+        }
         if constexpr (Shape::kAdjusts) {
           wait_for(&barriers.dout_full[stage], shared.dout(stage), t);
           uint32_t dropped[kScores / 2];
@@ -311,12 +384,11 @@ struct BackwardConsumer {
           wgmma_fence();
           issue_scores(dp, own_v, shared_address(shared.dout(stage)));
           wgmma_wait<0>();
-        } else {
-          wgmma_hold(weights);
-          wgmma_hold(dv);
-          wgmma_fence();
-          issue_keys(dv, weights, shared_address(shared.dout(stage)));
+        } else if constexpr (Shape::kAhead) {
+          start_values(stage);
           wgmma_wait<1>();
+        } else {
+          wgmma_wait<0>();
         }
         wgmma_hold(dp);
         float keep = params.score.keep;
@@ -331,49 +403,53 @@ struct BackwardConsumer {
         const uint32_t buffer = shared_address(shared.ds(buffer_index));
         buffer_index ^= 1;
         store_gradients(ds, buffer, store_row, lane);
-        wgmma_hold(ds);
-        wgmma_hold(dk);
-        wgmma_fence();
-        issue_keys(dk, ds, shared_address(shared.q(stage)));
-        fence_async_shared();
-        named_barrier_sync(1, 256, {"a consumer", "the other's dS"});
-        wgmma_hold(dq);
-        wgmma_fence();
-        issue_queries(dq, buffer + dq_ds, dq_k);
-        wgmma_wait<1>();
-        wgmma_hold(dk);
-        wgmma_hold(dv);
-        if constexpr (!Shape::kAdjusts) {
-          wgmma_hold(weights);
-        }
-        wgmma_hold(ds);
-        float* sum = sum_of(step_at(stage));
-        release(stage);
-        place.advance();
-        if constexpr (Shape::kLists) {
-          mbarrier_wait(&barriers.q_full[place.stage], place.parity, {"a consumer", "q_full"});
-          more = step_at(place.stage).t >= 0;
+        if constexpr (Shape::kAhead) {
+          start_keys(stage);
+          start_queries(buffer);
+          wgmma_wait<1>();
+          wgmma_hold(dk);
+          wgmma_hold(dv);
+          if constexpr (!Shape::kAdjusts) {
+            wgmma_hold(weights);
+          }
+          wgmma_hold(ds);
+          release_values(stage);
+          release_queries(stage);
+          next();
+          // After the last step these scores are computed from a stale tile and never used:
+          // cheaper than a second loop body.
+          start_scores();
+          wgmma_wait<1>();
+          wgmma_hold(dq);
+          give(dq, shared, group, sum_place, thread);
         } else {
-          more = walk.advance(params, work);
+          start_values(stage);
+          start_queries(buffer);
+          start_keys(stage);
+          wgmma_wait<1>();
+          wgmma_hold(dv);
+          wgmma_hold(weights);
+          wgmma_hold(dq);
+          release_values(stage);
+          give(dq, shared, group, sum_place, thread);
+          next();
+          if constexpr (Shape::kEarly) {
+            read_rows();
+          }
+          wgmma_wait<0>();
+          wgmma_hold(dk);
+          wgmma_hold(ds);
+          release_queries(stage);
         }
-        if (more) {
-          wait_for(&barriers.q_full[place.stage], shared.q(place.stage), step_at(place.stage).t);
-        }
-        // After the last step these scores are computed from a stale tile and never used: cheaper
-        // than a second loop body.
-        wgmma_hold(scores);
-        wgmma_fence();
-        issue_scores(scores, own_k, shared_address(shared.q(place.stage)));
-        wgmma_wait<1>();
-        wgmma_hold(dq);
-        add(sum, dq, barriers, group, turns, taken, lane);
-        ++taken;
+        sum_place.advance();
         if (!more) {
           break;
         }
       }
-      wgmma_wait<0>();
-      wgmma_hold(scores);
+      if constexpr (Shape::kAhead) {
+        wgmma_wait<0>();
+        wgmma_hold(scores);
+      }
     }
     const int64_t batch = problem.cu_key != nullptr ? 0 : work.batch;
     const int32_t rows = sequence.key_rows;

@@ -36,12 +36,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       mbarrier_init(&barriers.v_full, 1);
       init_ring(barriers.q_full, barriers.q_empty, 1, 8);
       init_ring(barriers.dout_full, barriers.dout_empty, 1, 8);
-      for (int i = 0; i < 2; ++i) {
-        for (int j = 0; j < 2; ++j) {
-          mbarrier_init(&barriers.turn[i][j], 1);
-          mbarrier_init(&barriers.added[i][j], 4);
-        }
-      }
+      init_ring(barriers.sum_full[0], barriers.sum_empty[0], 4, 1);
+      init_ring(barriers.sum_full[1], barriers.sum_empty[1], 4, 1);
     });
   }
   __syncthreads();
@@ -66,16 +62,15 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         backward_produce<Shape>(params, work, &maps.dout, params.delta,
                                 Shape::kAdjusts ? params.dentropy : nullptr, shared.dout(0),
                                 shared.delta(0), barriers.dout_full, barriers.dout_empty, nullptr);
-      } else if (takes_turns<Shape>(params) && threadIdx.x % 32 == 0) {
-        backward_take_turns<Shape>(params, work, barriers,
-                                   static_cast<int32_t>(threadIdx.x / 32) - 2);
+      } else if (threadIdx.x % 32 == 0) {
+        backward_add<Shape>(params, work, shared, static_cast<int32_t>(threadIdx.x / 32) - 2);
       }
     }
   } else {
     register_limit_raise<Shape::kConsumerRegisters>();
     BackwardConsumer<Shape> consumer;
     // At 64 columns registers suffice for what turns need, and shared memory costs 5 %.
-    constexpr bool kFew = Shape::kLists || (kShares && Shape::kDim > 64);
+    constexpr bool kFew = Shape::kLists || (kShares && (Shape::kDim > 64 || !Shape::kExact));
     consumer.run(params, kFew ? shared.work() : found, shared, warpgroup - 1);
   }
 }

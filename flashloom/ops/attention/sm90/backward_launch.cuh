@@ -31,7 +31,7 @@ inline RankLists rank_lists(const AttentionBlocks& mask) {
 }
 
 struct BackwardWorkspace {
-  int64_t lse, delta, dentropy, dq, turns, ranks, counts, end;
+  int64_t lse, delta, dentropy, dq, added, ranks, counts, end;
   int64_t query_tiles;  // a head
   int64_t places;
 };
@@ -53,8 +53,8 @@ inline BackwardWorkspace backward_workspace(const AttentionInputs& inputs,
   workspace.dentropy = workspace.delta + aligned(workspace.places * queries * 4);
   workspace.dq =
       workspace.dentropy + (saved.dentropy ? aligned(workspace.places * queries * 4) : 0);
-  workspace.turns = workspace.dq + workspace.places * queries * sums * 4;
-  workspace.ranks = workspace.turns + aligned(workspace.places * 8);
+  workspace.added = workspace.dq + workspace.places * queries * sums * 4;
+  workspace.ranks = workspace.added + aligned(workspace.places * 8);
   const AttentionBlocks& mask = options.blocks;
   workspace.counts = workspace.ranks;
   if (mask.rows) {
@@ -165,9 +165,10 @@ inline BackwardParams backward_params(const BackwardCall& call, const BackwardRo
   params.delta = rows.delta;
   params.dentropy = rows.padded_dentropy;
   params.dq = rows.dq_sum;
-  params.turns = rows.turns;
+  params.added = rows.added;
   params.scale = rows.scale;
   params.accumulate = rows.accumulate;
+  params.in_turn = call.options.execution.deterministic;
   params.query_tiles = rows.query_tiles;
   params.score = backward_score(call.options);
   const bool packed = rows.problem.cu_key != nullptr;
@@ -274,7 +275,11 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   const bool deterministic = options.execution.deterministic;
   BackwardRowParams rows = backward_rows(call, place, memory);
   rows.dq_sum = reinterpret_cast<float*>(memory + place.dq);
-  rows.turns = deterministic ? reinterpret_cast<int32_t*>(memory + place.turns) : nullptr;
+  // Claims cost a trip to memory now and then, clearing a pass over the sums.
+  constexpr int32_t kClaimedKeys = 4096;
+  if (deterministic || rows.problem.key_length <= kClaimedKeys) {
+    rows.added = reinterpret_cast<int32_t*>(memory + place.added);
+  }
   launch_backward_prepare<typename Shape::T, Shape::kDim, Shape::kQueries>(rows, place.places,
                                                                            stream);
   BackwardParams params = backward_params(call, rows, Shape::kKeys);

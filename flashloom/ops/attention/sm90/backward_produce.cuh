@@ -4,12 +4,13 @@
 
 #include <cstdint>
 
+#include "flashloom/cuda/ptx/barrier.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/ops/attention/sm90/backward_schedule.cuh"
 
 // The backward kernel's producer warpgroup, one thread in each of four warps: two stream tiles, two
-// keep the order of sums.
+// add up dQ.
 
 namespace flashloom::sm90 {
 
@@ -75,65 +76,117 @@ __device__ __forceinline__ void add_release(int32_t* place) {
   asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(place) : "memory");
 }
 
+__device__ __forceinline__ void store_release(int32_t* place, int32_t value) {
+  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(place), "r"(value) : "memory");
+}
+
+/// What `place` held; takes `value` if that was 0.
+__device__ __forceinline__ int32_t claim(int32_t* place, int32_t value) {
+  int32_t found;
+  asm volatile("atom.acquire.gpu.global.cas.b32 %0, [%1], 0, %2;"
+               : "=r"(found)
+               : "l"(place), "r"(value)
+               : "memory");
+  return found;
+}
+
 /// Polls after which a wait is given up: more than 10 s. Lengths that contradict each other could
 /// make a turn never come.
 inline constexpr int32_t kMostPolls = 1 << 25;
 
-/// Lets a warpgroup add to its part of a tile of dQ when the tiles of keys before have, and passes
-/// the turn on; a thread of its own, so that no consumer waits for a trip to memory. It asks for
-/// the next turn while the adds of this one run.
+/// Waits until `count` is `value`.
+__device__ __forceinline__ void wait_for_count(const int32_t* count, int32_t value,
+                                               int32_t* status) {
+  const cuda::HangGuard guard;
+  int32_t polls = 0;
+  while (load_acquire(count) != value) {
+    guard.poll({"a thread that adds", "other blocks"}, static_cast<uint32_t>(value));
+    if (++polls > kMostPolls) {
+      if (status != nullptr) {
+        *status = 1;
+      }
+      break;
+    }
+  }
+}
+
+/// Adds a warpgroup's parts of dQ to the sums in memory as they come, so that no consumer waits for
+/// memory. Where nothing was cleared, whoever comes first to a part stores. In turn, that is the
+/// first tile of keys, and each waits for the one before; else the first that claims the part, and
+/// the others wait until it has stored. How far the next part's sums are is asked while this one's
+/// are on their way.
 template <class Shape>
-__device__ __forceinline__ void backward_take_turns(const BackwardParams& params,
-                                                    const BackwardWork& work,
-                                                    BackwardBarriers<Shape>& barriers,
-                                                    int32_t group) {
+__device__ __forceinline__ void backward_add(const BackwardParams& params, const BackwardWork& work,
+                                             const BackwardShared<Shape>& shared, int32_t group) {
   using namespace cuda;
+  constexpr int32_t kClaimed = 1, kStored = 2;
+  BackwardBarriers<Shape>& barriers = shared.barriers();
+  const bool turns = takes_turns<Shape>(params);
+  const bool claims = !turns && params.added != nullptr;
+  PipelineState<Shape::kSumStages> place;
   BackwardWalk<Shape> walk;
   bool more = walk.start(params, work);
-  // Numbers of turns, not addresses: registers are few.
-  uint32_t turn = 0, older = 0, newer = 0;
-  int32_t rank = 0;
-  uint32_t granted = 0, released = 0;
-  int32_t polls = 0;
-  cuda::HangGuard guard;  // since the last turn
+  uint32_t part = 0;    // of the sums
+  int32_t awaited = 0;  // what its count is to be
+  int32_t count = 0;    // what it was
   auto look_up = [&] {
     const int64_t first = first_place(params.problem, work.sequence, work.batch, walk.head,
                                       params.query_tiles, Shape::kQueries);
-    turn = 2 * static_cast<uint32_t>(first + walk.t) + static_cast<uint32_t>(group);
-    rank = backward_rank<Shape>(params, work, walk);
+    part = 2 * static_cast<uint32_t>(first + walk.t) + static_cast<uint32_t>(group);
+    if (turns) {
+      awaited = backward_rank<Shape>(params, work, walk);
+    }
+    if (turns || claims) {
+      count = load_acquire(params.added + part);
+    }
   };
   if (more) {
     look_up();
   }
-  while (more || released < granted) {
-    guard.poll({"the keeper of turns", "the turn of other blocks, or added"}, granted);
-    if (more && granted - released < 2) {
-      const bool late = ++polls > kMostPolls;
-      if (load_acquire(params.turns + turn) == rank || late) {
-        if (late && params.problem.status != nullptr) {
-          *params.problem.status = 1;
-        }
-        barriers.first[group][granted % 2] = rank == 0;
-        mbarrier_arrive(&barriers.turn[group][granted % 2]);
-        (granted == released ? older : newer) = turn;
-        ++granted;
-        polls = 0;
-        guard = cuda::HangGuard();
-        more = walk.advance(params, work);
-        if (more) {
-          look_up();
-        }
+  while (more) {
+    if (turns && count != awaited) {
+      wait_for_count(params.added + part, awaited, params.problem.status);
+    }
+    mbarrier_wait(&barriers.sum_full[group][place.stage], place.parity,
+                  {"a thread that adds", "sum_full"});
+    bool first = turns && awaited == 0;
+    if (claims && count != kStored) {
+      // Not before, and given back before the next part is waited for: blocks that wait for their
+      // own consumers while others wait for them could wait for each other.
+      count = claim(params.added + part, kClaimed);
+      first = count == 0;
+      if (count == kClaimed) {
+        wait_for_count(params.added + part, kStored, params.problem.status);
       }
     }
-    if (released < granted &&
-        mbarrier_test(&barriers.added[group][released % 2], released / 2 % 2)) {
-      // The adds of the warpgroup's threads come before: its arrivals release them to this thread,
-      // the fence and this thread's release to the device.
-      __threadfence();
-      add_release(params.turns + older);
-      older = newer;
-      ++released;
-      guard = cuda::HangGuard();
+    if (turns || claims) {
+      // What others' copies wrote comes before what this thread's will.
+      fence_async_global();
+    }
+    const char* from = shared.sum(group, place.stage);
+    float* to = params.dq + int64_t{part / 2} * (Shape::kQueries * Shape::kDim) +
+                group * (Shape::kSumBytes / 4);
+    if (first) {  // the sums hold anything
+      bulk_store(to, from, Shape::sum_bytes(group));
+    } else {
+      bulk_reduce_add_f32(to, from, Shape::sum_bytes(group));
+    }
+    bulk_commit();
+    bulk_wait_read<0>();
+    mbarrier_arrive(&barriers.sum_empty[group][place.stage]);
+    place.advance();
+    const uint32_t before = part;
+    more = walk.advance(params, work);
+    if (more) {
+      look_up();
+    }
+    if (turns || first) {
+      bulk_wait<0>();
+      if (turns) {
+        add_release(params.added + before);
+      } else {
+        store_release(params.added + before, kStored);
+      }
     }
   }
 }

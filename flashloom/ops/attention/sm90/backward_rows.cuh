@@ -20,7 +20,7 @@ struct BackwardRowParams {
   float *padded_lse, *delta;
   float* padded_dentropy;  // or null
   float* dq_sum;           // or null: no kernel adds up dQ in memory
-  int32_t* turns;          // two a place, or null
+  int32_t* added;          // two a place, or null
   const float* sinks;
   float* dsinks;
   int64_t sinks_stride, dsinks_stride;
@@ -57,8 +57,8 @@ __device__ __forceinline__ RowTile row_tile(const BackwardRowParams& params, int
   return result;
 }
 
-/// delta = sum(dout * out) - dlse and lse in powers of two, in rows padded to whole tiles; clears
-/// the turns, or the sums of dQ where there are none. One block of 256 threads a place.
+/// delta = sum(dout * out) - dlse and lse in powers of two, in rows padded to whole tiles; nothing
+/// has been added to dQ. One block of 256 threads a place.
 template <class T, int kDim, int kQueries>
 __global__ void __launch_bounds__(256)
     attention_backward_prepare_kernel(const __grid_constant__ BackwardRowParams params) {
@@ -68,10 +68,10 @@ __global__ void __launch_bounds__(256)
     return;
   }
   const int64_t batch = params.problem.cu_query != nullptr ? 0 : tile.batch;
-  if (params.turns != nullptr && threadIdx.x < 2) {
-    params.turns[2 * tile.place + threadIdx.x] = 0;
+  if (params.added != nullptr && threadIdx.x < 2) {
+    params.added[2 * tile.place + threadIdx.x] = 0;
   }
-  if (params.dq_sum != nullptr && params.turns == nullptr) {
+  if (params.dq_sum != nullptr && params.added == nullptr) {
     auto* sums = reinterpret_cast<float4*>(params.dq_sum + tile.place * kQueries * kDim);
 #pragma unroll
     for (int i = 0; i < kQueries * kDim / 1024; ++i) {
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(256)
                      group * kVectors * 128 + threadIdx.x % 128;
   // Of 96 columns the second warpgroup has half as many as the first.
   const int vectors = kDim == 96 && group == 1 ? kVectors / 2 : kVectors;
-  // Whoever comes first in a fixed order stores its part; nobody may have.
-  const bool any = params.turns == nullptr || params.turns[2 * tile.place + group] != 0;
+  // Whoever comes first stores its part; nobody may have.
+  const bool any = params.added == nullptr || params.added[2 * tile.place + group] != 0;
   float4 sum[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {

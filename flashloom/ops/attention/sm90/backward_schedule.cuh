@@ -53,7 +53,7 @@ __device__ __forceinline__ int32_t place_in_circle(int32_t own, int32_t count, i
 template <class Shape>
 __device__ __forceinline__ bool takes_turns(const BackwardParams& params) {
   return Shape::kTurns == BackwardTurns::always ||
-         (Shape::kTurns == BackwardTurns::maybe && params.turns != nullptr);
+         (Shape::kTurns == BackwardTurns::maybe && params.in_turn);
 }
 
 /// The work of a block: tile `tile` of the keys of a key-value head, or of a packed head.

@@ -31,9 +31,10 @@ struct BackwardParams {
   const float* delta;     // by place: sum of dout * out, less dlse, plus dentropy * entropy
   const float* dentropy;  // by place, in general scores; or null
   float* dq;              // by place: sums in the order of accumulator fragments
-  int32_t* turns;         // by place, one a warpgroup, zero: sums in a fixed order; or null
+  int32_t* added;         // by place, one a warpgroup, zero: how far the sums are
   float scale;
   bool accumulate;      // add to dk, dv (f32)
+  bool in_turn;         // sums in a fixed order
   bool cyclic;          // key tiles start at different queries: sums in any order, no window
   bool late_first;      // late keys first
   int32_t query_tiles;  // places a head
@@ -44,7 +45,7 @@ struct BackwardParams {
   BackwardBlocks blocks;
 };
 
-/// Whether blocks add to dQ in a fixed order; `maybe`: where params.turns is not null.
+/// Whether blocks add to dQ in a fixed order; `maybe`: where params.in_turn says so.
 enum class BackwardTurns { never, maybe, always };
 
 /// How a kernel works.
@@ -53,6 +54,7 @@ struct BackwardForm {
   int queries;   // a tile; keys are 128, 64 a warpgroup
   bool swapped;  // dQ is computed transposed, half of the columns a warpgroup
   bool rounded;  // dS from P as rounded for dV, which frees the registers of P
+  bool early;    // lse and delta are read before the scores are computed: 2 registers a query more
   bool lists;    // may walk the lists of a block mask
   bool adjusts;  // softcap, ALiBi, dropout, exclude_self, dentropy
   bool exact;    // tensors have just these columns
@@ -71,6 +73,11 @@ struct BackwardShape {
   static constexpr bool kLists = kForm.lists;
   static constexpr bool kAdjusts = kForm.adjusts;
   static constexpr bool kExact = kForm.exact;
+  static constexpr bool kEarly = kForm.early;
+  // Whether the next scores are issued before a step's dQ is ready, and dK before it: it takes
+  // fewer registers, which lists need at 64 columns.
+  static constexpr bool kAhead = kAdjusts || (kLists && kDim == 64);
+  static_assert(!kEarly || !kAhead);
   static constexpr BackwardTurns kTurns = kForm.turns;
   // A warpgroup's part of dQ: 64 columns x queries if swapped, else 64 queries x 64 columns. The
   // warpgroups split the columns; with 64 columns they split the queries. Of 96 columns the second
@@ -80,24 +87,35 @@ struct BackwardShape {
   static_assert(kDim > 64 || kSwapped || kQueries == 128);
   static_assert(kDim != 96 || !kSwapped);
   static constexpr int kPanels = (kDim + 63) / 64;
+  // Buffers a warpgroup for its part of dQ on its way to memory; one more where it may wait for
+  // its turn.
+  static constexpr int kSumStages = kTurns == BackwardTurns::never ? 1 : 2;
   static constexpr int kThreads = 384;
-  // Producers that walk lists need more than 24 registers. A block has 504 for three warpgroups
-  // (168 a thread): asking for more waits for ever.
-  static constexpr bool kLeanProducer = !kLists && kDim != 96;
+  // Producers that walk lists or sum in either mode need more than 24 registers. A block has 504
+  // for three warpgroups (168 a thread): asking for more waits for ever.
+  static constexpr bool kLeanProducer = !kLists && kTurns != BackwardTurns::maybe;
   static constexpr int kProducerRegisters = kLeanProducer ? 24 : 40;
   static constexpr int kConsumerRegisters = kLeanProducer ? 240 : 232;
   static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 504);
-  static constexpr uint32_t kScorePanels = (kQueries + 63) / 64;
   static constexpr uint32_t kKeyBytes = kKeys * kPanels * 128;
   static constexpr uint32_t kQueryBytes = kQueries * kPanels * 128;
-  static constexpr uint32_t kScoreBytes = kScorePanels * cuda::panel_bytes(kKeys);
+  static constexpr uint32_t kScoreBytes = kKeys * kQueries * 2;
   static constexpr uint32_t kRowBytes = kQueries * 4;
   static constexpr uint32_t kBarrierBytes = 1024;
   // Tiles start at multiples of 1024 bytes.
   static constexpr uint32_t kRowArrays = kAdjusts ? 3 : 2;  // lse, delta, dentropy
   static constexpr uint32_t kRowsBytes = (kRowArrays * kStages * kRowBytes + 1023) / 1024 * 1024;
-  static constexpr uint32_t kSharedBytes =
-      kBarrierBytes + kRowsBytes + 2 * kKeyBytes + 2 * kStages * kQueryBytes + 2 * kScoreBytes;
+  // A warpgroup's part of dQ.
+  static constexpr uint32_t kSumBytes = 64 * kQueryColumns * 4;
+  static constexpr uint32_t kSharedBytes = kBarrierBytes + kRowsBytes + 2 * kKeyBytes +
+                                           2 * kStages * kQueryBytes + 2 * kScoreBytes +
+                                           2 * kSumStages * kSumBytes;
+  static_assert(kSharedBytes <= 227 * 1024);
+
+  /// Of 96 columns the second warpgroup has half as many as the first.
+  static __device__ __forceinline__ uint32_t sum_bytes(int32_t group) {
+    return kDim == 96 && group == 1 ? kSumBytes / 2 : kSumBytes;
+  }
 };
 
 /// A block's keys and the tiles of queries [begin, end) that may see them.
@@ -120,9 +138,7 @@ struct BackwardBarriers {
   uint64_t k_full, v_full;
   uint64_t q_full[Shape::kStages], q_empty[Shape::kStages];
   uint64_t dout_full[Shape::kStages], dout_empty[Shape::kStages];
-  // By warpgroup and step modulo 2: may add its part of dQ; has added it.
-  uint64_t turn[2][2], added[2][2];
-  bool first[2][2];                    // of a turn: nothing has been added yet
+  uint64_t sum_full[2][Shape::kSumStages], sum_empty[2][Shape::kSumStages];  // by warpgroup
   BackwardStep steps[Shape::kStages];  // of each tile of q, where lists may be walked
 };
 
@@ -166,6 +182,11 @@ struct BackwardShared {
 
   __device__ __forceinline__ char* ds(uint32_t buffer) const {
     return q(2 * Shape::kStages) + buffer * Shape::kScoreBytes;
+  }
+
+  /// Where a warpgroup leaves its part of dQ.
+  __device__ __forceinline__ char* sum(int32_t group, uint32_t stage) const {
+    return ds(2) + (group * Shape::kSumStages + stage) * Shape::kSumBytes;
   }
 };
 
