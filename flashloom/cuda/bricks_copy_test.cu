@@ -221,8 +221,8 @@ TEST(Bricks, MapsRefuseWhatTheCopyEngineCannot) {
   EXPECT_NO_THROW(make_tile_map(view(DType::bf16, 128), 64));
 }
 
-// Each block adds its numbers to the same places, once in bulk and once from registers.
-__global__ void reduce_kernel(float* bulk, float* vector) {
+// Each block adds its numbers to the same places and stores them at its own.
+__global__ void bulk_kernel(float* sums, float* copies) {
   __shared__ __align__(16) float numbers[256];
   for (int i = 0; i < 8; ++i) {
     numbers[32 * i + threadIdx.x] = static_cast<float>(32 * i + threadIdx.x + blockIdx.x);
@@ -230,27 +230,29 @@ __global__ void reduce_kernel(float* bulk, float* vector) {
   fence_async_shared();
   __syncthreads();
   if (threadIdx.x == 0) {
-    bulk_reduce_add_f32(bulk, numbers, sizeof(numbers));
+    bulk_reduce_add_f32(sums, numbers, sizeof(numbers));
+    bulk_store(copies + 256 * blockIdx.x, numbers, sizeof(numbers));
     bulk_commit();
     bulk_wait<0>();
   }
-  for (int i = 0; i < 2; ++i) {
-    const float* four = numbers + 128 * i + 4 * threadIdx.x;
-    reduce_add_f32x4(vector + 128 * i + 4 * threadIdx.x, four[0], four[1], four[2], four[3]);
-  }
 }
 
-TEST(Bricks, ReductionsAddInMemory) {
+TEST(Bricks, BulkCopiesAddAndStoreInMemory) {
   FLASHLOOM_NEEDS_HOPPER();
-  const Buffer<float> bulk(std::vector<float>(256, 1000));
-  const Buffer<float> vector(std::vector<float>(256, 1000));
-  reduce_kernel<<<20, 32>>>(bulk.data(), vector.data());
+  constexpr size_t kBlocks = 20;
+  const Buffer<float> sums(std::vector<float>(256, 1000));
+  const Buffer<float> copies(std::vector<float>(kBlocks * 256, -1));
+  bulk_kernel<<<kBlocks, 32>>>(sums.data(), copies.data());
   std::vector<float> expected(256);
+  std::vector<float> stored(kBlocks * 256);
   for (size_t i = 0; i < 256; ++i) {
     expected[i] = 1000 + 20 * static_cast<float>(i) + 190;
+    for (size_t block = 0; block < kBlocks; ++block) {
+      stored[256 * block + i] = static_cast<float>(i + block);
+    }
   }
-  EXPECT_EQ(bulk.read(), expected);
-  EXPECT_EQ(vector.read(), expected);
+  EXPECT_EQ(sums.read(), expected);
+  EXPECT_EQ(copies.read(), stored);
 }
 
 }  // namespace

@@ -85,12 +85,4 @@ __device__ __forceinline__ void bulk_wait() {
   asm volatile("cp.async.bulk.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-/// Adds four neighbouring floats to 16-byte aligned global memory; no result comes back.
-__device__ __forceinline__ void reduce_add_f32x4(float* global, float a, float b, float c,
-                                                 float d) {
-  asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(global), "f"(a),
-               "f"(b), "f"(c), "f"(d)
-               : "memory");
-}
-
 }  // namespace flashloom::cuda
