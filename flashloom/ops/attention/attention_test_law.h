@@ -402,7 +402,7 @@ class Law {
   static int64_t draws_of(const Results& results) {
     int64_t draws = 1;
     const auto need = [&](const Tensor& result, int64_t numbers) {
-      if (result.size() > 0) {
+      if (result.view() && result.size() > 0) {
         draws = std::max(draws, (numbers + result.size() - 1) / result.size());
       }
     };
