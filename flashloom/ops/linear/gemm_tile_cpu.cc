@@ -84,8 +84,8 @@ HWY_INLINE void copy_row(float* HWY_RESTRICT to, const bf16* HWY_RESTRICT from) 
 // Copies rows [first, first + rows) of an operand, `depth` deep from `start`, into panels of kWidth
 // rows each: [panel][depth][kWidth], as f32. Missing rows of the last panel become 0.
 template <int64_t kWidth, class T>
-HWY_INLINE void pack(float* HWY_RESTRICT to, const GemmOperand& from, int64_t first, int64_t rows,
-                     int64_t start, int64_t depth) {
+HWY_NOINLINE void pack(float* HWY_RESTRICT to, const GemmOperand& from, int64_t first, int64_t rows,
+                       int64_t start, int64_t depth) {
   const T* source = from.at<T>(first, start);
   if (from.row_stride == 1) {
     // The outer loop follows memory: a column of lines would fall on few sets of the cache.
@@ -146,8 +146,8 @@ HWY_INLINE void pack(float* HWY_RESTRICT to, const GemmOperand& from, int64_t fi
 // The same of a matrix in blocks: a few rows at a time are decoded into scratch that stays in the
 // first cache or two.
 template <int64_t kWidth>
-HWY_INLINE void pack_blocks(float* HWY_RESTRICT to, const GemmOperand& from, int64_t first,
-                            int64_t rows, int64_t start, int64_t depth) {
+HWY_NOINLINE void pack_blocks(float* HWY_RESTRICT to, const GemmOperand& from, int64_t first,
+                              int64_t rows, int64_t start, int64_t depth) {
   const BlockFormat& format = *from.format;
   const int64_t group = format.group_elements;
   // Whole groups around a block of depth, or around the columns of a tile.
@@ -196,13 +196,38 @@ struct Corner {
   float beta;
 };
 
+// The last columns of a matrix: a register tile's sums, rows kPanelColumns apart, of which
+// `columns` are stored.
+HWY_NOINLINE void store_columns(const float* HWY_RESTRICT sums, int rows, int64_t columns,
+                                const Corner& corner) {
+  const D d;
+  HWY_ALIGN float row[kPanelColumns];
+  HWY_ALIGN float before[kPanelColumns] = {};
+  for (int i = 0; i < rows; ++i) {
+    if (corner.beta != 0) {
+      std::copy_n(corner.in + i * corner.in_stride, columns, before);
+    }
+    for (size_t j = 0; j < static_cast<size_t>(kPanelColumns); j += hn::Lanes(d)) {
+      V value = hn::Mul(hn::Load(d, sums + i * kPanelColumns + j), hn::Set(d, corner.alpha));
+      if (corner.beta != 0) {
+        value = hn::MulAdd(hn::Load(d, before + j), hn::Set(d, corner.beta), value);
+      }
+      hn::Store(value, d, row + j);
+    }
+    std::copy_n(row, columns, corner.out + i * corner.out_stride);
+  }
+}
+
 // out (kRows, columns) = alpha a b + beta in, for a panel of b [depth][2 vectors]. Rows
 // of a are contiguous in depth and a_stride apart; or, if kAdjacent, the rows are contiguous and
 // depths a_stride apart, as in a packed panel.
+//
+// Not inline, nor is packing: one function of all this took GCC 12 twice as long, and a call is
+// nothing to thousands of multiplications.
 template <int kRows, bool kAdjacent>
-HWY_INLINE void multiply_panel(const float* HWY_RESTRICT a, int64_t a_stride,
-                               const float* HWY_RESTRICT b, int64_t depth, int64_t columns,
-                               const Corner& corner) {
+HWY_NOINLINE void multiply_panel(const float* HWY_RESTRICT a, int64_t a_stride,
+                                 const float* HWY_RESTRICT b, int64_t depth, int64_t columns,
+                                 const Corner& corner) {
   const D d;
   const auto lanes = static_cast<int64_t>(hn::Lanes(d));
   V left[kRows];
@@ -263,21 +288,13 @@ HWY_INLINE void multiply_panel(const float* HWY_RESTRICT a, int64_t a_stride,
     }
     return;
   }
-  HWY_ALIGN float row[kPanelColumns];
-  HWY_ALIGN float before[kPanelColumns] = {};
+  HWY_ALIGN float sums[kRows * kPanelColumns];
 #pragma GCC unroll 12
   for (int i = 0; i < kRows; ++i) {
-    V l = hn::Mul(left[i], alpha);
-    V r = hn::Mul(right[i], alpha);
-    if (corner.beta != 0) {
-      std::copy_n(corner.in + i * corner.in_stride, columns, before);
-      l = hn::MulAdd(hn::Load(d, before), beta, l);
-      r = hn::MulAdd(hn::Load(d, before + lanes), beta, r);
-    }
-    hn::Store(l, d, row);
-    hn::Store(r, d, row + lanes);
-    std::copy_n(row, columns, corner.out + i * corner.out_stride);
+    hn::Store(left[i], d, sums + i * kPanelColumns);
+    hn::Store(right[i], d, sums + i * kPanelColumns + lanes);
   }
+  store_columns(sums, kRows, columns, corner);
 }
 
 // The same for a number of rows known at run time, at most kRows.
