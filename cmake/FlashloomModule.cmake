@@ -39,7 +39,6 @@ function(_flashloom_prefixed out)
   set(${out} ${list} PARENT_SCOPE)
 endfunction()
 
-# GoogleTest costs 1.8 s an include; one precompiled header serves all test programs.
 function(_flashloom_test_program name)
   cmake_parse_arguments(arg "" "" "SOURCES;LINK" ${ARGN})
   add_executable(${name} EXCLUDE_FROM_ALL ${arg_SOURCES})
@@ -49,7 +48,9 @@ function(_flashloom_test_program name)
   target_compile_definitions(${name} PRIVATE
     FLASHLOOM_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
     FLASHLOOM_PROGRAM="${CMAKE_RUNTIME_OUTPUT_DIRECTORY}/flashloom")
-  _flashloom_precompile(${name} gmock/gmock.h gtest/gtest.h)
+  _flashloom_reuse_headers(${name} tests)
+  # GoogleTest's macros at -O3 cost half the time again; what tests wait for is in the library.
+  target_compile_options(${name} PRIVATE $<$<CONFIG:Release,RelWithDebInfo>:-O1>)
   add_dependencies(tests ${name})
   gtest_discover_tests(${name} DISCOVERY_MODE PRE_TEST DISCOVERY_TIMEOUT 60
                        PROPERTIES TIMEOUT 600)
@@ -69,25 +70,36 @@ function(_flashloom_gpu_test_program name)
                        PROPERTIES TIMEOUT 600 LABELS gpu)
 endfunction()
 
-# Headers that many sources of a target include, read once. Not under lint, where every source must
-# name what it uses.
-function(_flashloom_precompile target)
+# Headers that many sources include, read once for the whole build: two thirds of the time of a small
+# source goes into reading them. flashloom_precompiled_headers(<kind> LINK targets… HEADERS …). Not
+# under lint, where every source must name what it uses.
+function(flashloom_precompiled_headers kind)
+  cmake_parse_arguments(arg "" "" "LINK;HEADERS" ${ARGN})
   if(NOT FLASHLOOM_LINT)
-    list(TRANSFORM ARGN REPLACE "(.+)" "$<$<COMPILE_LANGUAGE:CXX>:<\\1$<ANGLE-R>>")
-    target_precompile_headers(${target} PRIVATE ${ARGN})
+    set(target flashloom_headers_${kind})
+    set(source ${PROJECT_BINARY_DIR}/headers/${kind}.cc)  # CMake precompiles for a target's sources
+    file(CONFIGURE OUTPUT ${source} CONTENT "")
+    add_library(${target} OBJECT EXCLUDE_FROM_ALL ${source})
+    set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+    target_link_libraries(${target} PRIVATE ${arg_LINK})
+    list(TRANSFORM arg_HEADERS REPLACE "(.+)" "<\\1>")
+    target_precompile_headers(${target} PRIVATE ${arg_HEADERS})
   endif()
 endfunction()
 
-# What PRECOMPILE precompiles: a quarter of the time of a source of text goes into reading these.
-# nlohmann/json.hpp is not among them: few sources use it, and all would pay for its 100 MB.
-set(_flashloom_common_headers algorithm array cstdint filesystem functional map memory optional span
-    string string_view utility variant vector fmt/format.h)
+function(_flashloom_reuse_headers target kind)
+  if(NOT FLASHLOOM_LINT)
+    target_precompile_headers(${target} REUSE_FROM flashloom_headers_${kind})
+    # One precompiled header serves code of one -fpic alone.
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fPIC>)
+  endif()
+endfunction()
 
 # flashloom_module(<folder below flashloom/> [DEPENDS modules…] [PACKAGES targets…] [ALIAS name]
-#                  [TEST_DEPENDS modules…] [PRECOMPILE])
+#                  [TEST_DEPENDS modules…])
 # makes flashloom_<name> (and flashloom::<name>), its test program and its benchmarks.
 function(flashloom_module folder)
-  cmake_parse_arguments(arg "PRECOMPILE" "ALIAS" "DEPENDS;PACKAGES;TEST_DEPENDS" ${ARGN})
+  cmake_parse_arguments(arg "" "ALIAS" "DEPENDS;PACKAGES;TEST_DEPENDS" ${ARGN})
   string(REPLACE "/" "_" name ${folder})
   _flashloom_files(flashloom/${folder} files)
   _flashloom_prefixed(depends ${arg_DEPENDS})
@@ -111,9 +123,7 @@ function(flashloom_module folder)
     add_library(${target} STATIC ${files_library} ${files_cuda})
     target_link_libraries(${target} PRIVATE flashloom_warnings)
     set_target_properties(${target} PROPERTIES POSITION_INDEPENDENT_CODE ON)
-    if(arg_PRECOMPILE)
-      _flashloom_precompile(${target} ${_flashloom_common_headers})
-    endif()
+    _flashloom_reuse_headers(${target} library)
     if(files_cuda OR portable)
       set_target_properties(${target} PROPERTIES JOB_POOL_COMPILE nvcc
                             CUDA_SEPARABLE_COMPILATION OFF)
@@ -195,7 +205,7 @@ function(flashloom_program name)
       target_link_libraries(${name} PRIVATE CUDA::cudart_static)
     endif()
     target_link_libraries(${name} PRIVATE ${depends} ${arg_PACKAGES} flashloom_warnings)
-    _flashloom_precompile(${name} ${_flashloom_common_headers})
+    _flashloom_reuse_headers(${name} library)
     # Flags, files and tables: nothing here is hot, and -O3 costs half the time again.
     target_compile_options(${name} PRIVATE $<$<CONFIG:Release,RelWithDebInfo>:-O1>)
     target_compile_definitions(${name} PRIVATE FLASHLOOM_VERSION="${PROJECT_VERSION}"

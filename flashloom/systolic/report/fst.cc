@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <iterator>
 #include <numbers>
 
 namespace flashloom::systolic {
@@ -186,7 +185,7 @@ void FstWriter::write_block() {
   begin_ = last_tick_;
   values_at_begin_.clear();
   for (const Signal& signal : signals()) {
-    fmt::format_to(std::back_inserter(values_at_begin_), "{:0{}b}", signal.value, signal.width);
+    values_at_begin_ += fmt::format("{:0{}b}", signal.value, signal.width);
   }
   ticks_.clear();
   tick_count_ = 0;

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <iterator>
 #include <map>
 #include <string_view>
 #include <vector>
@@ -34,20 +33,17 @@ enum Process { array = 1, loads = 2, stores = 3 };
 
 std::string perfetto_trace(const MachineConfig& config, const Schedule& schedule) {
   std::string text = "{\"displayTimeUnit\":\"ns\",\"traceEvents\":[\n";
-  const auto out = std::back_inserter(text);
   const auto name_process = [&](int process, std::string_view name) {
-    fmt::format_to(out,
-                   R"({{"name":"process_name","ph":"M","pid":{},"args":{{"name":"{}"}}}},)"
-                   "\n",
-                   process, name);
+    text += fmt::format(R"({{"name":"process_name","ph":"M","pid":{},"args":{{"name":"{}"}}}},)"
+                        "\n",
+                        process, name);
   };
   name_process(array, fmt::format("array {} x {}", config.shape.rows, config.shape.columns));
   name_process(loads, "loads");
   name_process(stores, "stores");
   const auto slice = [&](std::string_view name, int process, int thread, int64_t from, int64_t to,
                          int instruction) {
-    fmt::format_to(
-        out,
+    text += fmt::format(
         R"({{"name":"{}","ph":"X","pid":{},"tid":{},"ts":{},"dur":{},"args":{{"instruction":{}}}}},)"
         "\n",
         name, process, thread, from, to - from, instruction);
@@ -73,25 +69,23 @@ std::string perfetto_trace(const MachineConfig& config, const Schedule& schedule
   int64_t under_way = 0;
   for (const auto& [cycle, change] : bytes) {
     under_way += change;
-    fmt::format_to(
-        out,
+    text += fmt::format(
         R"({{"name":"bytes under way","ph":"C","pid":{},"ts":{},"args":{{"bytes":{}}}}},)"
         "\n",
         static_cast<int>(loads), cycle, under_way);
   }
-  fmt::format_to(out,
-                 R"({{"name":"end","ph":"i","s":"g","pid":{},"tid":0,"ts":{}}}]}})"
-                 "\n",
-                 static_cast<int>(array), schedule.cycles);
+  text += fmt::format(R"({{"name":"end","ph":"i","s":"g","pid":{},"tid":0,"ts":{}}}]}})"
+                      "\n",
+                      static_cast<int>(array), schedule.cycles);
   return text;
 }
 
 std::string request_csv(const Schedule& schedule) {
   std::string text = "instruction,port,kind,address,bytes,issued,finished\n";
   for (const MemoryRequest& request : schedule.requests) {
-    fmt::format_to(std::back_inserter(text), "{},{},{},{},{},{},{}\n", request.instruction,
-                   request.port, request.is_write ? "write" : "read", request.address,
-                   request.bytes, request.issued, request.finished);
+    text += fmt::format("{},{},{},{},{},{},{}\n", request.instruction, request.port,
+                        request.is_write ? "write" : "read", request.address, request.bytes,
+                        request.issued, request.finished);
   }
   return text;
 }

@@ -2,8 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <iterator>
-
 namespace flashloom::systolic {
 namespace {
 
@@ -25,8 +23,8 @@ void VcdWriter::write_header() {
   size_t number = 0;
   walk([&](const std::string& scope) { buffer_ += "$scope module " + scope + " $end\n"; },
        [&](const Signal& signal) {
-         fmt::format_to(std::back_inserter(buffer_), "$var wire {} {} {} $end\n", signal.width,
-                        identifier(number++), signal.name);
+         buffer_ += fmt::format("$var wire {} {} {} $end\n", signal.width, identifier(number++),
+                                signal.name);
        },
        [&] { buffer_ += "$upscope $end\n"; });
   buffer_ += "$upscope $end\n$enddefinitions $end\n";
@@ -38,14 +36,14 @@ void VcdWriter::write_time(int64_t time) {
     sink_.append(buffer_);
     buffer_.clear();
   }
-  fmt::format_to(std::back_inserter(buffer_), "#{}\n", time);
+  buffer_ += fmt::format("#{}\n", time);
 }
 
 void VcdWriter::write_value(size_t signal, uint64_t value) {
   if (signals()[signal].width == 1) {
-    fmt::format_to(std::back_inserter(buffer_), "{}{}\n", value, identifier(signal));
+    buffer_ += fmt::format("{}{}\n", value, identifier(signal));
   } else {
-    fmt::format_to(std::back_inserter(buffer_), "b{:b} {}\n", value, identifier(signal));
+    buffer_ += fmt::format("b{:b} {}\n", value, identifier(signal));
   }
 }
 
