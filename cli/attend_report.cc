@@ -3,12 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
+
+#include "flashloom/json/json.h"
 
 namespace flashloom::cli {
 namespace {
 
-nlohmann::ordered_json to_json(const AttendRate& rate) {
+Json to_json(const AttendRate& rate) {
   return {{"seconds", rate.seconds},
           {"gflops", rate.flops / rate.seconds * 1e-9},
           {"gbytes_per_second", rate.bytes / rate.seconds * 1e-9},
@@ -58,7 +59,7 @@ void AttendReport::print() const {
 }
 
 void AttendReport::print_json() const {
-  nlohmann::ordered_json json = {{"call", call}, {"backend", backend}};
+  Json json = {{"call", call}, {"backend", backend}};
   if (threads > 0) {
     json["instructions"] = runs_on;
     json["threads"] = threads;
@@ -76,7 +77,7 @@ void AttendReport::print_json() const {
   for (const AttendRate& rate : rates) {
     json[rate.name] = to_json(rate);
   }
-  json["errors"] = nlohmann::ordered_json::object();
+  json["errors"] = Json::object();
   for (const AttendError& error : errors) {
     json["errors"][error.name] = {{"error", error.error}, {"bound", error.bound}};
   }

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <numbers>
 #include <optional>
 #include <string>
@@ -15,6 +14,7 @@
 #include "cli/terminal.h"
 #include "flashloom/core/error.h"
 #include "flashloom/core/parallel.h"
+#include "flashloom/json/json.h"
 #include "flashloom/text/data_reader.h"
 #include "flashloom/text/multiple_choice.h"
 #include "flashloom/text/rolling_windows.h"
@@ -45,7 +45,7 @@ LoadedModel load_for(const Options& options, const TokenDocuments& documents, in
   return LoadedModel({.model = options.model, .adapter = options.adapter, .max_tokens = bin});
 }
 
-void print(const Options& options, const nlohmann::ordered_json& json, const std::string& line) {
+void print(const Options& options, const Json& json, const std::string& line) {
   fmt::print("{}\n", options.json ? json.dump() : line);
 }
 

@@ -4,7 +4,6 @@
 #include <exception>
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <span>
 #include <string>
@@ -22,6 +21,7 @@
 #include "flashloom/core/process_memory.h"
 #include "flashloom/core/progress.h"
 #include "flashloom/io/atomic_file.h"
+#include "flashloom/json/json.h"
 #include "flashloom/text/data_reader.h"
 #include "flashloom/text/preview.h"
 #include "flashloom/text/supervised_data.h"
@@ -34,17 +34,16 @@
 namespace flashloom::cli {
 namespace {
 
-nlohmann::ordered_json result_json(const FineTuneResult& result, const std::string& output,
-                                   int64_t planned_bytes) {
+Json result_json(const FineTuneResult& result, const std::string& output, int64_t planned_bytes) {
   const TrainingState& state = result.state;
-  nlohmann::ordered_json json = {{"output", output},
-                                 {"steps", state.step},
-                                 {"stopped", result.stopped},
-                                 {"seconds", state.seconds},
-                                 {"tokens", state.tokens},
-                                 {"planned_bytes", planned_bytes},
-                                 {"checkpoints", result.checkpoints},
-                                 {"checkpoint_seconds", result.checkpoint_seconds}};
+  Json json = {{"output", output},
+               {"steps", state.step},
+               {"stopped", result.stopped},
+               {"seconds", state.seconds},
+               {"tokens", state.tokens},
+               {"planned_bytes", planned_bytes},
+               {"checkpoints", result.checkpoints},
+               {"checkpoint_seconds", result.checkpoint_seconds}};
   const auto add = [&](const char* name, const std::optional<EvaluationResult>& evaluation) {
     if (evaluation) {
       json[name] = evaluation->loss;

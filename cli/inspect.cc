@@ -2,12 +2,12 @@
 #include <fmt/ranges.h>
 
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 
 #include "cli/commands.h"
 #include "flashloom/core/progress.h"
 #include "flashloom/io/model_files.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom::cli {
 namespace {
@@ -18,13 +18,13 @@ struct Options {
   bool json = false;
 };
 
-nlohmann::ordered_json facts(const ModelFiles& files) {
+Json facts(const ModelFiles& files) {
   const ModelConfig& config = files.config();
   int64_t bytes = 0;
   for (const ModelTensor& tensor : files.tensors()) {
     bytes += tensor.stored_bytes;
   }
-  nlohmann::ordered_json json = {
+  Json json = {
       {"path", files.path()},
       {"format", files.format() == ModelFiles::Format::gguf ? "GGUF" : "Hugging Face"},
       {"architecture", config.architecture},
@@ -51,7 +51,7 @@ nlohmann::ordered_json facts(const ModelFiles& files) {
 
 int run(const Options& options) {
   const ModelFiles files = ModelFiles::open(options.model);
-  nlohmann::ordered_json json = facts(files);
+  Json json = facts(files);
   if (options.json) {
     if (options.tensors) {
       for (const ModelTensor& tensor : files.tensors()) {
@@ -62,8 +62,8 @@ int run(const Options& options) {
     fmt::print("{}\n", json.dump());
     return kSuccess;
   }
-  for (const auto& [key, value] : json.items()) {
-    const std::string text = value.is_string() ? value.get<std::string>() : value.dump();
+  for (const auto& [key, value] : json.members()) {
+    const std::string text = value.is_string() ? value.string() : value.dump();
     fmt::print("{:<18} {}\n", key, text);
   }
   for (const auto& [key, value] : files.metadata()) {

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -16,6 +15,7 @@
 #include "flashloom/core/progress.h"
 #include "flashloom/io/mapped_file.h"
 #include "flashloom/io/model_files.h"
+#include "flashloom/json/json.h"
 #include "flashloom/train/memory_choices.h"
 
 namespace flashloom::cli {
@@ -39,7 +39,7 @@ ModelConfig read_config(const std::string& model) {
   return ModelFiles::open(path).config();
 }
 
-nlohmann::ordered_json to_json(const MemoryChoice& choice, double fastest, int64_t budget) {
+Json to_json(const MemoryChoice& choice, double fastest, int64_t budget) {
   return {{"recompute", llama_recompute_name(choice.recompute)},
           {"optimizer", optimizer_name(choice.moments)},
           {"weight_dtype", dtype_name(choice.weight_dtype)},
@@ -119,7 +119,7 @@ int run(const Options& options) {
   }
   const std::optional<MemoryChoice> best = best_choice(choices, budget);
   if (options.json) {
-    nlohmann::ordered_json json = {{"budget", budget}, {"choices", nlohmann::json::array()}};
+    Json json = {{"budget", budget}, {"choices", Json::array()}};
     for (const MemoryChoice& choice : choices) {
       json["choices"].push_back(to_json(choice, fastest, budget));
     }

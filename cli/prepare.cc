@@ -3,7 +3,6 @@
 #include <chrono>
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <string>
 
 #include "cli/commands.h"
@@ -13,6 +12,7 @@
 #include "flashloom/core/parallel.h"
 #include "flashloom/core/progress.h"
 #include "flashloom/io/atomic_file.h"
+#include "flashloom/json/json.h"
 #include "flashloom/train/model_bundle.h"
 #include "flashloom/train/prepared_data.h"
 
@@ -50,12 +50,12 @@ int run(const Options& options) {
                    format_duration(seconds), options.output, settings.sequence_length));
   if (options.json) {
     const SupervisedSplit& split = data.split;
-    const nlohmann::ordered_json json = {{"output", options.output},
-                                         {"documents", split.train.documents.size()},
-                                         {"tokens", split.train.documents.total_tokens()},
-                                         {"loss_tokens", split.train.documents.total_loss_tokens()},
-                                         {"held_out_documents", split.held_out.documents.size()},
-                                         {"seconds", seconds}};
+    const Json json = {{"output", options.output},
+                       {"documents", split.train.documents.size()},
+                       {"tokens", split.train.documents.total_tokens()},
+                       {"loss_tokens", split.train.documents.total_loss_tokens()},
+                       {"held_out_documents", split.held_out.documents.size()},
+                       {"seconds", seconds}};
     fmt::print("{}\n", json.dump());
   }
   return kSuccess;

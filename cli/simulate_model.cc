@@ -7,15 +7,13 @@
 #include <fstream>
 #include <initializer_list>
 #include <iterator>
-#include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "flashloom/core/error.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom::cli {
 namespace {
-
-using nlohmann::json;
 
 constexpr int64_t kMost = int64_t{1} << 20;
 
@@ -28,44 +26,44 @@ constexpr std::string_view kEncoders[] = {
 
 class Config {
  public:
-  Config(const json& object, std::string path) : object_(object), path_(std::move(path)) {}
+  Config(const Json& object, std::string path) : object_(object), path_(std::move(path)) {}
 
   // The first of these names that is there; null counts as absent.
-  const json* find(Names names) const {
+  const Json* find(Names names) const {
     for (const char* name : names) {
-      const auto at = object_.find(name);
-      if (at != object_.end() && !at->is_null()) {
-        return &*at;
+      const Json* value = object_.find(name);
+      if (value != nullptr && !value->is_null()) {
+        return value;
       }
     }
     return nullptr;
   }
 
   int64_t number(Names names, int64_t otherwise = 0) const {
-    const json* value = find(names);
+    const Json* value = find(names);
     if (value == nullptr) {
       if (otherwise == 0) {
         fail(*names.begin(), "missing");
       }
       return otherwise;
     }
-    if (!value->is_number_integer() || value->get<int64_t>() < 1 || value->get<int64_t>() > kMost) {
+    if (!value->is_integer() || value->number() < 1 || value->number() > kMost) {
       fail(*names.begin(), fmt::format("expected from 1 to {}, got {}", kMost, value->dump()));
     }
-    return value->get<int64_t>();
+    return value->integer();
   }
 
   bool flag(const char* name, bool otherwise) const {
-    const json* value = find({name});
+    const Json* value = find({name});
     if (value != nullptr && !value->is_boolean()) {
       fail(name, "expected true or false, got " + value->dump());
     }
-    return value == nullptr ? otherwise : value->get<bool>();
+    return value == nullptr ? otherwise : value->boolean();
   }
 
   std::string text(const char* name) const {
-    const json* value = find({name});
-    return value != nullptr && value->is_string() ? value->get<std::string>() : "";
+    const Json* value = find({name});
+    return value != nullptr && value->is_string() ? value->string() : "";
   }
 
   [[noreturn]] void fail(std::string_view field, const std::string& what) const {
@@ -73,7 +71,7 @@ class Config {
   }
 
  private:
-  const json& object_;
+  const Json& object_;
   std::string path_;
 };
 
@@ -89,10 +87,10 @@ Windows windows_of(const Config& config, const std::string& type, int64_t layers
     // Half the window to either side.
     return {layers - (layers + every - 1) / every, config.number({"local_attention"}, 128) / 2 + 1};
   }
-  if (const json* kinds = config.find({"layer_types"}); kinds != nullptr && kinds->is_array()) {
+  if (const Json* kinds = config.find({"layer_types"}); kinds != nullptr && kinds->is_array()) {
     int64_t windowed = 0;
-    for (const json& kind : *kinds) {
-      const std::string name = kind.is_string() ? kind.get<std::string>() : kind.dump();
+    for (const Json& kind : kinds->elements()) {
+      const std::string name = kind.is_string() ? kind.string() : kind.dump();
       if (name == "full_attention") {
         continue;
       }
@@ -117,13 +115,13 @@ Windows windows_of(const Config& config, const std::string& type, int64_t layers
   return {layers - full, config.number({"sliding_window"})};
 }
 
-json read_json(const std::string& path) {
+Json read_json(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   const std::string content{std::istreambuf_iterator<char>(file), {}};
   if (!file) {
     throw IoError(path, "", "cannot be read");
   }
-  json object = json::parse(content, nullptr, false);
+  Json object = parse_strict_json(content, path);
   if (!object.is_object()) {
     throw IoError(path, "", "expected a JSON object: a model's config.json");
   }
@@ -139,9 +137,9 @@ ModelAttention read_model_attention(const std::string& given,
     file /= "config.json";
   }
   const std::string path = file.string();
-  const json whole = read_json(path);
-  const auto text_part = whole.find("text_config");
-  const bool nested = text_part != whole.end() && text_part->is_object();
+  const Json whole = read_json(path);
+  const Json* text_part = whole.find("text_config");
+  const bool nested = text_part != nullptr && text_part->is_object();
   const Config config(nested ? *text_part : whole, path);
   if (config.flag("is_encoder_decoder", false)) {
     config.fail("is_encoder_decoder",

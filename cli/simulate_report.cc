@@ -3,9 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 #include <variant>
 
+#include "flashloom/json/json.h"
 #include "flashloom/systolic/baseline/accelerators.h"
 #include "flashloom/systolic/machine/machine_keys.h"
 #include "flashloom/systolic/report/costs.h"
@@ -13,7 +13,6 @@
 namespace flashloom::cli {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using systolic::IssueState;
 using systolic::Simulation;
 
@@ -107,7 +106,7 @@ void print_comparison(const Simulation& run, const systolic::PlainArrayRun& plai
 Json machine_json(const systolic::MachineConfig& config) {
   Json json{{"name", config.name}};
   for (const systolic::MachineKey& key : systolic::machine_keys()) {
-    std::visit([&](const auto& value) { json[std::string(key.name)] = value; }, key.get(config));
+    std::visit([&](const auto& value) { json[key.name] = value; }, key.get(config));
   }
   return json;
 }
@@ -116,7 +115,7 @@ Json issue_json(const Simulation& run) {
   Json json = Json::object();
   for (int i = 0; i < systolic::kIssueStateCount; ++i) {
     const auto state = static_cast<IssueState>(i);
-    json[std::string(systolic::issue_state_name(state))] = issue_cycles(run, state);
+    json[systolic::issue_state_name(state)] = issue_cycles(run, state);
   }
   return json;
 }
@@ -212,21 +211,22 @@ std::string SimulateReport::json() const {
     json["model_seconds"] = static_cast<double>(layers) * seconds_of(run);
   }
   for (const systolic::CyclePhase& phase : systolic::cycle_phases(run)) {
-    json["phases"][std::string(phase.name)] = phase.cycles;
+    json["phases"][phase.name] = phase.cycles;
   }
   json["roofline"] = {{"flops_per_byte", roofline.flops_per_byte},
                       {"ridge", roofline.ridge},
                       {"memory_utilisation", roofline.memory_utilisation}};
   for (const systolic::EnergyTerm& term : systolic::energy_of(run)) {
-    json["energy_picojoules"][std::string(term.name)] = term.picojoules;
+    json["energy_picojoules"][term.name] = term.picojoules;
   }
   if (plain) {
     json["plain_array"] = {{"cycles", plain->cycles},
                            {"utilisation", plain->utilisation},
                            {"array_busy", plain->array_busy},
                            {"vector_busy", plain->vector_busy}};
-    json["accelerators"] = {accelerator_json(systolic::neuron_core_v2(), run.utilisation()),
-                            accelerator_json(systolic::tpu_v5e(), run.utilisation())};
+    json["accelerators"] =
+        Json::array({accelerator_json(systolic::neuron_core_v2(), run.utilisation()),
+                     accelerator_json(systolic::tpu_v5e(), run.utilisation())});
   }
   json["machine"] = machine_json(run.config);
   return json.dump(2);

@@ -9,7 +9,6 @@
 #include <cerrno>
 #include <cmath>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <system_error>
 #include <type_traits>
 #include <utility>
@@ -17,21 +16,19 @@
 #include "flashloom/core/error.h"
 #include "flashloom/io/atomic_file.h"
 #include "flashloom/io/mapped_file.h"
-#include "flashloom/io/strict_json.h"
 #include "flashloom/io/write_all.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom {
 namespace {
-
-using nlohmann::ordered_json;
 
 [[noreturn]] void fail(const std::string& path, std::string_view what, int code) {
   throw IoError(path, what, std::generic_category().message(code));
 }
 
-ordered_json to_json(const Metric& metric) {
+Json to_json(const Metric& metric) {
   return std::visit(
-      [](const auto& value) -> ordered_json {
+      [](const auto& value) -> Json {
         if constexpr (std::is_same_v<std::decay_t<decltype(value)>, double>) {
           if (!std::isfinite(value)) {
             return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
@@ -91,12 +88,12 @@ MetricLog::~MetricLog() {
 }
 
 void MetricLog::append(std::span<const Metric> metrics) {
-  ordered_json line = ordered_json::object();
+  Json line = Json::object();
   for (const Metric& metric : metrics) {
-    line[std::string(metric.name)] = to_json(metric);
+    line[metric.name] = to_json(metric);
   }
   // Text that is not UTF-8 is replaced, not refused: a log line must not end a run.
-  const std::string text = line.dump(-1, ' ', false, ordered_json::error_handler_t::replace) + "\n";
+  const std::string text = line.dump(-1, JsonText::replaced) + "\n";
   write_all(descriptor_, path_, text);
 }
 
@@ -111,9 +108,10 @@ void cut_metric_log(const std::string& path, int64_t step) {
     // An unfinished last line is no line.
     for (size_t end = rest.find('\n'); end != std::string_view::npos; end = rest.find('\n')) {
       const std::string_view line = rest.substr(0, end + 1);
-      const nlohmann::json object = parse_strict_json(line, path);
-      const auto found = object.find("step");
-      if (found == object.end() || !found->is_number_integer() || found->get<int64_t>() <= step) {
+      const Json object = parse_strict_json(line, path);
+      const Json* found = object.find("step");
+      if (found == nullptr || !found->is_integer() ||
+          found->number() <= static_cast<double>(step)) {
         kept += line;
       }
       rest.remove_prefix(end + 1);

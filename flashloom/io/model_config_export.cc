@@ -1,14 +1,12 @@
 #include <fmt/format.h>
 
-#include <nlohmann/json.hpp>
-
 #include "flashloom/core/error.h"
 #include "flashloom/io/model_config.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom {
 namespace {
 
-using nlohmann::ordered_json;
 using RopeScaling = ModelConfig::RopeScaling;
 
 std::string_view torch_name(DType dtype) {
@@ -36,7 +34,7 @@ std::string_view class_name(const ModelConfig& config) {
 }
 
 // transformers 4 and 5 name the kind alike; where the object stands differs.
-ordered_json rope_json(const ModelConfig& config) {
+Json rope_json(const ModelConfig& config) {
   switch (config.rope_scaling) {
     case RopeScaling::none:
       return {{"rope_type", "default"}};
@@ -55,7 +53,7 @@ ordered_json rope_json(const ModelConfig& config) {
                     "rotary frequency factors of a GGUF file that are not llama3's");
 }
 
-void add_biases(ordered_json& root, const ModelConfig& config) {
+void add_biases(Json& root, const ModelConfig& config) {
   if (config.qk_norm != (config.architecture == "qwen3")) {
     throw Unsupported("to_hugging_face_json", "QK norm belongs to Qwen3, and only there");
   }
@@ -78,8 +76,8 @@ void add_biases(ordered_json& root, const ModelConfig& config) {
   }
 }
 
-void add_token_ids(ordered_json& root, const ModelConfig& config) {
-  root["bos_token_id"] = config.bos_token_id ? ordered_json(*config.bos_token_id) : nullptr;
+void add_token_ids(Json& root, const ModelConfig& config) {
+  root["bos_token_id"] = config.bos_token_id ? Json(*config.bos_token_id) : Json();
   if (config.eos_token_ids.empty()) {
     root["eos_token_id"] = nullptr;
   } else if (config.eos_token_ids.size() == 1) {
@@ -87,14 +85,14 @@ void add_token_ids(ordered_json& root, const ModelConfig& config) {
   } else {
     root["eos_token_id"] = config.eos_token_ids;
   }
-  root["pad_token_id"] = config.pad_token_id ? ordered_json(*config.pad_token_id) : nullptr;
+  root["pad_token_id"] = config.pad_token_id ? Json(*config.pad_token_id) : Json();
 }
 
 }  // namespace
 
 std::string to_hugging_face_json(const ModelConfig& config) {
-  ordered_json root;
-  root["architectures"] = {class_name(config)};
+  Json root;
+  root["architectures"] = Json::array({class_name(config)});
   root["model_type"] = config.architecture;
   root["vocab_size"] = config.vocabulary_size;
   root["hidden_size"] = config.hidden_size;
@@ -112,10 +110,10 @@ std::string to_hugging_face_json(const ModelConfig& config) {
     root["use_sliding_window"] = false;
   }
 
-  ordered_json rope = rope_json(config);
+  Json rope = rope_json(config);
   root["rope_theta"] = config.rope_theta;
   root["rope_scaling"] =
-      config.rope_scaling == RopeScaling::none ? ordered_json(nullptr) : rope;  // transformers 4
+      config.rope_scaling == RopeScaling::none ? Json() : rope;  // transformers 4
   rope["rope_theta"] = config.rope_theta;
   root["rope_parameters"] = rope;  // transformers 5
 
@@ -127,7 +125,7 @@ std::string to_hugging_face_json(const ModelConfig& config) {
 }
 
 std::string to_generation_config_json(const ModelConfig& config) {
-  ordered_json root;
+  Json root;
   add_token_ids(root, config);
   return root.dump(2) + "\n";
 }

@@ -1,90 +1,87 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <nlohmann/json.hpp>
 
 #include "flashloom/core/error.h"
 #include "flashloom/io/model_config.h"
-#include "flashloom/io/strict_json.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom {
 namespace {
 
-using nlohmann::json;
 using RopeScaling = ModelConfig::RopeScaling;
 
 // Typed access to one JSON object; null counts as absent, as in transformers.
 class Fields {
  public:
-  Fields(const json& object, std::string_view file) : object_(object), file_(file) {
+  Fields(const Json& object, std::string_view file) : object_(object), file_(file) {
     if (!object.is_object()) {
       throw IoError(file, "", fmt::format("expected a JSON object, got {}", object.type_name()));
     }
   }
 
-  const json* find(const char* name) const {
-    const auto it = object_.find(name);
-    return it == object_.end() || it->is_null() ? nullptr : &*it;
+  const Json* find(const char* name) const {
+    const Json* value = object_.find(name);
+    return value == nullptr || value->is_null() ? nullptr : value;
   }
 
   int64_t integer(const char* name, std::optional<int64_t> otherwise = {}) const {
-    const json* value = find(name);
+    const Json* value = find(name);
     if (value == nullptr) {
       return given(name, otherwise);
     }
-    if (!value->is_number_integer() ||
-        (value->is_number_unsigned() && value->get<uint64_t>() > uint64_t{1} << 62)) {
+    if (!value->is_integer() || value->number() > 0x1p62) {
       wrong(name, "an integer", *value);
     }
-    return value->get<int64_t>();
+    return value->integer();
   }
 
   double number(const char* name, std::optional<double> otherwise = {}) const {
-    const json* value = find(name);
+    const Json* value = find(name);
     if (value == nullptr) {
       return given(name, otherwise);
     }
     if (!value->is_number()) {
       wrong(name, "a number", *value);
     }
-    return value->get<double>();
+    return value->number();
   }
 
   bool boolean(const char* name, bool otherwise) const {
-    const json* value = find(name);
+    const Json* value = find(name);
     if (value == nullptr) {
       return otherwise;
     }
     if (!value->is_boolean()) {
       wrong(name, "true or false", *value);
     }
-    return value->get<bool>();
+    return value->boolean();
   }
 
   std::string text(const char* name, const std::optional<std::string>& otherwise = {}) const {
-    const json* value = find(name);
+    const Json* value = find(name);
     if (value == nullptr) {
       return given(name, otherwise);
     }
     if (!value->is_string()) {
       wrong(name, "a string", *value);
     }
-    return value->get<std::string>();
+    return value->string();
   }
 
   // A token id, a list of them, or nothing.
   std::vector<int32_t> token_ids(const char* name) const {
-    const json* value = find(name);
+    const Json* value = find(name);
     if (value == nullptr) {
       return {};
     }
-    const json list = value->is_array() ? *value : json::array({*value});
+    const Json list = value->is_array() ? *value : Json::array({*value});
     std::vector<int32_t> ids;
-    for (const json& id : list) {
-      if (!id.is_number_unsigned() || id.get<uint64_t>() > INT32_MAX) {
+    for (const Json& id : list.elements()) {
+      if (!id.is_unsigned() || id.number() > INT32_MAX) {
         wrong(name, "a token id", id);
       }
-      ids.push_back(id.get<int32_t>());
+      ids.push_back(static_cast<int32_t>(id.integer()));
     }
     return ids;
   }
@@ -109,12 +106,12 @@ class Fields {
     return *otherwise;
   }
 
-  [[noreturn]] void wrong(const char* name, std::string_view expected, const json& value) const {
+  [[noreturn]] void wrong(const char* name, std::string_view expected, const Json& value) const {
     throw IoError(file_, name, fmt::format("expected {}, got {}", expected, shortened(value)));
   }
 
-  static std::string shortened(const json& value) {
-    std::string text = value.dump(-1, ' ', true);
+  static std::string shortened(const Json& value) {
+    std::string text = value.dump(-1, JsonText::ascii);
     if (text.size() > 60) {
       text.resize(57);
       text += "...";
@@ -122,7 +119,7 @@ class Fields {
     return text;
   }
 
-  const json& object_;
+  const Json& object_;
   std::string_view file_;
 };
 
@@ -142,10 +139,10 @@ constexpr Family kFamilies[] = {
 
 const Family& find_family(const Fields& fields, std::string_view file) {
   std::string name;
-  const json* classes = fields.find("architectures");
-  if (classes != nullptr && classes->is_array() && !classes->empty() &&
-      classes->front().is_string()) {
-    name = classes->front().get<std::string>();
+  const Json* classes = fields.find("architectures");
+  if (classes != nullptr && classes->is_array() && classes->size() > 0 &&
+      classes->elements().front().is_string()) {
+    name = classes->elements().front().string();
   } else {
     name = fields.text("model_type");
   }
@@ -163,7 +160,7 @@ const Family& find_family(const Fields& fields, std::string_view file) {
 // transformers 5 puts rope_theta inside rope_parameters; 4 has rope_theta and rope_scaling.
 void parse_rope(ModelConfig& config, const Fields& fields, std::string_view file) {
   config.rope_theta = fields.number("rope_theta", 10000.0);
-  const json* object = fields.find("rope_parameters");
+  const Json* object = fields.find("rope_parameters");
   if (object == nullptr) {
     object = fields.find("rope_scaling");
   }
@@ -194,19 +191,20 @@ void parse_rope(ModelConfig& config, const Fields& fields, std::string_view file
 void refuse_windows(const Fields& fields, const Family& family, std::string_view file) {
   if (family.model_type == "mistral") {
     // Absent means 4096 to transformers; only an explicit null turns the window off.
-    const json* window = fields.find("sliding_window");
+    const Json* window = fields.find("sliding_window");
     if (window != nullptr) {
       fields.unsupported("sliding_window", "null (no sliding window)");
     }
   } else if (fields.boolean("use_sliding_window", false)) {
     fields.unsupported("use_sliding_window", "false (no sliding window)");
   }
-  const json* types = fields.find("layer_types");
+  const Json* types = fields.find("layer_types");
   if (types != nullptr && types->is_array()) {
-    for (const json& type : *types) {
+    for (const Json& type : types->elements()) {
       if (type != "full_attention") {
-        throw IoError(file, "layer_types",
-                      fmt::format("expected \"full_attention\", got {}", type.dump(-1, ' ', true)));
+        throw IoError(
+            file, "layer_types",
+            fmt::format("expected \"full_attention\", got {}", type.dump(-1, JsonText::ascii)));
       }
     }
   }
@@ -230,7 +228,7 @@ DType parse_stored_dtype(const Fields& fields) {
 }  // namespace
 
 ModelConfig parse_hugging_face_config(std::string_view text, std::string_view file) {
-  const json root = parse_strict_json(text, file);
+  const Json root = parse_strict_json(text, file);
   const Fields fields(root, file);
   const Family& family = find_family(fields, file);
   if (family.model_type == "mistral" && !root.contains("sliding_window")) {
@@ -279,7 +277,7 @@ ModelConfig parse_hugging_face_config(std::string_view text, std::string_view fi
 }
 
 void apply_generation_config(ModelConfig& config, std::string_view text, std::string_view file) {
-  const json root = parse_strict_json(text, file);
+  const Json root = parse_strict_json(text, file);
   const Fields fields(root, file);
   std::vector<int32_t> ids = fields.token_ids("eos_token_id");
   for (const int32_t id : config.eos_token_ids) {

@@ -5,18 +5,15 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
-#include <nlohmann/json.hpp>
 #include <utility>
 
 #include "flashloom/core/error.h"
-#include "flashloom/io/strict_json.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom {
 namespace {
 
 static_assert(std::endian::native == std::endian::little, "safetensors is little endian");
-
-using nlohmann::json;
 
 constexpr uint64_t kLengthBytes = 8;
 constexpr uint64_t kMaxHeaderBytes = 100'000'000;  // the format's own limit
@@ -70,24 +67,24 @@ struct Located {
   throw IoError(file, fmt::format("tensor {}", tensor), what);
 }
 
-uint64_t unsigned_of(const json& value, const std::string& file, const std::string& tensor,
+uint64_t unsigned_of(const Json& value, const std::string& file, const std::string& tensor,
                      std::string_view field) {
-  if (!value.is_number_unsigned()) {
+  if (!value.is_unsigned()) {
     fail(file, tensor, fmt::format("{}: expected non-negative integers", field));
   }
-  return value.get<uint64_t>();
+  return value.unsigned_integer();
 }
 
-const json& member(const json& object, const char* name, const std::string& file,
+const Json& member(const Json& object, const char* name, const std::string& file,
                    const std::string& tensor) {
-  const auto it = object.find(name);
-  if (it == object.end()) {
+  const Json* found = object.find(name);
+  if (found == nullptr) {
     fail(file, tensor, fmt::format("{} is missing", name));
   }
-  return *it;
+  return *found;
 }
 
-Located parse_tensor(const std::string& name, const json& object, std::span<const std::byte> data,
+Located parse_tensor(const std::string& name, const Json& object, std::span<const std::byte> data,
                      const std::string& file) {
   if (!object.is_object()) {
     fail(file, name, "expected a JSON object");
@@ -95,20 +92,20 @@ Located parse_tensor(const std::string& name, const json& object, std::span<cons
   Located located = {};
   located.tensor.name = name;
 
-  const json& dtype = member(object, "dtype", file, name);
-  const TypeRow* type =
-      dtype.is_string() ? find_type(dtype.get_ref<const std::string&>()) : nullptr;
+  const Json& dtype = member(object, "dtype", file, name);
+  const TypeRow* type = dtype.is_string() ? find_type(dtype.string()) : nullptr;
   if (type == nullptr) {
-    fail(file, name, fmt::format("unknown dtype {}", dtype.dump(-1, ' ', true).substr(0, 60)));
+    fail(file, name,
+         fmt::format("unknown dtype {}", dtype.dump(-1, JsonText::ascii).substr(0, 60)));
   }
   located.tensor.dtype = type->name;
 
-  const json& shape = member(object, "shape", file, name);
+  const Json& shape = member(object, "shape", file, name);
   if (!shape.is_array() || shape.size() > kMaxDimensions) {
     fail(file, name, fmt::format("shape: expected a list of at most {} sizes", kMaxDimensions));
   }
   uint64_t bits = type->bits;
-  for (const json& size : shape) {
+  for (const Json& size : shape.elements()) {
     const uint64_t value = unsigned_of(size, file, name, "shape");
     if (value > uint64_t{INT64_MAX} || __builtin_mul_overflow(bits, value, &bits)) {
       fail(file, name, "shape: the product of the sizes overflows");
@@ -116,12 +113,12 @@ Located parse_tensor(const std::string& name, const json& object, std::span<cons
     located.tensor.shape.push_back(static_cast<int64_t>(value));
   }
 
-  const json& offsets = member(object, "data_offsets", file, name);
+  const Json& offsets = member(object, "data_offsets", file, name);
   if (!offsets.is_array() || offsets.size() != 2) {
     fail(file, name, "data_offsets: expected two integers");
   }
-  located.begin = unsigned_of(offsets[0], file, name, "data_offsets");
-  located.end = unsigned_of(offsets[1], file, name, "data_offsets");
+  located.begin = unsigned_of(offsets.elements()[0], file, name, "data_offsets");
+  located.end = unsigned_of(offsets.elements()[1], file, name, "data_offsets");
   if (located.begin > located.end || located.end > data.size()) {
     fail(file, name,
          fmt::format("data_offsets [{}, {}] lie outside the {} bytes of data", located.begin,
@@ -187,7 +184,7 @@ SafetensorsFile::SafetensorsFile(std::string path) : file_(std::move(path)) {
                   fmt::format("header length {} exceeds the file ({} bytes) or the limit of {}",
                               header_bytes, bytes.size(), kMaxHeaderBytes));
   }
-  const json header = parse_strict_json(file_.text().substr(kLengthBytes, header_bytes),
+  const Json header = parse_strict_json(file_.text().substr(kLengthBytes, header_bytes),
                                         file_.path() + " (header)");
   if (!header.is_object()) {
     throw IoError(file_.path(), "byte 8", "expected the header to be a JSON object");
@@ -195,7 +192,7 @@ SafetensorsFile::SafetensorsFile(std::string path) : file_(std::move(path)) {
   const std::span<const std::byte> data = bytes.subspan(kLengthBytes + header_bytes);
 
   std::vector<Located> located;
-  for (const auto& [name, value] : header.items()) {
+  for (const auto& [name, value] : header.members()) {
     if (name != "__metadata__") {
       located.push_back(parse_tensor(name, value, data, file_.path()));
       continue;
@@ -203,11 +200,11 @@ SafetensorsFile::SafetensorsFile(std::string path) : file_(std::move(path)) {
     if (!value.is_object()) {
       throw IoError(file_.path(), "__metadata__", "expected a JSON object");
     }
-    for (const auto& [key, text] : value.items()) {
+    for (const auto& [key, text] : value.members()) {
       if (!text.is_string()) {
         throw IoError(file_.path(), "__metadata__", fmt::format("{}: expected a string", key));
       }
-      metadata_.emplace(key, text.get<std::string>());
+      metadata_.emplace(key, text.string());
     }
   }
   std::sort(located.begin(), located.end(), [](const Located& a, const Located& b) {

@@ -4,18 +4,15 @@
 
 #include <filesystem>
 #include <map>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <string_view>
 #include <system_error>
 
 #include "flashloom/core/error.h"
-#include "flashloom/io/strict_json.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom {
 namespace {
-
-using nlohmann::json;
 
 bool exists(const std::string& path) {
   std::error_code ignored;
@@ -44,17 +41,17 @@ SafetensorsModel::SafetensorsModel(const std::string& directory) {
     throw IoError(directory, "", "has neither model.safetensors nor model.safetensors.index.json");
   }
   const MappedFile index_file(index);
-  const json root = parse_strict_json(index_file.text(), index);
-  const auto map = root.is_object() ? root.find("weight_map") : root.end();
-  if (map == root.end() || !map->is_object()) {
+  const Json root = parse_strict_json(index_file.text(), index);
+  const Json* map = root.find("weight_map");
+  if (map == nullptr || !map->is_object()) {
     throw IoError(index, "weight_map", "expected an object of tensor names and file names");
   }
   std::map<std::string, std::vector<std::string>> names_of;  // shard → tensors
-  for (const auto& [name, shard] : map->items()) {
+  for (const auto& [name, shard] : map->members()) {
     if (!shard.is_string()) {
       throw IoError(index, fmt::format("tensor {}", name), "expected a file name");
     }
-    const std::string& file = shard.get_ref<const std::string&>();
+    const std::string& file = shard.string();
     if (!is_plain_name(file)) {
       throw IoError(index, fmt::format("tensor {}", name),
                     "expected the name of a file in the same directory");

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <system_error>
 #include <utility>
 
@@ -13,11 +12,10 @@
 #include "flashloom/core/error.h"
 #include "flashloom/io/element_conversion.h"
 #include "flashloom/io/safetensors.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom {
 namespace {
-
-using nlohmann::ordered_json;
 
 constexpr std::string_view kOp = "SafetensorsWriter";
 constexpr int64_t kHeaderAlignment = 8;
@@ -44,9 +42,12 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Safete
   std::stable_sort(entries.begin(), entries.end(), [](const auto& a, const auto& b) {
     return dtype_bytes(a.dtype) > dtype_bytes(b.dtype);
   });
-  ordered_json header = ordered_json::object();
+  Json header = Json::object();
   if (!metadata.empty()) {
-    header["__metadata__"] = metadata;
+    Json& stored = header["__metadata__"];
+    for (const auto& [name, value] : metadata) {
+      stored[name] = value;
+    }
   }
   int64_t end = 0;
   for (SafetensorsEntry& entry : entries) {
@@ -55,9 +56,9 @@ SafetensorsWriter::SafetensorsWriter(const std::string& path, std::vector<Safete
           "a file below 2^63 bytes", "more");
     check(entry.name != "__metadata__" && !slots_.contains(entry.name), kOp, entry.name,
           "a name of its own", "a name that is taken");
-    header[entry.name] = {{"dtype", safetensors_dtype_name(entry.dtype)},
-                          {"shape", entry.shape},
-                          {"data_offsets", {begin, end}}};
+    header.append(entry.name, {{"dtype", safetensors_dtype_name(entry.dtype)},
+                               {"shape", entry.shape},
+                               {"data_offsets", Json::array({begin, end})}});
     std::string name = entry.name;
     const int64_t size = (end - begin) / static_cast<int64_t>(dtype_bytes(entry.dtype));
     slots_.emplace(std::move(name), Slot{.entry = std::move(entry), .offset = begin, .size = size});
@@ -177,10 +178,11 @@ void SafetensorsModelWriter::finish() {
   const std::string index = directory_ + "/model.safetensors.index.json";
   std::string stale = index;
   if (shards_.size() > 1) {
-    ordered_json root;
+    Json root;
     root["metadata"] = {{"total_size", total_bytes_}};
+    Json& map = root["weight_map"];
     for (const auto& [name, shard] : shard_of_) {
-      root["weight_map"][name] = files_[shard];
+      map.append(name, files_[shard]);
     }
     write_file_atomically(index, root.dump(2) + "\n");
     stale = directory_ + "/model.safetensors";

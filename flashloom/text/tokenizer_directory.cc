@@ -3,16 +3,14 @@
 
 #include <algorithm>
 #include <fstream>
-#include <nlohmann/json.hpp>
 #include <sstream>
 
 #include "flashloom/core/error.h"
+#include "flashloom/json/json.h"
 #include "flashloom/text/tokenizer_data.h"
 
 namespace flashloom {
 namespace {
-
-using nlohmann::json;
 
 std::optional<std::string> read_file(const std::filesystem::path& path) {
   std::error_code ignored;
@@ -36,11 +34,7 @@ class ConfigFile {
     if (!text_) {
       return;
     }
-    try {
-      value_ = json::parse(*text_);
-    } catch (const json::parse_error& error) {
-      throw IoError(name_, fmt::format("byte {}", error.byte), "not valid JSON");
-    }
+    value_ = parse_strict_json(*text_, name_);
     if (!value_.is_object()) {
       throw IoError(name_, "", fmt::format("expected an object, got {}", value_.type_name()));
     }
@@ -51,10 +45,10 @@ class ConfigFile {
   const std::optional<std::string>& text() const { return text_; }
 
   /// The member, or null.
-  const json& find(const std::string& key) const {
-    static const json kNull;
-    const auto found = value_.find(key);
-    return found == value_.end() ? kNull : *found;
+  const Json& find(const std::string& key) const {
+    static const Json kNull;
+    const Json* found = value_.find(key);
+    return found == nullptr ? kNull : *found;
   }
 
   [[noreturn]] void fail(const std::string& key, const std::string& what) const {
@@ -63,7 +57,7 @@ class ConfigFile {
 
   /// A special token: a string, or an object with the string as `content`. Empty if absent.
   std::string token(const std::string& key) const {
-    const json* value = &find(key);
+    const Json* value = &find(key);
     if (value->is_object() && value->contains("content")) {
       value = &value->at("content");
     }
@@ -73,26 +67,24 @@ class ConfigFile {
     if (!value->is_string()) {
       fail(key, fmt::format("expected a token, got {}", value->type_name()));
     }
-    return value->get<std::string>();
+    return value->string();
   }
 
   /// An id, or a list of ids, below `size`.
   std::vector<int32_t> ids(const std::string& key, size_t size) const {
-    const json& value = find(key);
+    const Json& value = find(key);
     std::vector<int32_t> result;
-    const auto add = [&](const json& id) {
-      if (!id.is_number_integer()) {
+    const auto add = [&](const Json& id) {
+      if (!id.is_integer()) {
         fail(key, fmt::format("expected an id or a list of ids, got {}", id.type_name()));
       }
-      const bool in_range =
-          id.is_number_unsigned() ? id.get<uint64_t>() < size : id.get<int64_t>() >= 0;
-      if (!in_range) {
+      if (id.number() < 0 || id.number() >= static_cast<double>(size)) {
         fail(key, fmt::format("id {}, expected 0 to {}", id.dump(), size - 1));
       }
-      result.push_back(id.get<int32_t>());
+      result.push_back(static_cast<int32_t>(id.integer()));
     };
     if (value.is_array()) {
-      for (const json& id : value) {
+      for (const Json& id : value.elements()) {
         add(id);
       }
     } else if (!value.is_null()) {
@@ -102,30 +94,30 @@ class ConfigFile {
   }
 
   std::optional<bool> boolean(const std::string& key) const {
-    const json& value = find(key);
+    const Json& value = find(key);
     if (value.is_null()) {
       return std::nullopt;
     }
     if (!value.is_boolean()) {
       fail(key, fmt::format("expected a boolean, got {}", value.type_name()));
     }
-    return value.get<bool>();
+    return value.boolean();
   }
 
  private:
   std::string name_;
   std::optional<std::string> text_;
-  json value_ = json::object();
+  Json value_ = Json::object();
 };
 
 /// chat_template: a string, or a list of {name, template} of which "default" counts.
 std::string read_chat_template(const ConfigFile& config) {
-  const json& value = config.find("chat_template");
-  const auto text = [&](const json& source) {
+  const Json& value = config.find("chat_template");
+  const auto text = [&](const Json& source) {
     if (!source.is_string()) {
       config.fail("chat_template", fmt::format("expected a string, got {}", source.type_name()));
     }
-    return source.get<std::string>();
+    return source.string();
   };
   if (value.is_null()) {
     return {};
@@ -133,7 +125,7 @@ std::string read_chat_template(const ConfigFile& config) {
   if (!value.is_array()) {
     return text(value);
   }
-  for (const json& named : value) {
+  for (const Json& named : value.elements()) {
     if (!named.is_object() || !named.contains("name") || !named.contains("template")) {
       config.fail("chat_template", "expected a list of objects with 'name' and 'template'");
     }

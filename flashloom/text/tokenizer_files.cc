@@ -3,28 +3,26 @@
 
 #include <algorithm>
 #include <array>
-#include <nlohmann/json.hpp>
 
+#include "flashloom/json/json.h"
 #include "flashloom/text/tokenizer_data.h"
 #include "flashloom/text/tokenizer_gguf.h"
 
 namespace flashloom {
 namespace {
 
-using json = nlohmann::ordered_json;
-
-json byte_level(bool use_regex) {
+Json byte_level(bool use_regex) {
   return {{"type", "ByteLevel"},
           {"add_prefix_space", false},
           {"trim_offsets", true},
           {"use_regex", use_regex}};
 }
 
-json pre_tokenizer_json(KnownPattern pattern) {
+Json pre_tokenizer_json(KnownPattern pattern) {
   if (pattern == KnownPattern::kGpt2) {
     return byte_level(true);
   }
-  json first;
+  Json first;
   if (pattern == KnownPattern::kDigitsGpt2) {
     first = {{"type", "Digits"}, {"individual_digits", true}};
   } else {
@@ -34,33 +32,33 @@ json pre_tokenizer_json(KnownPattern pattern) {
              {"behavior", "Isolated"},
              {"invert", false}};
   }
-  json steps = json::array();
+  Json steps = Json::array();
   steps.push_back(std::move(first));
   steps.push_back(byte_level(pattern == KnownPattern::kDigitsGpt2));
   return {{"type", "Sequence"}, {"pretokenizers", std::move(steps)}};
 }
 
-json special_piece(std::string_view token) {
+Json special_piece(std::string_view token) {
   return {{"SpecialToken", {{"id", token}, {"type_id", 0}}}};
 }
 
-json text_piece(const char* name) {
+Json text_piece(const char* name) {
   return {{"Sequence", {{"id", name}, {"type_id", 0}}}};
 }
 
-json post_processor_json(const Tokenizer& tokenizer) {
+Json post_processor_json(const Tokenizer& tokenizer) {
   if (tokenizer.prefix_ids().empty() && tokenizer.suffix_ids().empty()) {
     return byte_level(true);
   }
-  json single = json::array();
-  json pair = json::array();
-  json special_tokens = json::object();
-  const auto add = [&](std::span<const int32_t> ids, json& pieces) {
+  Json single = Json::array();
+  Json pair = Json::array();
+  Json special_tokens = Json::object();
+  const auto add = [&](std::span<const int32_t> ids, Json& pieces) {
     for (const int32_t id : ids) {
       const std::string token(tokenizer.token(id));
       pieces.push_back(special_piece(token));
       special_tokens[token] = {
-          {"id", token}, {"ids", json::array({id})}, {"tokens", json::array({token})}};
+          {"id", token}, {"ids", Json::array({id})}, {"tokens", Json::array({token})}};
     }
   };
   add(tokenizer.prefix_ids(), single);
@@ -70,7 +68,7 @@ json post_processor_json(const Tokenizer& tokenizer) {
   add(tokenizer.prefix_ids(), pair);
   pair.push_back(text_piece("B"));
   add(tokenizer.suffix_ids(), pair);
-  json processors = json::array();
+  Json processors = Json::array();
   processors.push_back(byte_level(true));
   processors.push_back({{"type", "TemplateProcessing"},
                         {"single", std::move(single)},
@@ -79,7 +77,7 @@ json post_processor_json(const Tokenizer& tokenizer) {
   return {{"type", "Sequence"}, {"processors", std::move(processors)}};
 }
 
-json added_token_json(const AddedToken& token) {
+Json added_token_json(const AddedToken& token) {
   return {{"id", token.id},          {"content", token.content}, {"single_word", token.single_word},
           {"lstrip", token.lstrip},  {"rstrip", token.rstrip},   {"normalized", token.normalized},
           {"special", token.special}};
@@ -87,13 +85,13 @@ json added_token_json(const AddedToken& token) {
 
 std::string write_tokenizer_json(const Tokenizer& tokenizer, const GgufVocabulary& vocabulary) {
   const GgufPreTokenizer& pre_tokenizer = find_gguf_pre_tokenizer(vocabulary);
-  json added = json::array();
+  Json added = Json::array();
   for (const AddedToken& token : gguf_added_tokens(vocabulary)) {
     added.push_back(added_token_json(token));
   }
-  json root = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}};
+  Json root = {{"version", "1.0"}, {"truncation", nullptr}, {"padding", nullptr}};
   root["added_tokens"] = std::move(added);
-  root["normalizer"] = pre_tokenizer.nfc ? json{{"type", "NFC"}} : json(nullptr);
+  root["normalizer"] = pre_tokenizer.nfc ? Json{{"type", "NFC"}} : Json();
   root["pre_tokenizer"] = pre_tokenizer_json(pre_tokenizer.pattern);
   root["post_processor"] = post_processor_json(tokenizer);
   root["decoder"] = byte_level(true);
@@ -105,24 +103,23 @@ std::string write_tokenizer_json(const Tokenizer& tokenizer, const GgufVocabular
                    {"fuse_unk", false},
                    {"byte_fallback", false},
                    {"ignore_merges", pre_tokenizer.ignore_merges}};
-  // An ordered object looks for every key it is given, which is quadratic in 150,000 tokens; so the
-  // vocabulary, and the merges that end the file, are written by hand.
+  // The vocabulary, and the merges that end the file, are written by hand: an entry a line.
   std::string text = root.dump();
   text.resize(text.size() - 2);  // }}
   text += ",\"vocab\":{";
   for (size_t id = 0; id < vocabulary.tokens.size(); ++id) {
-    text += fmt::format("{}{}:{}", id == 0 ? "" : ",\n", json(vocabulary.tokens[id]).dump(), id);
+    text += fmt::format("{}{}:{}", id == 0 ? "" : ",\n", Json(vocabulary.tokens[id]).dump(), id);
   }
   text += "},\"merges\":[";
   for (size_t i = 0; i < vocabulary.merges.size(); ++i) {
-    text += fmt::format("{}{}", i == 0 ? "" : ",\n", json(vocabulary.merges[i]).dump());
+    text += fmt::format("{}{}", i == 0 ? "" : ",\n", Json(vocabulary.merges[i]).dump());
   }
   text += "]}}\n";
   return text;
 }
 
 std::string write_tokenizer_config(const Tokenizer& tokenizer) {
-  json config = {{"tokenizer_class", "PreTrainedTokenizerFast"},
+  Json config = {{"tokenizer_class", "PreTrainedTokenizerFast"},
                  {"clean_up_tokenization_spaces", false}};
   const auto add = [&](const char* key, std::optional<int32_t> id) {
     if (id) {

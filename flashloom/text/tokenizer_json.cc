@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <array>
-#include <nlohmann/json.hpp>
 
 #include "flashloom/core/error.h"
+#include "flashloom/json/json.h"
 #include "flashloom/text/tokenizer_data.h"
 
 namespace flashloom {
@@ -127,13 +127,8 @@ class Node {
 [[noreturn]] void fail_syntax(std::string_view text, std::string_view file_name,
                               simdjson::error_code code) {
   // simdjson does not say where; a second parser does, where it sees a fault too.
-  std::string place;
-  try {
-    const auto parsed = nlohmann::json::parse(text);
-    static_cast<void>(parsed);
-  } catch (const nlohmann::json::parse_error& error) {
-    place = fmt::format("byte {}", error.byte);
-  }
+  const auto fault = json_fault(text);
+  const std::string place = fault ? fmt::format("byte {}", *fault) : "";
   throw IoError(file_name, place, fmt::format("not valid JSON: {}", simdjson::error_message(code)));
 }
 

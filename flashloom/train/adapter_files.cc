@@ -4,7 +4,6 @@
 #include <fmt/ranges.h>
 
 #include <cmath>
-#include <nlohmann/json.hpp>
 #include <set>
 #include <vector>
 
@@ -14,7 +13,7 @@
 #include "flashloom/io/mapped_file.h"
 #include "flashloom/io/safetensors.h"
 #include "flashloom/io/safetensors_writer.h"
-#include "flashloom/io/strict_json.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom {
 namespace {
@@ -34,23 +33,23 @@ std::string short_name(LlamaLinear linear) {
 }
 
 // Fields that change what an adapter computes; each must be absent, null, or as given here.
-void refuse_variants(const nlohmann::json& config, const std::string& file) {
-  const nlohmann::json plain = {
+void refuse_variants(const Json& config, const std::string& file) {
+  const Json plain = {
       {"peft_type", "LORA"},
       {"fan_in_fan_out", false},
       {"lora_bias", false},
       {"bias", "none"},
-      {"rank_pattern", nlohmann::json::object()},
-      {"alpha_pattern", nlohmann::json::object()},
+      {"rank_pattern", Json::object()},
+      {"alpha_pattern", Json::object()},
       {"modules_to_save", nullptr},
       {"layer_replication", nullptr},
       {"target_parameters", nullptr},
       {"trainable_token_indices", nullptr},
   };
-  for (const auto& [key, value] : plain.items()) {
-    const auto found = config.find(key);
+  for (const auto& [key, value] : plain.members()) {
+    const Json* found = config.find(key);
     const bool absent =
-        found == config.end() || found->is_null() || (found->is_array() && found->empty());
+        found == nullptr || found->is_null() || (found->is_array() && found->size() == 0);
     if (!absent && *found != value) {
       throw IoError(file, key,
                     fmt::format("only {} is supported, found {}", value.dump(), found->dump()));
@@ -59,31 +58,32 @@ void refuse_variants(const nlohmann::json& config, const std::string& file) {
 }
 
 // peft's `layers_to_transform`: a layer or a list of them; absent or null: all.
-std::vector<int64_t> read_layers(const nlohmann::json& config, const std::string& file) {
-  const auto found = config.find("layers_to_transform");
-  if (found == config.end() || found->is_null()) {
+std::vector<int64_t> read_layers(const Json& config, const std::string& file) {
+  const Json* found = config.find("layers_to_transform");
+  if (found == nullptr || found->is_null()) {
     return {};
   }
   std::set<int64_t> layers;
-  for (const nlohmann::json& layer : found->is_array() ? *found : nlohmann::json{*found}) {
-    if (!layer.is_number_integer() || layer < 0) {
+  const Json list = found->is_array() ? *found : Json::array({*found});
+  for (const Json& layer : list.elements()) {
+    if (!layer.is_unsigned()) {
       throw IoError(file, "layers_to_transform", "expected a list of layer numbers");
     }
-    layers.insert(layer.get<int64_t>());
+    layers.insert(layer.integer());
   }
   return {layers.begin(), layers.end()};
 }
 
 // Absent and null are false.
-bool read_flag(const nlohmann::json& config, const char* key, const std::string& file) {
-  const auto found = config.find(key);
-  if (found == config.end() || found->is_null()) {
+bool read_flag(const Json& config, const char* key, const std::string& file) {
+  const Json* found = config.find(key);
+  if (found == nullptr || found->is_null()) {
     return false;
   }
   if (!found->is_boolean()) {
     throw IoError(file, key, "expected true or false");
   }
-  return found->get<bool>();
+  return found->boolean();
 }
 
 }  // namespace
@@ -105,7 +105,7 @@ void save_adapter(const std::string& directory, const LlamaModel& model,
   }
   writer.finish();
 
-  nlohmann::ordered_json config = {
+  Json config = {
       {"peft_type", "LORA"},
       {"task_type", "CAUSAL_LM"},
       {"base_model_name_or_path", base_model},
@@ -121,7 +121,7 @@ void save_adapter(const std::string& directory, const LlamaModel& model,
   if (options.alpha == std::floor(options.alpha)) {
     config["lora_alpha"] = static_cast<int64_t>(options.alpha);
   }
-  config["target_modules"] = nlohmann::ordered_json::array();
+  config["target_modules"] = Json::array();
   for (size_t i = 0; i < kLlamaLinears; ++i) {
     if (options.targets[i]) {
       config["target_modules"].push_back(short_name(static_cast<LlamaLinear>(i)));
@@ -135,37 +135,37 @@ void save_adapter(const std::string& directory, const LlamaModel& model,
 
 LoraOptions read_adapter_options(const std::string& directory) {
   const std::string file = directory + kConfig;
-  const nlohmann::json config = parse_strict_json(MappedFile(file).text(), file);
+  const Json config = parse_strict_json(MappedFile(file).text(), file);
   if (!config.is_object()) {
     throw IoError(file, "", "expected an object");
   }
   refuse_variants(config, file);
   LoraOptions options;
-  const auto rank = config.find("r");
-  if (rank == config.end() || !rank->is_number_integer() || rank->get<int64_t>() < 1 ||
-      rank->get<int64_t>() > kMaxAdapterRank) {
+  const Json* rank = config.find("r");
+  if (rank == nullptr || !rank->is_integer() || rank->number() < 1 ||
+      rank->number() > kMaxAdapterRank) {
     throw IoError(file, "r", "expected a whole number above 0");
   }
-  options.rank = rank->get<int64_t>();
-  const auto alpha = config.find("lora_alpha");
-  if (alpha == config.end() || !alpha->is_number()) {
+  options.rank = rank->integer();
+  const Json* alpha = config.find("lora_alpha");
+  if (alpha == nullptr || !alpha->is_number()) {
     throw IoError(file, "lora_alpha", "expected a number");
   }
-  options.alpha = alpha->get<double>();
+  options.alpha = alpha->number();
   options.rank_stabilized = read_flag(config, "use_rslora", file);
   options.dora = read_flag(config, "use_dora", file);
   options.layers = read_layers(config, file);
-  const auto targets = config.find("target_modules");
-  if (targets == config.end() || !(targets->is_array() || *targets == "all-linear")) {
+  const Json* targets = config.find("target_modules");
+  if (targets == nullptr || !(targets->is_array() || *targets == "all-linear")) {
     throw IoError(file, "target_modules", "expected a list of names");
   }
   if (targets->is_array()) {
     std::vector<std::string> names;
-    for (const nlohmann::json& name : *targets) {
+    for (const Json& name : targets->elements()) {
       if (!name.is_string()) {
         throw IoError(file, "target_modules", "expected a list of names");
       }
-      names.push_back(name.get<std::string>());
+      names.push_back(name.string());
     }
     try {
       options.targets = parse_lora_targets(names);

@@ -6,7 +6,6 @@
 #include <charconv>
 #include <cstring>
 #include <filesystem>
-#include <nlohmann/json.hpp>
 #include <string_view>
 #include <system_error>
 #include <vector>
@@ -17,13 +16,12 @@
 #include "flashloom/io/mapped_file.h"
 #include "flashloom/io/safetensors.h"
 #include "flashloom/io/safetensors_writer.h"
-#include "flashloom/io/strict_json.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom {
 namespace {
 
 namespace fs = std::filesystem;
-using nlohmann::ordered_json;
 
 constexpr std::string_view kFolder = "checkpoint-";
 constexpr const char* kTensors = "/training_state.safetensors";
@@ -70,20 +68,20 @@ bool is_unfinished(const fs::directory_entry& entry) {
   return folder || (entry.is_regular_file() && name.find(".partial-") != std::string::npos);
 }
 
-ordered_json to_json(const EvaluationResult& result) {
+Json to_json(const EvaluationResult& result) {
   return {{"loss", result.loss}, {"tokens", result.tokens}, {"all_tokens", result.all_tokens}};
 }
 
-EvaluationResult evaluation_from(const nlohmann::json& json) {
-  return {.loss = json.at("loss").get<double>(),
-          .tokens = json.at("tokens").get<int64_t>(),
-          .all_tokens = json.at("all_tokens").get<int64_t>()};
+EvaluationResult evaluation_from(const Json& json) {
+  return {.loss = json.at("loss").number(),
+          .tokens = json.at("tokens").integer(),
+          .all_tokens = json.at("all_tokens").integer()};
 }
 
-ordered_json to_json(const TrainingState& state) {
-  ordered_json json = {{"step", state.step},       {"epoch", state.data.epoch},
-                       {"bin", state.data.bin},    {"tokens", state.tokens},
-                       {"seconds", state.seconds}, {"best_step", state.best_step}};
+Json to_json(const TrainingState& state) {
+  Json json = {{"step", state.step},       {"epoch", state.data.epoch},
+               {"bin", state.data.bin},    {"tokens", state.tokens},
+               {"seconds", state.seconds}, {"best_step", state.best_step}};
   if (state.before) {
     json["before"] = to_json(*state.before);
   }
@@ -93,18 +91,18 @@ ordered_json to_json(const TrainingState& state) {
   return json;
 }
 
-TrainingState state_from(const nlohmann::json& json) {
+TrainingState state_from(const Json& json) {
   TrainingState state = {
-      .step = json.at("step").get<int64_t>(),
-      .data = {.epoch = json.at("epoch").get<int64_t>(), .bin = json.at("bin").get<int64_t>()},
-      .tokens = json.at("tokens").get<int64_t>(),
-      .seconds = json.at("seconds").get<double>(),
-      .best_step = json.at("best_step").get<int64_t>()};
-  if (json.contains("before")) {
-    state.before = evaluation_from(json["before"]);
+      .step = json.at("step").integer(),
+      .data = {.epoch = json.at("epoch").integer(), .bin = json.at("bin").integer()},
+      .tokens = json.at("tokens").integer(),
+      .seconds = json.at("seconds").number(),
+      .best_step = json.at("best_step").integer()};
+  if (const Json* before = json.find("before")) {
+    state.before = evaluation_from(*before);
   }
-  if (json.contains("best")) {
-    state.best = evaluation_from(json["best"]);
+  if (const Json* best = json.find("best")) {
+    state.best = evaluation_from(*best);
   }
   return state;
 }
@@ -115,7 +113,7 @@ std::string text_checksum(std::string_view text) {
 
 // checkpoint.json: {"content": {state and files}, "xxh3": of the content's text}.
 void write_record(const std::string& folder, const TrainingState& state) {
-  ordered_json content = to_json(state);
+  Json content = to_json(state);
   std::vector<fs::path> files;
   for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
     if (entry.is_regular_file()) {
@@ -123,27 +121,26 @@ void write_record(const std::string& folder, const TrainingState& state) {
     }
   }
   std::sort(files.begin(), files.end());
-  content["files"] = ordered_json::object();
+  Json& sums = content["files"] = Json::object();
   for (const fs::path& file : files) {
-    content["files"][file.lexically_relative(folder).string()] = file_checksum(file.string());
+    sums[file.lexically_relative(folder).string()] = file_checksum(file.string());
   }
-  const ordered_json record = {{"content", content}, {"xxh3", text_checksum(content.dump())}};
+  const Json record = {{"content", content}, {"xxh3", text_checksum(content.dump())}};
   write_file_atomically(folder + kState, record.dump(2) + "\n");
 }
 
-// Throws IoError, or a JSON exception, for a folder that is not whole.
+// Throws IoError or JsonError for a folder that is not whole.
 TrainingState read_record(const std::string& folder) {
   const std::string path = folder + kState;
   const MappedFile file(path);
-  parse_strict_json(file.text(), path);
-  const ordered_json record = ordered_json::parse(file.text());  // keeps the order of the content
-  const ordered_json& content = record.at("content");
-  if (record.at("xxh3").get<std::string>() != text_checksum(content.dump())) {
+  const Json record = parse_strict_json(file.text(), path);
+  const Json& content = record.at("content");
+  if (record.at("xxh3").string() != text_checksum(content.dump())) {
     throw IoError(path, "", "differs from its checksum");
   }
-  for (const auto& [name, sum] : content.at("files").items()) {
+  for (const auto& [name, sum] : content.at("files").members()) {
     const std::string member = fmt::format("{}/{}", folder, name);
-    if (file_checksum(member) != sum.get<std::string>()) {
+    if (file_checksum(member) != sum.string()) {
       throw IoError(member, "", "differs from its checksum");
     }
   }
@@ -257,7 +254,7 @@ std::optional<TrainingState> CheckpointFolders::read_newest(
       return state;
     } catch (const IoError& error) {
       what = error.what();
-    } catch (const nlohmann::json::exception& error) {
+    } catch (const JsonError& error) {
       what = fmt::format("{}{}: {}", folder.string(), kState, error.what());
     }
     if (damaged) {

@@ -4,7 +4,6 @@
 
 #include <filesystem>
 #include <memory>
-#include <nlohmann/json.hpp>
 #include <span>
 #include <string_view>
 #include <utility>
@@ -16,13 +15,11 @@
 #include "flashloom/io/mapped_file.h"
 #include "flashloom/io/safetensors.h"
 #include "flashloom/io/safetensors_writer.h"
-#include "flashloom/io/strict_json.h"
+#include "flashloom/json/json.h"
 #include "flashloom/train/run_record.h"
 
 namespace flashloom {
 namespace {
-
-using nlohmann::ordered_json;
 
 constexpr int kVersion = 1;
 constexpr const char* kRecord = "/prepared.json";
@@ -75,8 +72,8 @@ std::string behaviour_sum(const Tokenizer& tokenizer) {
   return sum.hex();
 }
 
-ordered_json to_json(const SupervisedData& side) {
-  ordered_json groups = ordered_json::array();
+Json to_json(const SupervisedData& side) {
+  Json groups = Json::array();
   for (const DocumentGroup& group : side.documents.groups()) {
     groups.push_back({{"documents", group.count}, {"weight", group.weight}});
   }
@@ -136,14 +133,14 @@ std::span<const T> array(const SafetensorsFile& file, std::string_view name, int
   return {view.as<T>(), static_cast<size_t>(size)};
 }
 
-SupervisedData read_side(const std::string& directory, std::string_view side,
-                         const nlohmann::json& json, int64_t longest) {
+SupervisedData read_side(const std::string& directory, std::string_view side, const Json& json,
+                         int64_t longest) {
   const auto file = std::make_shared<const SafetensorsFile>(array_path(directory, side));
-  const auto number = [&](const char* name) { return json.at(name).get<int64_t>(); };
+  const auto number = [&](const char* name) { return json.at(name).integer(); };
   std::vector<DocumentGroup> groups;
-  for (const nlohmann::json& group : json.at("groups")) {
-    groups.push_back({.count = group.at("documents").get<int64_t>(),
-                      .weight = group.at("weight").get<double>()});
+  for (const Json& group : json.at("groups").elements()) {
+    groups.push_back(
+        {.count = group.at("documents").integer(), .weight = group.at("weight").number()});
   }
   const int64_t tokens = number("tokens");
   SupervisedData data = {.counts = {.rows = number("rows"),
@@ -158,7 +155,7 @@ SupervisedData read_side(const std::string& directory, std::string_view side,
   } catch (const InvalidArgument& error) {
     throw IoError(file->path(), "", error.what());
   }
-  if (documents_checksum(data.documents) != json.at("xxh3").get<std::string>()) {
+  if (documents_checksum(data.documents) != json.at("xxh3").string()) {
     throw IoError(file->path(), "", "differs from its checksum: prepare the data again");
   }
   if (data.documents.longest() > longest) {
@@ -169,19 +166,26 @@ SupervisedData read_side(const std::string& directory, std::string_view side,
   return data;
 }
 
-void require_tokenizer(const std::string& directory, const nlohmann::json& json,
-                       const Tokenizer& tokenizer) {
+std::vector<std::string> strings(const Json& json) {
+  std::vector<std::string> list;
+  for (const Json& entry : json.elements()) {
+    list.push_back(entry.string());
+  }
+  return list;
+}
+
+void require_tokenizer(const std::string& directory, const Json& json, const Tokenizer& tokenizer) {
   const auto differs = [&](const char* what) {
     throw IoError(directory, "",
                   fmt::format("was prepared with another {} than the model's: prepare the data "
                               "again with `flashloom prepare --model`",
                               what));
   };
-  if (json.at("tokenizer_files").get<std::string>() != files_sum(tokenizer) &&
-      json.at("tokenizer").get<std::string>() != behaviour_sum(tokenizer)) {
+  if (json.at("tokenizer_files").string() != files_sum(tokenizer) &&
+      json.at("tokenizer").string() != behaviour_sum(tokenizer)) {
     differs("tokenizer");
   }
-  if (json.at("chat_template").get<std::string>() != text_sum(tokenizer.chat_template())) {
+  if (json.at("chat_template").string() != text_sum(tokenizer.chat_template())) {
     differs("chat template");
   }
 }
@@ -195,16 +199,16 @@ void write_prepared(const std::string& directory, const PreparedSettings& settin
   std::filesystem::remove(directory + kRecord);
   std::filesystem::remove(array_path(directory, kHeldOut));
   write_arrays(array_path(directory, kTrain), data.train.documents);
-  ordered_json json = {{"version", kVersion},
-                       {"seq_len", settings.sequence_length},
-                       {"long", long_rows_name(settings.long_rows)},
-                       {"held_out", settings.held_out},
-                       {"files", settings.files},
-                       {"vocabulary", tokenizer.vocabulary_size()},
-                       {"tokenizer_files", files_sum(tokenizer)},
-                       {"tokenizer", behaviour_sum(tokenizer)},
-                       {"chat_template", text_sum(tokenizer.chat_template())},
-                       {kTrain, to_json(data.train)}};
+  Json json = {{"version", kVersion},
+               {"seq_len", settings.sequence_length},
+               {"long", long_rows_name(settings.long_rows)},
+               {"held_out", settings.held_out},
+               {"files", settings.files},
+               {"vocabulary", tokenizer.vocabulary_size()},
+               {"tokenizer_files", files_sum(tokenizer)},
+               {"tokenizer", behaviour_sum(tokenizer)},
+               {"chat_template", text_sum(tokenizer.chat_template())},
+               {std::string(kTrain), to_json(data.train)}};
   if (data.held_out.documents.size() > 0) {
     write_arrays(array_path(directory, kHeldOut), data.held_out.documents);
     json[std::string(kHeldOut) + "_data"] = to_json(data.held_out);
@@ -222,25 +226,24 @@ PreparedData open_prepared(const std::string& directory, const Tokenizer& tokeni
   const std::string path = directory + kRecord;
   const MappedFile file(path);
   try {
-    const nlohmann::json json = parse_strict_json(file.text(), path);
-    if (json.at("version").get<int>() != kVersion) {
+    const Json json = parse_strict_json(file.text(), path);
+    if (json.at("version").integer() != kVersion) {
       throw IoError(path, "version",
                     fmt::format("expected {}, found {}", kVersion, json.at("version").dump()));
     }
     require_tokenizer(directory, json, tokenizer);
-    PreparedData set = {
-        .settings = {.sequence_length = json.at("seq_len").get<int64_t>(),
-                     .long_rows = parse_long_rows(json.at("long").get<std::string>()),
-                     .held_out = json.at("held_out").get<double>(),
-                     .files = json.at("files").get<std::vector<std::string>>()}};
+    PreparedData set = {.settings = {.sequence_length = json.at("seq_len").integer(),
+                                     .long_rows = parse_long_rows(json.at("long").string()),
+                                     .held_out = json.at("held_out").number(),
+                                     .files = strings(json.at("files"))}};
     const int64_t longest = set.settings.sequence_length;
-    set.data.train = read_side(directory, kTrain, json.at(std::string(kTrain)), longest);
+    set.data.train = read_side(directory, kTrain, json.at(kTrain), longest);
     const std::string held_out = std::string(kHeldOut) + "_data";
-    if (json.contains(held_out)) {
-      set.data.held_out = read_side(directory, kHeldOut, json.at(held_out), longest);
+    if (const Json* side = json.find(held_out)) {
+      set.data.held_out = read_side(directory, kHeldOut, *side, longest);
     }
     return set;
-  } catch (const nlohmann::json::exception& error) {
+  } catch (const JsonError& error) {
     throw IoError(path, "", error.what());
   } catch (const InvalidArgument& error) {
     throw IoError(path, "", error.what());

@@ -3,13 +3,12 @@
 #include <fmt/format.h>
 
 #include <filesystem>
-#include <nlohmann/json.hpp>
 
 #include "flashloom/core/error.h"
 #include "flashloom/io/atomic_file.h"
 #include "flashloom/io/checksum.h"
 #include "flashloom/io/mapped_file.h"
-#include "flashloom/io/strict_json.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom {
 namespace {
@@ -18,27 +17,26 @@ std::string path_of(const std::string& output) {
   return output + "/run.json";
 }
 
-nlohmann::json read(const std::string& output) {
+Json read(const std::string& output) {
   const MappedFile file(path_of(output));
   return parse_strict_json(file.text(), file.path());
 }
 
-std::string text(const nlohmann::json& object, const std::string& name) {
-  const auto found = object.find(name);
-  return found == object.end() ? "nothing" : found->dump();
+std::string text(const Json& object, std::string_view name) {
+  const Json* found = object.find(name);
+  return found == nullptr ? "nothing" : found->dump();
 }
 
 }  // namespace
 
 void write_run_record(const std::string& output, const RunRecord& record) {
-  nlohmann::ordered_json settings = nlohmann::ordered_json::object();
+  Json settings = Json::object();
   for (const Metric& setting : record.settings) {
-    std::visit([&](const auto& value) { settings[std::string(setting.name)] = value; },
-               setting.value);
+    std::visit([&](const auto& value) { settings[setting.name] = value; }, setting.value);
   }
-  const nlohmann::ordered_json json = {{"settings", settings},
-                                       {"bin_capacity", record.shape.bin_capacity},
-                                       {"bins_per_step", record.shape.bins_per_step}};
+  const Json json = {{"settings", settings},
+                     {"bin_capacity", record.shape.bin_capacity},
+                     {"bins_per_step", record.shape.bins_per_step}};
   write_file_atomically(path_of(output), json.dump(2) + "\n");
 }
 
@@ -47,9 +45,9 @@ std::optional<StepShape> recorded_shape(const std::string& output) {
     return std::nullopt;
   }
   try {
-    const nlohmann::json json = read(output);
+    const Json json = read(output);
     const auto number = [&](const char* name) {
-      const auto value = json.at(name).get<int64_t>();
+      const auto value = json.at(name).integer();
       if (value < 1) {
         throw IoError(path_of(output), name, fmt::format("expected 1 or more, found {}", value));
       }
@@ -57,25 +55,25 @@ std::optional<StepShape> recorded_shape(const std::string& output) {
     };
     return StepShape{.bin_capacity = number("bin_capacity"),
                      .bins_per_step = number("bins_per_step")};
-  } catch (const nlohmann::json::exception& error) {
+  } catch (const JsonError& error) {
     throw IoError(path_of(output), "", error.what());
   }
 }
 
 void require_same_settings(const std::string& output, std::span<const Metric> settings) {
-  nlohmann::json was;
+  Json was;
   try {
     was = read(output).at("settings");
-  } catch (const nlohmann::json::exception& error) {
+  } catch (const JsonError& error) {
     throw IoError(path_of(output), "", error.what());
   }
   std::string differences;
   for (const Metric& setting : settings) {
-    const std::string name(setting.name);
-    const nlohmann::json now =
-        std::visit([](const auto& value) { return nlohmann::json(value); }, setting.value);
-    if (!was.is_object() || !was.contains(name) || was[name] != now) {
-      differences += fmt::format("\n  {}: was {}, now {}", name, text(was, name), now.dump());
+    const Json now = std::visit([](const auto& value) { return Json(value); }, setting.value);
+    const Json* before = was.find(setting.name);
+    if (before == nullptr || *before != now) {
+      differences +=
+          fmt::format("\n  {}: was {}, now {}", setting.name, text(was, setting.name), now.dump());
     }
   }
   if (!differences.empty()) {

@@ -8,6 +8,7 @@
 
 #include "flashloom/io/metric_log.h"
 #include "flashloom/io/temporary_directory_for_test.h"
+#include "flashloom/json/json.h"
 #include "flashloom/train/report/report_page.h"
 #include "tests/end_to_end/browser_for_test.h"
 
@@ -49,29 +50,34 @@ class ReportBrowser : public testing::Test {
       held_out.values.push_back(3.5f - 0.1f * static_cast<float>(k));
     }
     run.run = {{"settings", {{"method", "lora"}, {"lora_rank", 16}, {"clip", 1.0}}}};
-    const nlohmann::json side = {
-        {"files", {"train.jsonl"}}, {"rows", "9 rows"}, {"documents", 9}, {"tokens", 90},
-        {"loss_tokens", 9},         {"shortest", 1},    {"median", 5},    {"longest", 12},
-        {"lengths", {4, 3, 2}}};
-    run.facts = {
-        {"state", "finished"},
-        {"steps", steps},
-        {"program", "flashloom"},
-        {"started", ""},
-        {"model", {{"path", "model"}, {"parameters", 100}, {"trained_parameters", 10}}},
-        {"data", {{"length_bin", 5}, {"train", side}, {"held_out", side}}},
-        {"choices", {{"guards", "on"}}},
-        {"memory",
-         {{"rows", {{{"kind", "weights"}, {"bytes", 900}, {"buffers", 2}, {"largest", "w"}}}},
-          {"planned_bytes", 900},
-          {"budget_bytes", 9000},
-          {"peak_bytes", 800}}},
-        {"samples",
-         {{{"prompt", "<|im_start|>user\nWhy?"},
-           {"expected", "Because."},
-           {"before", "No."},
-           {"after", "Because so."}}}}};
+    const Json side = {{"files", Json::array({"train.jsonl"})},
+                       {"rows", "9 rows"},
+                       {"documents", 9},
+                       {"tokens", 90},
+                       {"loss_tokens", 9},
+                       {"shortest", 1},
+                       {"median", 5},
+                       {"longest", 12},
+                       {"lengths", Json::array({4, 3, 2})}};
+    const Json weights = {{"kind", "weights"}, {"bytes", 900}, {"buffers", 2}, {"largest", "w"}};
+    run.facts = {{"state", "finished"},
+                 {"steps", steps},
+                 {"program", "flashloom"},
+                 {"started", ""},
+                 {"model", {{"path", "model"}, {"parameters", 100}, {"trained_parameters", 10}}},
+                 {"data", {{"length_bin", 5}, {"train", side}, {"held_out", side}}},
+                 {"choices", {{"guards", "on"}}},
+                 {"memory",
+                  {{"rows", Json::array({weights})},
+                   {"planned_bytes", 900},
+                   {"budget_bytes", 9000},
+                   {"peak_bytes", 800}}},
+                 {"samples", Json::array({sample("<|im_start|>user\nWhy?", "Because so.")})}};
     return run;
+  }
+
+  static Json sample(const std::string& prompt, const std::string& after) {
+    return {{"prompt", prompt}, {"expected", "Because."}, {"before", "No."}, {"after", after}};
   }
 
   OpenedPage open(const std::string& html, const std::string& window = "1280,900") {
@@ -199,8 +205,7 @@ TEST_F(ReportBrowser, TakesHostileTextAsText) {
       "</script><img src=x "
       "onerror=\"document.title='taken'\"><script>document.title='taken'</script>";
   run.name = hostile;
-  run.facts["samples"][0]["after"] = hostile;
-  run.facts["samples"][0]["prompt"] = hostile;
+  run.facts["samples"] = Json::array({sample(hostile, hostile)});
   run.run["settings"][hostile] = hostile;
   run.guards = {{1, hostile, hostile}};
   const OpenedPage page = open(report_page(run, "flashloom"));
@@ -219,7 +224,9 @@ TEST_F(ReportBrowser, TakesRunsThatLackParts) {
   RunFolder interrupted = long_run(30);
   interrupted.facts["state"] = "running";
   interrupted.facts["steps"] = 60;
-  interrupted.facts["samples"][0].erase("after");
+  Json unanswered = sample("Why?", "");
+  unanswered.erase("after");
+  interrupted.facts["samples"] = Json::array({unanswered});
   RunFolder damaged = long_run(3);
   damaged.curves[0].values = {NAN, NAN, NAN};
   RunFolder one_step = long_run(1);

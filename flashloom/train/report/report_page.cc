@@ -12,8 +12,6 @@
 namespace flashloom {
 namespace {
 
-using nlohmann::ordered_json;
-
 static_assert(std::endian::native == std::endian::little, "typed arrays of the page are so");
 
 std::string base64(std::span<const std::byte> bytes) {
@@ -44,9 +42,9 @@ bool is_shown(const RunFolder& run, const MetricCurve& curve) {
   return std::find(names.begin(), names.end(), curve.name) == names.end();
 }
 
-ordered_json run_json(const RunFolder& run) {
-  ordered_json curves = ordered_json::object();
-  ordered_json steps = ordered_json::array();
+Json run_json(const RunFolder& run) {
+  Json curves = Json::object();
+  Json steps = Json::array();
   std::vector<const std::vector<int32_t>*> known;
   for (const MetricCurve& curve : run.curves) {
     if (!is_shown(run, curve)) {
@@ -61,7 +59,7 @@ ordered_json run_json(const RunFolder& run) {
     curves[curve.name] = {{"steps", found - known.begin()},
                           {"values", base64(std::as_bytes(std::span(curve.values)))}};
   }
-  ordered_json guards = ordered_json::array();
+  Json guards = Json::array();
   for (const GuardLine& line : run.guards) {
     guards.push_back({{"step", line.step}, {"guard", line.guard}, {"finding", line.finding}});
   }
@@ -72,8 +70,8 @@ ordered_json run_json(const RunFolder& run) {
 
 // JSON inside a script element: without '<' neither the element nor a comment can end or begin, and
 // '>' and '&' cost nothing to write alike.
-std::string embedded(const ordered_json& json) {
-  const std::string text = json.dump(-1, ' ', false, ordered_json::error_handler_t::replace);
+std::string embedded(const Json& json) {
+  const std::string text = json.dump(-1, JsonText::replaced);
   std::string out;
   out.reserve(text.size());
   for (const char c : text) {
@@ -94,7 +92,7 @@ std::string embedded(const ordered_json& json) {
   return out;
 }
 
-std::string page(std::string_view title, const ordered_json& json) {
+std::string page(std::string_view title, const Json& json) {
   const std::string data = embedded(json);
   // Only a script that knows this number runs; what is in the data cannot know its own checksum.
   const std::string nonce = checksum(std::as_bytes(std::span(data)));
@@ -148,17 +146,17 @@ std::string escape_html(std::string_view text) {
 }
 
 std::string report_page(const RunFolder& run, std::string_view program) {
-  const ordered_json json = {{"program", program}, {"runs", {run_json(run)}}};
+  const Json json = {{"program", program}, {"runs", Json::array({run_json(run)})}};
   return page(fmt::format("{} · Flashloom", run.name), json);
 }
 
 std::string comparison_page(std::span<const RunFolder> runs, const RunComparison& comparison,
                             std::string_view program) {
-  ordered_json list = ordered_json::array();
+  Json list = Json::array();
   for (const RunFolder& run : runs) {
     list.push_back(run_json(run));
   }
-  const ordered_json json = {
+  const Json json = {
       {"program", program}, {"comparison", to_readable_json(comparison)}, {"runs", list}};
   return page(fmt::format("{} · Flashloom", fmt::join(comparison.names, " · ")), json);
 }

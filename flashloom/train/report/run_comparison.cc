@@ -13,9 +13,6 @@
 namespace flashloom {
 namespace {
 
-using nlohmann::json;
-using nlohmann::ordered_json;
-
 enum class Better : uint8_t { neither, less, more };
 
 // Names the runs by their last path parts, as many as it takes until all differ.
@@ -49,10 +46,10 @@ void name_apart(std::span<RunFolder> runs) {
 }
 
 // Objects become "a.b"; lists stay whole.
-void flatten(const json& value, const std::string& name,
-             std::vector<std::pair<std::string, json>>& out) {
+void flatten(const Json& value, const std::string& name,
+             std::vector<std::pair<std::string, Json>>& out) {
   if (value.is_object()) {
-    for (const auto& [key, inner] : value.items()) {
+    for (const auto& [key, inner] : value.members()) {
       flatten(inner, name.empty() ? key : fmt::format("{}.{}", name, key), out);
     }
   } else if (!value.is_null()) {
@@ -60,18 +57,17 @@ void flatten(const json& value, const std::string& name,
   }
 }
 
-const json& part(const json& object, const char* name) {
-  static const json none;
-  return object.is_object() && object.contains(name) ? object[name] : none;
+const Json& part(const Json& object, const char* name) {
+  static const Json none;
+  const Json* found = object.find(name);
+  return found == nullptr ? none : *found;
 }
 
-std::vector<std::pair<std::string, json>> settings_of(const RunFolder& run) {
-  std::vector<std::pair<std::string, json>> values;
-  json settings = part(run.run, "settings");
+std::vector<std::pair<std::string, Json>> settings_of(const RunFolder& run) {
+  std::vector<std::pair<std::string, Json>> values;
+  Json settings = part(run.run, "settings");
   for (const char* name : {"data", "eval_data"}) {
-    if (settings.is_object()) {
-      settings.erase(name);
-    }
+    settings.erase(name);
   }
   flatten(settings, "", values);
   flatten(part(run.facts, "choices"), "", values);
@@ -82,14 +78,12 @@ std::vector<std::pair<std::string, json>> settings_of(const RunFolder& run) {
   return values;
 }
 
-std::vector<std::pair<std::string, json>> data_of(const RunFolder& run) {
-  std::vector<std::pair<std::string, json>> values;
-  const json& settings = part(run.run, "settings");
+std::vector<std::pair<std::string, Json>> data_of(const RunFolder& run) {
+  std::vector<std::pair<std::string, Json>> values;
+  const Json& settings = part(run.run, "settings");
   const auto side = [&](const char* name, const char* checksum) {
-    json facts = part(part(run.facts, "data"), name);
-    if (facts.is_object()) {
-      facts.erase("lengths");
-    }
+    Json facts = part(part(run.facts, "data"), name);
+    facts.erase("lengths");
     flatten(facts, name, values);
     flatten(part(settings, checksum), std::string(name) + ".tokens' checksum", values);
   };
@@ -98,7 +92,7 @@ std::vector<std::pair<std::string, json>> data_of(const RunFolder& run) {
   return values;
 }
 
-using Reader = std::vector<std::pair<std::string, json>> (*)(const RunFolder&);
+using Reader = std::vector<std::pair<std::string, Json>> (*)(const RunFolder&);
 
 // The names of all runs in the order in which they come first, with what each run has there.
 std::vector<ComparedValue> collect(std::span<const RunFolder> runs, Reader read) {
@@ -109,7 +103,7 @@ std::vector<ComparedValue> collect(std::span<const RunFolder> runs, Reader read)
                                 [&](const ComparedValue& other) { return other.name == name; });
       if (found == values.end()) {
         found =
-            values.insert(values.end(), {.name = name, .values = std::vector<json>(runs.size())});
+            values.insert(values.end(), {.name = name, .values = std::vector<Json>(runs.size())});
       }
       found->values[r] = value;
     }
@@ -120,13 +114,13 @@ std::vector<ComparedValue> collect(std::span<const RunFolder> runs, Reader read)
 void keep_differences(std::vector<ComparedValue>& values) {
   std::erase_if(values, [](const ComparedValue& value) {
     return std::all_of(value.values.begin(), value.values.end(),
-                       [&](const json& one) { return one == value.values.front(); });
+                       [&](const Json& one) { return one == value.values.front(); });
   });
 }
 
-std::vector<std::pair<std::string, json>> outcome_values(const RunFolder& run) {
-  std::vector<std::pair<std::string, json>> values;
-  flatten(json(to_json(outcome_of(run))), "", values);
+std::vector<std::pair<std::string, Json>> outcome_values(const RunFolder& run) {
+  std::vector<std::pair<std::string, Json>> values;
+  flatten(to_json(outcome_of(run)), "", values);
   return values;
 }
 
@@ -155,15 +149,15 @@ constexpr Known kOutcome[] = {
     {"findings", "findings of guards", Better::less},
 };
 
-int best_of(const std::vector<json>& values, Better better) {
+int best_of(const std::vector<Json>& values, Better better) {
   int best = -1;
   bool alone = false;
   for (size_t i = 0; better != Better::neither && i < values.size(); ++i) {
     if (!values[i].is_number()) {
       return -1;
     }
-    const double value = values[i];
-    const double most = best < 0 ? value : values[static_cast<size_t>(best)].get<double>();
+    const double value = values[i].number();
+    const double most = best < 0 ? value : values[static_cast<size_t>(best)].number();
     if (best < 0 || (better == Better::less ? value < most : value > most)) {
       best = static_cast<int>(i);
       alone = true;
@@ -174,16 +168,16 @@ int best_of(const std::vector<json>& values, Better better) {
   return alone && values.size() > 1 ? best : -1;
 }
 
-std::string readable(const std::string& name, const json& value) {
+std::string readable(const std::string& name, const Json& value) {
   if (value.is_null()) {
     return "–";
   }
   if (value.is_string()) {
-    return value;
+    return value.string();
   }
   if (value.is_array()) {
     std::string text;
-    for (const json& entry : value) {
+    for (const Json& entry : value.elements()) {
       text += (text.empty() ? "" : ", ") + readable("", entry);
     }
     return text;
@@ -191,7 +185,7 @@ std::string readable(const std::string& name, const json& value) {
   if (!value.is_number()) {
     return value.dump();
   }
-  const double number = value;
+  const double number = value.number();
   if (name.find("loss_best") != std::string::npos || name == "loss" || name == "first_loss" ||
       name.starts_with("eval_loss")) {
     return fmt::format("{:.4f}", number);
@@ -208,7 +202,7 @@ std::string readable(const std::string& name, const json& value) {
   if (name.ends_with("per_second") || name == "tokens") {
     return fmt::format("{:.0f}", number);
   }
-  return value.is_number_integer() ? value.dump() : fmt::format("{:g}", number);
+  return value.is_integer() ? value.dump() : fmt::format("{:g}", number);
 }
 
 std::string_view label_of(const std::string& name) {
@@ -263,15 +257,15 @@ void append_table(std::string& out, std::string_view title, std::string_view sam
   out += "\n";
 }
 
-ordered_json list_of(const std::vector<ComparedValue>& values, bool as_text) {
-  ordered_json list = ordered_json::array();
+Json list_of(const std::vector<ComparedValue>& values, bool as_text) {
+  Json list = Json::array();
   for (const ComparedValue& value : values) {
-    ordered_json cells = ordered_json::array();
-    for (const json& cell : value.values) {
-      cells.push_back(as_text ? ordered_json(readable(value.name, cell)) : ordered_json(cell));
+    Json cells = Json::array();
+    for (const Json& cell : value.values) {
+      cells.push_back(as_text ? Json(readable(value.name, cell)) : cell);
     }
-    ordered_json row = {{"name", as_text ? std::string(label_of(value.name)) : value.name},
-                        {"values", cells}};
+    Json row = {{"name", as_text ? std::string(label_of(value.name)) : value.name},
+                {"values", cells}};
     if (value.best >= 0) {
       row["best"] = value.best;
     }
@@ -280,7 +274,7 @@ ordered_json list_of(const std::vector<ComparedValue>& values, bool as_text) {
   return list;
 }
 
-ordered_json to_json(const RunComparison& comparison, bool as_text) {
+Json to_json(const RunComparison& comparison, bool as_text) {
   return {{"runs", comparison.names},
           {"settings", list_of(comparison.settings, as_text)},
           {"data", list_of(comparison.data, as_text)},
@@ -322,11 +316,11 @@ std::string describe(const RunComparison& comparison) {
   return text;
 }
 
-nlohmann::ordered_json to_json(const RunComparison& comparison) {
+Json to_json(const RunComparison& comparison) {
   return to_json(comparison, /*as_text=*/false);
 }
 
-nlohmann::ordered_json to_readable_json(const RunComparison& comparison) {
+Json to_readable_json(const RunComparison& comparison) {
   return to_json(comparison, /*as_text=*/true);
 }
 

@@ -1,10 +1,10 @@
 #pragma once
 
-#include <nlohmann/json.hpp>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "flashloom/json/json.h"
 #include "flashloom/train/report/run_folder.h"
 
 namespace flashloom {
@@ -12,7 +12,7 @@ namespace flashloom {
 /// One name with each run's value; null where a run does not know it.
 struct ComparedValue {
   std::string name;
-  std::vector<nlohmann::json> values;
+  std::vector<Json> values;
   int best = -1;  // the run of the best value, where better is meaningful and one alone is best
 };
 
@@ -31,9 +31,9 @@ RunComparison compare_runs(std::span<RunFolder> runs);
 std::string describe(const RunComparison& comparison);
 
 /// {"runs": [...], "settings": [{"name", "values", "best"}], "data": …, "outcome": …}
-nlohmann::ordered_json to_json(const RunComparison& comparison);
+Json to_json(const RunComparison& comparison);
 
 /// The same with every value as text, with its unit, for the page.
-nlohmann::ordered_json to_readable_json(const RunComparison& comparison);
+Json to_readable_json(const RunComparison& comparison);
 
 }  // namespace flashloom

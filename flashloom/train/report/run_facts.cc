@@ -6,28 +6,24 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
-#include <nlohmann/json.hpp>
 
 #include "flashloom/io/atomic_file.h"
 #include "flashloom/io/mapped_file.h"
-#include "flashloom/io/strict_json.h"
+#include "flashloom/json/json.h"
 
 namespace flashloom {
 namespace {
-
-using nlohmann::ordered_json;
 
 std::string path_of(const std::string& output) {
   return output + "/facts.json";
 }
 
 // Texts come from the data; what is not UTF-8 in them is replaced.
-void write_json(const std::string& path, const ordered_json& json) {
-  write_file_atomically(path,
-                        json.dump(2, ' ', false, ordered_json::error_handler_t::replace) + "\n");
+void write_json(const std::string& path, const Json& json) {
+  write_file_atomically(path, json.dump(2, JsonText::replaced) + "\n");
 }
 
-ordered_json to_json(const DataFacts& data) {
+Json to_json(const DataFacts& data) {
   return {{"files", data.files},
           {"rows", data.rows},
           {"documents", data.documents},
@@ -39,10 +35,10 @@ ordered_json to_json(const DataFacts& data) {
           {"lengths", data.lengths}};
 }
 
-ordered_json to_json(const std::vector<SampleAnswer>& samples) {
-  ordered_json list = ordered_json::array();
+Json to_json(const std::vector<SampleAnswer>& samples) {
+  Json list = Json::array();
   for (const SampleAnswer& sample : samples) {
-    ordered_json json = {{"prompt", sample.prompt}, {"expected", sample.expected}};
+    Json json = {{"prompt", sample.prompt}, {"expected", sample.expected}};
     const auto add = [&](const char* name, const std::optional<std::string>& text) {
       if (text) {
         json[name] = *text;
@@ -55,8 +51,8 @@ ordered_json to_json(const std::vector<SampleAnswer>& samples) {
   return list;
 }
 
-ordered_json to_json(const std::vector<MemoryPlan::Row>& rows) {
-  ordered_json list = ordered_json::array();
+Json to_json(const std::vector<MemoryPlan::Row>& rows) {
+  Json list = Json::array();
   for (const MemoryPlan::Row& row : rows) {
     list.push_back({{"kind", row.kind},
                     {"bytes", row.bytes},
@@ -124,31 +120,30 @@ std::string format_time(double wall_time) {
 
 void write_run_facts(const std::string& output, RunFacts& facts) {
   facts.updated = format_time(wall_time());
-  ordered_json json = {
-      {"program", facts.program},
-      {"started", facts.started},
-      {"updated", facts.updated},
-      {"state", facts.state},
-      {"failure", facts.failure},
-      {"steps", facts.steps},
-      {"model",
-       {{"path", facts.model_path},
-        {"architecture", facts.architecture},
-        {"parameters", facts.parameters},
-        {"trained_parameters", facts.trained_parameters},
-        {"layers", facts.layers},
-        {"hidden_size", facts.hidden_size},
-        {"vocabulary_size", facts.vocabulary_size}}},
-      {"data", {{"length_bin", facts.length_bin}, {"train", to_json(facts.train)}}},
-      {"choices", ordered_json::object()},
-      {"memory",
-       {{"rows", to_json(facts.memory)},
-        {"planned_bytes", facts.planned_bytes},
-        {"budget_bytes", facts.budget_bytes},
-        {"peak_bytes", facts.peak_bytes}}},
-      {"machine", {{"processor", facts.processor}, {"threads", facts.threads}}},
-      {"samples", to_json(facts.samples)},
-      {"sample_seconds", facts.sample_seconds}};
+  Json json = {{"program", facts.program},
+               {"started", facts.started},
+               {"updated", facts.updated},
+               {"state", facts.state},
+               {"failure", facts.failure},
+               {"steps", facts.steps},
+               {"model",
+                {{"path", facts.model_path},
+                 {"architecture", facts.architecture},
+                 {"parameters", facts.parameters},
+                 {"trained_parameters", facts.trained_parameters},
+                 {"layers", facts.layers},
+                 {"hidden_size", facts.hidden_size},
+                 {"vocabulary_size", facts.vocabulary_size}}},
+               {"data", {{"length_bin", facts.length_bin}, {"train", to_json(facts.train)}}},
+               {"choices", Json::object()},
+               {"memory",
+                {{"rows", to_json(facts.memory)},
+                 {"planned_bytes", facts.planned_bytes},
+                 {"budget_bytes", facts.budget_bytes},
+                 {"peak_bytes", facts.peak_bytes}}},
+               {"machine", {{"processor", facts.processor}, {"threads", facts.threads}}},
+               {"samples", to_json(facts.samples)},
+               {"sample_seconds", facts.sample_seconds}};
   if (facts.held_out) {
     json["data"]["held_out"] = to_json(*facts.held_out);
   }
@@ -164,21 +159,21 @@ void recall_run_facts(const std::string& output, RunFacts& facts) {
   }
   try {
     const MappedFile file(path_of(output));
-    const nlohmann::json json = parse_strict_json(file.text(), file.path());
+    const Json json = parse_strict_json(file.text(), file.path());
     std::vector<SampleAnswer> samples;
-    for (const auto& entry : json.at("samples")) {
+    for (const Json& entry : json.at("samples").elements()) {
       SampleAnswer& sample = samples.emplace_back();
-      sample.prompt = entry.at("prompt");
-      sample.expected = entry.at("expected");
-      if (entry.contains("before")) {
-        sample.before = entry.at("before").get<std::string>();
+      sample.prompt = entry.at("prompt").string();
+      sample.expected = entry.at("expected").string();
+      if (const Json* before = entry.find("before")) {
+        sample.before = before->string();
       }
-      if (entry.contains("after")) {
-        sample.after = entry.at("after").get<std::string>();
+      if (const Json* after = entry.find("after")) {
+        sample.after = after->string();
       }
     }
-    facts.started = json.at("started");
-    facts.sample_seconds = json.at("sample_seconds");
+    facts.started = json.at("started").string();
+    facts.sample_seconds = json.at("sample_seconds").number();
     facts.samples = std::move(samples);
   } catch (const std::exception&) {
     return;
@@ -187,10 +182,10 @@ void recall_run_facts(const std::string& output, RunFacts& facts) {
 
 void record_failure(const std::string& output, const std::string& what) noexcept {
   try {
-    ordered_json json;
+    Json json;
     {
       const MappedFile file(path_of(output));
-      json = ordered_json::parse(file.text());
+      json = parse_strict_json(file.text(), file.path());
     }
     // A run that never started in this process keeps the end it had.
     if (json.at("state") == "running") {

@@ -10,7 +10,6 @@
 
 #include "flashloom/core/error.h"
 #include "flashloom/io/mapped_file.h"
-#include "flashloom/io/strict_json.h"
 #include "flashloom/text/data_reader.h"
 
 namespace flashloom {
@@ -18,12 +17,12 @@ namespace {
 
 namespace fs = std::filesystem;
 
-nlohmann::json read_if_there(const std::string& path) {
+Json read_if_there(const std::string& path) {
   if (!fs::exists(path)) {
     return nullptr;
   }
   const MappedFile file(path);
-  nlohmann::json json = parse_strict_json(file.text(), path);
+  Json json = parse_strict_json(file.text(), path);
   if (!json.is_object()) {
     throw IoError(path, "", "expected an object");
   }

@@ -1,10 +1,11 @@
 #pragma once
 
 #include <cstdint>
-#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "flashloom/json/json.h"
 
 namespace flashloom {
 
@@ -25,8 +26,8 @@ struct GuardLine {
 /// were cut short lack parts.
 struct RunFolder {
   std::string path;
-  std::string name;           // the last part of the path, made unique by its caller if need be
-  nlohmann::json run, facts;  // run.json and facts.json; null where there is none
+  std::string name;  // the last part of the path, made unique by its caller if need be
+  Json run, facts;   // run.json and facts.json; null where there is none
   std::vector<MetricCurve> curves;
   std::vector<GuardLine> guards;
 

@@ -7,15 +7,13 @@ namespace flashloom {
 namespace {
 
 // A whole number deep in a JSON object; absent if it is not there, or is something else.
-std::optional<int64_t> number_at(const nlohmann::json& json, const char* group, const char* name) {
-  if (!json.is_object() || !json.contains(group) || !json[group].is_object()) {
+std::optional<int64_t> number_at(const Json& json, const char* group, const char* name) {
+  const Json* object = json.find(group);
+  const Json* found = object == nullptr ? nullptr : object->find(name);
+  if (found == nullptr || !found->is_integer()) {
     return std::nullopt;
   }
-  const auto found = json[group].find(name);
-  if (found == json[group].end() || !found->is_number_integer()) {
-    return std::nullopt;
-  }
-  return found->get<int64_t>();
+  return found->integer();
 }
 
 double mean(const float* begin, const float* end) {
@@ -85,8 +83,8 @@ RunOutcome outcome_of(const RunFolder& run) {
   return outcome;
 }
 
-nlohmann::ordered_json to_json(const RunOutcome& outcome) {
-  nlohmann::ordered_json json = {{"steps", outcome.steps}, {"findings", outcome.findings}};
+Json to_json(const RunOutcome& outcome) {
+  Json json = {{"steps", outcome.steps}, {"findings", outcome.findings}};
   const auto add = [&](const char* name, const auto& value) {
     if (value) {
       json[name] = *value;

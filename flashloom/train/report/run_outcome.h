@@ -24,6 +24,6 @@ struct RunOutcome {
 RunOutcome outcome_of(const RunFolder& run);
 
 /// As the page takes it, without what is absent.
-nlohmann::ordered_json to_json(const RunOutcome& outcome);
+Json to_json(const RunOutcome& outcome);
 
 }  // namespace flashloom
