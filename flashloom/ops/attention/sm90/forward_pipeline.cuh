@@ -212,11 +212,7 @@ class ForwardPipeline {
       prepare();
       results_.deliver(walk_);
     }
-    float inverse[2];
-    if (Shape::kFinishEarly && last) {
-      finish(walk_.done_slot(), consumer_.maximum, consumer_.sum, inverse);
-      consumer_.start_rows();
-    } else if (moved_) {
+    if (moved_) {
       consumer_.set_limits(params_);
     }
     cuda::wgmma_wait<1>();
@@ -227,7 +223,7 @@ class ForwardPipeline {
     }
     const float sum[2] = {consumer_.sum[0], consumer_.sum[1]};
     const float maximum[2] = {consumer_.maximum[0], consumer_.maximum[1]};
-    if (!Shape::kFinishEarly && last) {
+    if (last) {
       consumer_.start_rows();
     }
     moved_ = consumer_.settle_maximum(params_, factor_);
@@ -238,7 +234,8 @@ class ForwardPipeline {
       cuda::wgmma_hold(consumer_.scores);
       drop();
     }
-    if (!Shape::kFinishEarly && last) {
+    float inverse[2];
+    if (last) {
       finish(walk_.done_slot(), maximum, sum, inverse);
     }
     if constexpr (Shape::kLateSums) {
@@ -256,14 +253,17 @@ class ForwardPipeline {
     walk_.release_values();
     if constexpr (kBefore < kEighths) {
       consumer_.template exponentials<kBefore, kEighths>(params_);
+      consumer_.pack();
     }
-    consumer_.pack();
     if (last) {
       walk_.skip_values();
       store(walk_.done_slot(), inverse);
       fresh_ = true;
     } else if (moved_) {
       consumer_.rescale(factor_);
+    }
+    if constexpr (kBefore == kEighths) {
+      consumer_.pack();
     }
     return true;
   }

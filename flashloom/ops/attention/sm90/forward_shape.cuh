@@ -100,15 +100,14 @@ struct ForwardShape {
   static constexpr uint32_t kTileBytes = kPanels * cuda::panel_bytes(kKeys);
   // When exponentials are taken (ForwardPipeline::step): quarters of the keys before the wait for
   // the values, and whether their sums wait until then. Where three warpgroups of 64 columns wait
-  // for the special function units, sums between them would hold up the next exponential. Runs
-  // fwd24, fwd25.
-  static constexpr int kEarly = kGroups == 4 || kDim > 192 || (kGroups == 2 && kDim <= 64) ? 0
-                                : kGroups == 3 || kDim > 128                               ? 3
-                                                                                           : 2;
+  // for the special function units, sums between them would hold up the next exponential. At D 96
+  // any other order than all of them before keeps ptxas from uniform registers: 10 % slower. Runs
+  // fwd25, fwd26.
   static constexpr bool kLateSums = kGroups == 3 && kDim <= 64;
-  // Rows end before their tile's last scores are waited for: two registers stay instead of four.
-  // With registers to spare it is 1 % slower.
-  static constexpr bool kFinishEarly = kGroups == 3;
+  static constexpr int kEarly = kGroups == 4 || kDim > 192 || (kGroups == 2 && kDim <= 64) ? 0
+                                : kLateSums || kDim > 128                                  ? 3
+                                : kGroups == 3                                             ? 4
+                                                                                           : 2;
   // Results on their way out, 64 rows a warpgroup: all columns where that fits, else some panels at
   // a time.
   static constexpr uint32_t kBarrierBytes = kGroups == 4 ? 2048 : 1024;
