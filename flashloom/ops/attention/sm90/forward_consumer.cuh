@@ -244,18 +244,24 @@ struct ForwardConsumer {
 
   /// The end of the rows `row` and `row` + 8: writes their lse and leaves what their `out` must be
   /// multiplied with in `inverse`: 0 for rows that do not exist or see nothing.
-  __device__ __forceinline__ void finish_rows(const ForwardParams& params, const ForwardTile& tile,
-                                              const Sequence& sequence, int32_t row, uint32_t lane,
+  __device__ __forceinline__ void finish_rows(const ForwardParams& params, const ForwardWork& work,
+                                              int32_t row, uint32_t lane,
                                               const float (&row_maximum)[2],
                                               const float (&row_sum)[2], float (&inverse)[2]) {
+    // Both rows' sums side by side: the next tile's exponentials wait for this.
+    float sums[2] = {row_sum[0], row_sum[1]};
+#pragma unroll
+    for (int step = 1; step < 4; step *= 2) {
+#pragma unroll
+      for (float& part : sums) {
+        part += __shfl_xor_sync(0xffffffffu, part, step);
+      }
+    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float total = row_sum[half];
-      total += __shfl_xor_sync(0xffffffffu, total, 1);
-      total += __shfl_xor_sync(0xffffffffu, total, 2);
+      float total = sums[half];
       const int32_t query = row + 8 * half;
-      const bool exists = query < sequence.query_length;
-      const bool empty = !exists || total <= 0;
+      const bool exists = query < work.sequence.query_length;
       float shift = row_maximum[half] * params.scale_log2;  // -inf for a row that saw nothing
       float weight = 1;
       // The lse is base * unit and the logarithm of a sum relative to it, in one rounding; `lost`
@@ -264,7 +270,7 @@ struct ForwardConsumer {
       float unit = params.scale_natural;
       float lost = fmaf(base, params.scale_log2, -shift);
       if (params.sinks != nullptr) {
-        const float natural = params.sinks[tile.head];
+        const float natural = params.sinks[work.tile.head];
         const float sink = natural * 1.4426950408889634f;
         const float joint = fmaxf(shift, sink);
         if (joint > -INFINITY) {
@@ -280,13 +286,11 @@ struct ForwardConsumer {
       if constexpr (Shape::kGeneral) {
         weight *= params.rule.seed != nullptr ? params.rule.kept : 1;
       }
+      const bool empty = !exists || total <= 0;
       inverse[half] = empty ? 0 : __fdividef(weight, total);
-      if (params.lse != nullptr && lane % 4 == 0 && query < sequence.query_rows) {
-        const int64_t batch = params.problem.cu_query != nullptr ? 0 : tile.batch;
-        params.lse[batch * params.lse_batch + tile.head * params.lse_head +
-                   (sequence.query_first + query) * params.lse_row] =
-            !exists || total <= 0 ? -INFINITY
-                                  : fmaf(base, unit, (__log2f(total) - lost) * 0.6931471805599453f);
+      if (params.lse != nullptr && lane % 4 == 0 && query < work.sequence.query_rows) {
+        params.lse[work.lse + query * params.lse_row] =
+            empty ? -INFINITY : fmaf(base, unit, (__log2f(total) - lost) * 0.6931471805599453f);
       }
     }
   }
@@ -376,9 +380,7 @@ __device__ __forceinline__ void clear_results(const ForwardParams& params, const
         make_uint4(0, 0, 0, 0);
   }
   if (params.lse != nullptr && static_cast<int32_t>(lane) < rows) {
-    const int64_t batch = params.problem.cu_query != nullptr ? 0 : work.tile.batch;
-    params.lse[batch * params.lse_batch + work.tile.head * params.lse_head +
-               (work.sequence.query_first + first + lane) * params.lse_row] = -INFINITY;
+    params.lse[work.lse + (first + lane) * params.lse_row] = -INFINITY;
   }
 }
 

@@ -68,8 +68,8 @@ class ForwardPipeline {
   __device__ __forceinline__ void finish(uint32_t slot, const float (&maximum)[2],
                                          const float (&sum)[2], float (&inverse)[2]) {
     const ForwardWork& work = walk_.barriers.work[slot];
-    consumer_.finish_rows(params_, work.tile, work.sequence, work.tile.row + walk_.own_row(),
-                          walk_.lane, maximum, sum, inverse);
+    consumer_.finish_rows(params_, work, work.tile.row + walk_.own_row(), walk_.lane, maximum, sum,
+                          inverse);
   }
 
   __device__ __forceinline__ void store(uint32_t slot, const float (&inverse)[2]) {

@@ -60,7 +60,10 @@ __device__ __forceinline__ void forward_produce_work(const ForwardParams& params
       const Sequence sequence = sequence_of(params.problem, tile.batch);
       const KeyTiles range = key_tiles(sequence, tile.row, Shape::kRows, Shape::kKeys);
       if (lane == 0) {
-        work = {tile, range, sequence};
+        const int64_t batch = packed ? 0 : tile.batch;
+        work = {tile, range, sequence,
+                batch * params.lse_batch + tile.head * params.lse_head +
+                    sequence.query_first * params.lse_row};
       }
     }
     __syncwarp();

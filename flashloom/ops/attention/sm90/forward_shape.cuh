@@ -148,6 +148,7 @@ struct ForwardWork {
   ForwardTile tile;
   KeyTiles range;  // begin < 0: no more work
   Sequence sequence;
+  int64_t lse;  // of row 0 of the sequence and head, in elements
 };
 
 /// Tiles of queries that shared memory tells of.
