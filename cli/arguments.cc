@@ -43,7 +43,12 @@ std::string key_of(const Flag& flag) {
 template <class Value>
 void store(const Flag& flag, const toml::node& node, const std::string& where,
            std::string_view expected, Value* target) {
-  const auto value = node.value_exact<Value>();
+  auto value = node.value_exact<Value>();
+  if constexpr (std::is_same_v<Value, std::string>) {
+    if (const auto whole = node.value_exact<int64_t>()) {
+      value = std::to_string(*whole);  // array = 16, where 8x4 is a choice too
+    }
+  }
   if (!value) {
     throw UsageError(fmt::format("{}: expected {}", where, expected));
   }

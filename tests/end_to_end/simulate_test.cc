@@ -55,6 +55,13 @@ TEST_F(Simulate, TextAndItsMachineReadBack) {
   EXPECT_EQ(cycles(again.out), cycles(text.out));
 }
 
+TEST_F(Simulate, AConfigMaySayAnArrayOfOneNumber) {
+  write_file_atomically(path("square.toml"), "array = 8\nseq = 16\ncycles-only = true\n");
+  const ProgramResult number = run("--config " + path("square.toml"));
+  ASSERT_EQ(number.code, 0) << number.err;
+  EXPECT_THAT(number.out, HasSubstr("rows = 8\ncolumns = 8\n"));
+}
+
 TEST_F(Simulate, SavesListsAndReplaysPrograms) {
   const std::string common = "--array 8 --seq 20 --json ";
   const ProgramResult saved = run(common + "--save-program " + path("p.txt"));
@@ -193,6 +200,8 @@ TEST_F(Simulate, RefusesWhatCannotBeBuilt) {
   refused("--sweep slots=2:4 --seq 16", 1, "slots: expected from 1 to 3, got 4");
   refused("--array 16 --pe-depth 0", 1, "pe-depth: expected from 1 to 16, got 0");
   refused("--array 16 --seq 16 --value-dim 500", 1, "value dimension: expected from 1 to 416");
+  write_file_atomically(path("list.toml"), "array = [8, 8]\n");
+  refused("--config " + path("list.toml"), 2, "list.toml: line 1: array: expected a string");
   refused("--config /nowhere.toml", 2, "/nowhere.toml: File could not be opened");
   refused("--pieces 7", 1, "a power of two");
   refused("--program /nowhere.bin", 1, "/nowhere.bin");
