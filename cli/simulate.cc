@@ -1,7 +1,5 @@
 #include <fmt/format.h>
 
-#include <fstream>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -16,6 +14,7 @@
 #include "cli/terminal.h"
 #include "flashloom/core/parallel.h"
 #include "flashloom/io/atomic_file.h"
+#include "flashloom/io/mapped_file.h"
 #include "flashloom/systolic/isa/assembler.h"
 #include "flashloom/systolic/program/flash_attention.h"
 #include "flashloom/systolic/report/picture.h"
@@ -47,17 +46,9 @@ bool is_text(const std::string& path) {
   return path.ends_with(".txt");
 }
 
-std::string read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string content{std::istreambuf_iterator<char>(file), {}};
-  if (!file) {
-    throw IoError(path, "", "cannot be read");
-  }
-  return content;
-}
-
 std::vector<uint32_t> load_program(const std::string& path) {
-  const std::string content = read_file(path);
+  const MappedFile file(path);
+  const std::string_view content = file.text();
   if (is_text(path)) {
     return systolic::encode_program(systolic::assemble(content));
   }

@@ -4,12 +4,12 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <initializer_list>
 #include <iterator>
 #include <string_view>
 
 #include "flashloom/core/error.h"
+#include "flashloom/io/mapped_file.h"
 #include "flashloom/json/json.h"
 
 namespace flashloom::cli {
@@ -115,19 +115,6 @@ Windows windows_of(const Config& config, const std::string& type, int64_t layers
   return {layers - full, config.number({"sliding_window"})};
 }
 
-Json read_json(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  const std::string content{std::istreambuf_iterator<char>(file), {}};
-  if (!file) {
-    throw IoError(path, "", "cannot be read");
-  }
-  Json object = parse_strict_json(content, path);
-  if (!object.is_object()) {
-    throw IoError(path, "", "expected a JSON object: a model's config.json");
-  }
-  return object;
-}
-
 }  // namespace
 
 ModelAttention read_model_attention(const std::string& given,
@@ -137,7 +124,10 @@ ModelAttention read_model_attention(const std::string& given,
     file /= "config.json";
   }
   const std::string path = file.string();
-  const Json whole = read_json(path);
+  const Json whole = parse_strict_json(MappedFile(path).text(), path);
+  if (!whole.is_object()) {
+    throw IoError(path, "", "expected a JSON object: a model's config.json");
+  }
   const Json* text_part = whole.find("text_config");
   const bool nested = text_part != nullptr && text_part->is_object();
   const Config config(nested ? *text_part : whole, path);
