@@ -1,7 +1,7 @@
 """Times Flashloom's forward attention where keys are visible in patterns: windows, packed
 documents, block masks, and in plain rows of every head dimension.
 
-Usage: compare_patterns.py LIBRARY [--json FILE]
+Usage: compare_patterns.py LIBRARY [--json FILE] [--cases windows packed blocks dimensions scores]
 
 Rates in TFLOP/s of visible pairs, 4 D a pair and head; peers run in the same rounds, in turn
 (compare.py's medians). FA3 and FA4 are looked for as compare.py does. `memory` is the rate at which
@@ -106,14 +106,31 @@ def block_lists(keep):
     return offsets[None].contiguous(), columns[None].contiguous()
 
 
+def block_masks(seq, heads):
+    """(name, key-value heads, (heads or 1, rows, columns) mask) of blocks of 128 x 128."""
+    size = seq // 128
+    eye = torch.eye(size, device="cuda", dtype=torch.bool)
+
+    def random(density, masks=heads):
+        return (torch.rand(masks, size, size, device="cuda") < density) | eye
+
+    for density in (1.0, 0.5, 0.25, 0.1):
+        yield "random", heads, random(density)
+    yield "random, heads 16/4", heads // 4, random(0.25)
+    yield "causal", heads, torch.ones(heads, size, size, device="cuda").tril() > 0
+    # Long documents: a band, two rows and columns that see all, some more; one mask for all heads.
+    keep = random(0.1, 1)
+    keep[:, :2] = keep[:, :, :2] = True
+    near = torch.arange(size, device="cuda")
+    yield "band and global rows", heads, keep | ((near[None] - near[:, None]).abs() < 2)
+
+
 def blocks(attention):
-    """A random 128 x 128 block mask; the peer is our own dense kernel."""
+    """Block masks of 128 x 128; the peer is our own dense kernel."""
     seq, heads = 8192, 16
     for dim in (128, 64):
-        q, k, v = tensors(2, seq, heads, heads, dim)
-        for density in (1.0, 0.5, 0.1):
-            keep = torch.rand(heads, seq // 128, seq // 128, device="cuda") < density
-            keep |= torch.eye(seq // 128, device="cuda", dtype=torch.bool)
+        for name, group, keep in block_masks(seq, heads):
+            q, k, v = tensors(2, seq, heads, group, dim)
             offsets, columns = block_lists(keep)
             visible = keep.float().mean().item()
             dense = ours(attention, q, k, v)
@@ -121,7 +138,7 @@ def blocks(attention):
                           block_row_offsets=offsets, block_columns=columns)
             times = medians({"masked": masked, "dense": dense})
             flops = 4 * 2 * heads * dim * seq * seq
-            result = dict(case=f"blocks 128 x 128, D {dim}, density {visible:.2f}",
+            result = dict(case=f"blocks 128 x 128, D {dim}, {name}, density {visible:.2f}",
                           flashloom=round(flops * visible / times["masked"] / 1e9),
                           dense=round(flops / times["dense"] / 1e9))
             result["ratio"] = round(result["flashloom"] / result["dense"], 3)
@@ -170,13 +187,15 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("library")
     parser.add_argument("--json")
+    groups = {cases.__name__: cases for cases in (windows, packed, blocks, dimensions, scores)}
+    parser.add_argument("--cases", nargs="+", choices=list(groups), default=list(groups))
     options = parser.parse_args()
     attention = Attention(os.path.abspath(options.library))
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN",
           torch.backends.cudnn.version(), "fa3", fa3 is not None, "fa4", fa4 is not None,
           flush=True)
     rows = []
-    for cases in (windows, packed, blocks, dimensions, scores):
+    for cases in (groups[name] for name in options.cases):
         try:
             rows += list(cases(attention))
         except Exception as error:  # a peer that does not take a shape must not hide the others

@@ -6,12 +6,14 @@
 #include <cstdlib>
 #include <fstream>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "flashloom/cuda/debug.cuh"
 #include "flashloom/ops/attention/attention_test_contract.h"
 #include "flashloom/ops/attention/attention_test_device.cuh"
+#include "flashloom/ops/attention/random_blocks_for_test.h"
 
 // The same bits whenever the roles of a kernel get to their work. A debug build runs each call with
 // delays of several seeds; with FLASHLOOM_DIGESTS=FILE another build writes the bits that they must
@@ -26,6 +28,7 @@ namespace {
 using attention_test::Case;
 using attention_test::ContractCases;
 using attention_test::DeviceExecutor;
+using attention_test::RandomBlocks;
 using attention_test::Results;
 using attention_test::Tensor;
 
@@ -43,6 +46,7 @@ struct NamedCase {
   std::string name;
   Case call;
   bool backward;
+  std::shared_ptr<RandomBlocks> mask = nullptr;
 };
 
 std::vector<NamedCase> cases() {
@@ -70,6 +74,10 @@ std::vector<NamedCase> cases() {
     Case& packed = add("packed", 1000, 1000, dim, {.right = 0}, true);
     packed.packed_queries = packed.packed_keys = {0, 1, 130, 700, 1000};
     packed.batch = 1;
+    Case& masked = add("block mask", 1100, 1300, dim, {.right = 0}, false);
+    all.back().mask =
+        std::make_shared<RandomBlocks>(masked.queries, masked.keys, 128, 128, masked.heads, 5);
+    masked.options.blocks = all.back().mask->blocks;
   }
   for (const int64_t dim : {96, 192, 256}) {
     add("causal", 700, 700, dim, {.right = 0}, false);

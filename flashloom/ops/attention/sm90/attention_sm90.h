@@ -13,6 +13,12 @@
 
 namespace flashloom::sm90 {
 
+/// Whether a forward call changes scores or probabilities, so that it takes a general kernel.
+inline bool has_rule(const AttentionOptions& options) {
+  return options.score.softcap != 0 || options.score.alibi_slopes || options.score.scale < 0 ||
+         options.dropout.probability != 0 || options.positions.exclude_self;
+}
+
 /// What of a call the backend does not cover, in words; "" if it covers all of it.
 std::string attention_forward_refusal(const AttentionOutputs& outputs,
                                       const AttentionInputs& inputs,

@@ -5,7 +5,7 @@ namespace {
 
 // Tiles of 128 queries, and of keys that divide 128: blocks of a mask are multiples of both.
 template <class T>
-using Blocks64 = ForwardShape<T, 64, 2, 128, 3, 2, true, ForwardKind::blocks>;
+using Blocks64 = ForwardShape<T, 64, 2, 64, 4, 2, false, ForwardKind::blocks, 2>;
 template <class T>
 using Blocks128 = ForwardShape<T, 128, 2, 128, 2, 2, true, ForwardKind::blocks>;
 

@@ -15,6 +15,7 @@ struct ForwardCall {
   const AttentionInputs& inputs;
   const AttentionOptions& options;
   int32_t* counter;  // or null, see ForwardParams
+  int32_t* order;    // or null: room for the order of tiles
   cudaStream_t stream;
 };
 
@@ -31,11 +32,11 @@ void launch_forward_blocks(const ForwardCall& call, int64_t dim);  // up to 128
 template <class T>
 void launch_forward_general(const ForwardCall& call, int64_t dim);
 
-/// Whether the call needs a general kernel, block masks aside.
-inline bool has_rule(const AttentionOptions& options) {
-  return options.score.softcap != 0 || options.score.alibi_slopes || options.score.scale < 0 ||
-         options.dropout.probability != 0 || options.positions.exclude_self;
-}
+/// Zeroes the counter and puts the tiles of a block mask into `order`: `rows` queries a tile,
+/// `keys` a tile of keys, long lists first in sections of `section` heads, for `walkers` that draw
+/// them.
+void order_lists(const ForwardParams& params, int32_t rows, int32_t keys, int32_t section,
+                 int32_t walkers, int32_t* order, cudaStream_t stream);
 
 inline ForwardRule forward_rule(const AttentionInputs& inputs, const AttentionOptions& options,
                                 float scale) {
@@ -135,6 +136,10 @@ void order_tiles(ForwardParams& params, const AttentionOptions& options) {
                                       problem.heads_per_key, kBudget);
 }
 
+// Keys and values of heads whose lists are worked on side by side: of 16, 32 and 64 MB the best;
+// run csr2.
+inline constexpr int64_t kOrderedBytes = int64_t{16} << 20;
+
 template <class Shape>
 void launch_forward(const ForwardCall& call) {
   const ConstTensorView q = as_batched(call.inputs.q);
@@ -147,7 +152,17 @@ void launch_forward(const ForwardCall& call) {
     return;
   }
   order_tiles<Shape>(params, call.options);
-  if (params.counter != nullptr) {
+  const int32_t blocks = std::min(params.tiles, multiprocessors(call.options));
+  if (call.order != nullptr && params.tiles > blocks * Shape::kTeams) {
+    const int64_t bytes = int64_t{4} * params.problem.key_length * Shape::kDim;
+    const int64_t heads = int64_t{params.problem.batch} * params.problem.heads;
+    const int32_t section =
+        heads_side_by_side(heads, bytes, params.problem.heads_per_key, kOrderedBytes);
+    params.section = 0;
+    params.order = call.order;
+    order_lists(params, Shape::kRows, Shape::kKeys, section, blocks * Shape::kTeams, call.order,
+                call.stream);
+  } else if (params.counter != nullptr) {
     cuda::check(cudaMemsetAsync(params.counter, 0, sizeof(*params.counter), call.stream),
                 "cudaMemsetAsync");
   }
@@ -156,13 +171,13 @@ void launch_forward(const ForwardCall& call) {
   const CUtensorMap v_map = cuda::make_tile_map(v, Shape::kKeys);
   const CUtensorMap out_map = cuda::make_tile_map(as_batched(call.outputs.out), 16);
   auto* kernel = &attention_forward_kernel<Shape>;
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Shape::kSharedBytes),
-              "cudaFuncSetAttribute");
-  const int32_t blocks = std::min(params.tiles, multiprocessors(call.options));
+  constexpr uint32_t kSharedBytes = Shape::kTeams * Shape::kSharedBytes;
+  cuda::check(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes),
+      "cudaFuncSetAttribute");
   cuda::prepare_debug(call.stream);
-  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, call.stream>>>(params, q_map, k_map, v_map,
-                                                                        out_map);
+  kernel<<<blocks, Shape::kThreads, kSharedBytes, call.stream>>>(params, q_map, k_map, v_map,
+                                                                 out_map);
   cuda::check(cudaGetLastError(), "attention_forward_kernel");
 }
 

@@ -28,7 +28,7 @@ class ForwardPipeline {
                      threadIdx.x % 128 / 32 * 16 * cuda::kPanelRowBytes} {}
 
   __device__ __forceinline__ void run() {
-    walk_.start_turns();
+    walk_.start();
     walk_.next_tile();
     while (walk_.state != Walk::State::done) {
       if (walk_.state == Walk::State::idle) {
@@ -61,8 +61,9 @@ class ForwardPipeline {
   static constexpr int kEighths = ForwardConsumer<Shape>::kEighths;
   static constexpr int kBefore = Shape::kGeneral ? kEighths : kEighths * Shape::kEarly / 4;
 
-  // At D 256 there are no registers for bits beside running products.
-  static constexpr bool kEarlyBits = Shape::kDim <= 128;
+  // At D 256, and where four warpgroups share the registers, there are none for bits beside running
+  // products.
+  static constexpr bool kEarlyBits = Shape::kDim <= 128 && Shape::kBlockGroups < 4;
 
   /// Ends the rows of the tile in `slot`; may run beside the last products.
   __device__ __forceinline__ void finish(uint32_t slot, const float (&maximum)[2],
@@ -130,6 +131,9 @@ class ForwardPipeline {
         ForwardScorer<Shape>::exclude_self(consumer_.scores, distance);
       }
     }
+    if (walk_.tile >= walk_.closed || walk_.tile < walk_.open) {
+      consumer_.mask(work.sequence, row, key, walk_.lane, walk_.tile < walk_.open);
+    }
     if constexpr (Shape::kListed) {
       if (walk_.partial >= 0) {
         if constexpr (!kEarlyBits) {
@@ -140,9 +144,6 @@ class ForwardPipeline {
       if (walk_.tile < 0) {
         consumer_.hide();
       }
-    }
-    if (walk_.tile >= walk_.closed || walk_.tile < walk_.open) {
-      consumer_.mask(work.sequence, row, key, walk_.lane, walk_.tile < walk_.open);
     }
   }
 

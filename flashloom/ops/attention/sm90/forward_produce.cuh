@@ -12,17 +12,19 @@
 
 namespace flashloom::sm90 {
 
-/// Finds tiles of queries and works out each consumer warpgroup's part of them.
-template <class Shape>
+/// Finds tiles of queries, from `first` on, and works out each consumer warpgroup's part of them;
+/// calls behind(work, more) when the others have been told.
+template <class Shape, class Behind>
 __device__ __forceinline__ void forward_produce_work(const ForwardParams& params,
-                                                     ForwardBarriers<Shape>& barriers) {
+                                                     ForwardBarriers<Shape>& barriers,
+                                                     int32_t first, const Behind& behind) {
   using namespace cuda;
   const auto lane = static_cast<int32_t>(threadIdx.x % 32);
   const bool packed = params.problem.cu_query != nullptr;
   PipelineState<kForwardSlots> slot;
   PackedTiles packed_tiles;
-  const auto blocks = static_cast<int32_t>(gridDim.x);
-  auto index = static_cast<int32_t>(blockIdx.x);
+  const auto walkers = static_cast<int32_t>(gridDim.x) * Shape::kTeams;
+  int32_t index = first;
   uint32_t drawn = 0;
   bool more = true;
   while (more) {
@@ -35,9 +37,9 @@ __device__ __forceinline__ void forward_produce_work(const ForwardParams& params
       if (params.counter != nullptr) {
         mbarrier_wait(&barriers.draw, drawn + 1 & 1, {"the producer of work", "draw"});
       }
-      int32_t next = index + blocks;
+      int32_t next = index + walkers;
       if (params.counter != nullptr && lane == 0) {
-        next = blocks + atomicAdd(params.counter, 1);
+        next = walkers + atomicAdd(params.counter, 1);
       }
       index = __shfl_sync(0xffffffffu, next, 0);
     }
@@ -47,7 +49,11 @@ __device__ __forceinline__ void forward_produce_work(const ForwardParams& params
     if (packed) {
       more = packed_tiles.find(params, index, Shape::kRows, tile);
     } else if (more = index < params.tiles; more) {
-      tile = batched_tile(params, index, Shape::kRows);
+      int32_t place = index;
+      if constexpr (Shape::kListed) {
+        place = params.order != nullptr ? params.order[index] : index;
+      }
+      tile = batched_tile(params, place, Shape::kRows);
     }
     if (lane == 0) {
       work.range.begin = -1;
@@ -76,8 +82,36 @@ __device__ __forceinline__ void forward_produce_work(const ForwardParams& params
     if (lane == 0) {
       mbarrier_arrive(&barriers.work_full[slot.stage]);
     }
+    behind(work, more);
     slot.advance();
   }
+}
+
+/// Loads the queries of `work` when there is room for them; without `more` tells that none follow.
+template <class Shape>
+__device__ __forceinline__ void load_queries(const ForwardParams& params, const CUtensorMap* map,
+                                             char* tiles, ForwardBarriers<Shape>& barriers,
+                                             const ForwardWork& work, bool more,
+                                             cuda::PipelineState<Shape::kQStages>& place) {
+  using namespace cuda;
+  const bool leader = threadIdx.x % 32 == 0;
+  mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1,
+                {"the producer of queries", "q_empty"});
+  // All lanes have read the work and seen the phases that what follows lets end.
+  __syncwarp();
+  if (leader && !more) {
+    mbarrier_arrive(&barriers.q_full[place.stage]);
+  } else if (leader) {
+    mbarrier_arrive_expect(&barriers.q_full[place.stage], Shape::kQBytes);
+#pragma unroll
+    for (int p = 0; p < Shape::kPanels; ++p) {
+      tma_load_4d(tiles + place.stage * Shape::kQBytes + p * panel_bytes(Shape::kRows), map,
+                  &barriers.q_full[place.stage], p * 64, work.sequence.query_first + work.tile.row,
+                  work.tile.head, params.problem.cu_query != nullptr ? 0 : work.tile.batch,
+                  kEvictFirst);
+    }
+  }
+  place.advance();
 }
 
 template <class Shape>
@@ -85,7 +119,6 @@ __device__ __forceinline__ void forward_produce_queries(const ForwardParams& par
                                                         const CUtensorMap* map, char* tiles,
                                                         ForwardBarriers<Shape>& barriers) {
   using namespace cuda;
-  const bool leader = threadIdx.x % 32 == 0;
   PipelineState<Shape::kQStages> place;
   PipelineState<kForwardSlots> slot;
   bool more = true;
@@ -94,23 +127,7 @@ __device__ __forceinline__ void forward_produce_queries(const ForwardParams& par
                   {"the producer of queries", "work_full"});
     const ForwardWork& work = barriers.work[slot.stage];
     more = work.range.begin >= 0;
-    mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1,
-                  {"the producer of queries", "q_empty"});
-    // All lanes have read the work and seen the phases that what follows lets end.
-    __syncwarp();
-    if (leader && !more) {
-      mbarrier_arrive(&barriers.q_full[place.stage]);
-    } else if (leader) {
-      mbarrier_arrive_expect(&barriers.q_full[place.stage], Shape::kQBytes);
-#pragma unroll
-      for (int p = 0; p < Shape::kPanels; ++p) {
-        tma_load_4d(tiles + place.stage * Shape::kQBytes + p * panel_bytes(Shape::kRows), map,
-                    &barriers.q_full[place.stage], p * 64,
-                    work.sequence.query_first + work.tile.row, work.tile.head,
-                    params.problem.cu_query != nullptr ? 0 : work.tile.batch, kEvictFirst);
-      }
-    }
-    place.advance();
+    load_queries<Shape>(params, map, tiles, barriers, work, more, place);
     slot.advance();
   }
 }
@@ -127,6 +144,21 @@ __device__ __forceinline__ void clear_rows(char* tile, int32_t first) {
       *reinterpret_cast<uint4*>(panel + 16 * i) = make_uint4(0, 0, 0, 0);
     }
   }
+}
+
+/// What the consumers are told of `step`, which `following` follows if there are `more`.
+template <class Shape>
+__device__ __forceinline__ ForwardStep told_step(const ForwardParams& params,
+                                                 const ForwardWork& work, ForwardStep step,
+                                                 const ForwardStep& following, bool more) {
+  step.last = more ? 0 : 1;
+  step.next = more && following.partial < 0 ? following.tile : -1;
+  if (const ForwardBlocks& blocks = params.rule.blocks; step.partial >= 0) {
+    const int32_t row = work.tile.row % blocks.block_rows;
+    step.partial = (step.partial * blocks.block_rows + row) * blocks.line_words +
+                   step.tile * Shape::kKeys % blocks.block_keys / 32;
+  }
+  return step;
 }
 
 /// Streams the tiles of keys, or of values, that the queries see, from the last to the first.
@@ -169,14 +201,7 @@ __device__ __forceinline__ void forward_produce_keys(const ForwardParams& params
       const bool border = dirty && key + Shape::kKeys > length;
       if (leader) {
         if (Shape::kListed && !kValues) {
-          step.last = more ? 0 : 1;
-          step.next = more && following.partial < 0 ? following.tile : -1;
-          if (const ForwardBlocks& blocks = params.rule.blocks; step.partial >= 0) {
-            const int32_t row = work.tile.row % blocks.block_rows;
-            step.partial = (step.partial * blocks.block_rows + row) * blocks.line_words +
-                           key % blocks.block_keys / 32;
-          }
-          barriers.steps[place.stage] = step;
+          barriers.steps[place.stage] = told_step<Shape>(params, work, step, following, more);
         }
         uint64_t* barrier = border ? &barriers.v_border[place.stage] : &full[place.stage];
         mbarrier_arrive_expect(barrier, Shape::kTileBytes);

@@ -9,10 +9,11 @@ namespace flashloom::sm90 {
 namespace {
 
 constexpr int64_t kMaxDim = 256;
-constexpr int64_t kBlock = 128;  // tiles of general kernels: 128 queries, keys that divide 128
+// Tiles of kernels that walk lists: 128 queries and keys that divide 128, or 64 keys.
+constexpr int64_t kBlockRows = 128;
 
-std::string block_refusal(const AttentionBlocks& blocks) {
-  if (blocks.block_rows % kBlock != 0 || blocks.block_keys % kBlock != 0) {
+std::string block_refusal(const AttentionBlocks& blocks, int64_t block_keys) {
+  if (blocks.block_rows % kBlockRows != 0 || blocks.block_keys % block_keys != 0) {
     return fmt::format("blocks of {} x {}", blocks.block_rows, blocks.block_keys);
   }
   if (reinterpret_cast<uintptr_t>(blocks.bits.data) % 16 != 0) {
@@ -56,9 +57,13 @@ std::string attention_forward_refusal(const AttentionOutputs& outputs,
     }
   }
   const AttentionScore& score = options.score;
-  const bool any_blocks = options.blocks.block_rows > 0;
-  if (std::string refusal = any_blocks ? block_refusal(options.blocks) : ""; !refusal.empty()) {
-    return refusal;
+  if (options.blocks.block_rows > 0) {
+    const int64_t columns =
+        std::max(inputs.q.shape[inputs.q.rank - 1], inputs.v.shape[inputs.v.rank - 1]);
+    const int64_t block_keys = columns <= 64 && !has_rule(options) ? 64 : 128;
+    if (std::string refusal = block_refusal(options.blocks, block_keys); !refusal.empty()) {
+      return refusal;
+    }
   }
   return first_used({
       {"ALiBi slopes that are not f32",

@@ -54,9 +54,10 @@ struct ForwardParams {
   int32_t tensor_keys;    // rows of k and v behind one another; the copy engine adds zeros there
   int32_t row_tiles;      // tiles of queries of the longest sequence
   int32_t tiles;          // of all heads and sequences, if all are as long as the longest
-  int32_t section;   // heads that are worked on together, long tiles first; 0: a head at a time
-  int32_t* counter;  // zero: blocks draw their tiles from it; null: every gridDim-th tile
-  int32_t draw_at;   // with it: tiles of keys still to be loaded when the next one is drawn
+  int32_t section;       // heads that are worked on together, long tiles first; 0: a head at a time
+  int32_t* counter;      // zero: blocks draw their tiles from it; null: every gridDim-th tile
+  const int32_t* order;  // with a block mask: the tiles, long lists first; or null
+  int32_t draw_at;       // with it: tiles of keys still to be loaded when the next one is drawn
   ForwardRule rule;
 };
 
@@ -68,6 +69,9 @@ enum class ForwardKind {
   general,  // everything in ForwardRule
 };
 
+/// Queries a tile of kernels that walk lists.
+inline constexpr int32_t kListedRows = 128;
+
 /// Shape and schedule of a kernel.
 ///   kDim       columns of q, k and v; tensors with less are filled with zeros
 ///   kGroups    consumer warpgroups, 64 queries each
@@ -76,8 +80,10 @@ enum class ForwardKind {
 ///   kQStages   tiles of queries in flight
 ///   kTurns     warpgroups take turns to issue their products
 ///   kKind      what it can do beyond ends, windows and sinks
+///   kTeams     teams of kGroups warpgroups in a block, each with tiles of queries and rings of its
+///              own; what follows is of one team unless it says otherwise
 template <class T_, int kDim_, int kGroups_, int kKeys_, int kStages_, int kQStages_, bool kTurns_,
-          ForwardKind kKind = ForwardKind::plain>
+          ForwardKind kKind = ForwardKind::plain, int kTeams_ = 1>
 struct ForwardShape {
   using T = T_;
   static constexpr int kDim = kDim_;
@@ -86,15 +92,20 @@ struct ForwardShape {
   static constexpr int kStages = kStages_;
   static constexpr int kQStages = kQStages_;
   static constexpr bool kTurns = kTurns_;
+  static constexpr int kTeams = kTeams_;
+  static_assert(kTeams == 1 || (kTeams == 2 && !kTurns), "two producer warps a team");
   static constexpr bool kGeneral = kKind == ForwardKind::general;
   // The producer walks lists of tiles and tells the consumers of each.
   static constexpr bool kListed = kKind != ForwardKind::plain;
   static constexpr int kRows = 64 * kGroups;
-  static constexpr int kThreads = 128 * (kGroups + 1);
+  static_assert(!kListed || kRows == kListedRows);
+  static constexpr int kBlockGroups = kTeams * kGroups;      // consumer warpgroups of the block
+  static constexpr int kThreads = 128 * (kBlockGroups + 1);  // of the block
   // What the launch hands out evenly (168, 128 or 96 a thread), moved to where it is needed. With
   // 24 instead of 40, the producers of two consumer warpgroups spill.
-  static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : (kGroups == 3 ? 160 : 112);
-  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : 32;
+  static constexpr int kConsumerRegisters =
+      kBlockGroups == 2 ? 232 : (kBlockGroups == 3 ? 160 : 112);
+  static constexpr int kProducerRegisters = kBlockGroups == 2 ? 40 : 32;
   static constexpr int kPanels = (kDim + 63) / 64;
   static constexpr uint32_t kQBytes = kPanels * cuda::panel_bytes(kRows);
   static constexpr uint32_t kTileBytes = kPanels * cuda::panel_bytes(kKeys);
@@ -115,14 +126,14 @@ struct ForwardShape {
       kBarrierBytes + kQStages * kQBytes + 2 * kStages * kTileBytes;
   static constexpr uint32_t kOutPanelBytes = cuda::panel_bytes(64);
   static constexpr int kOutPanels =
-      std::min<int>(kPanels, (kMaximumShared - kOtherBytes) / (kGroups * kOutPanelBytes));
+      std::min<int>(kPanels, (kMaximumShared / kTeams - kOtherBytes) / (kGroups * kOutPanelBytes));
   static_assert(kOutPanels > 0);
   static constexpr uint32_t kOutBytes = kGroups * kOutPanels * kOutPanelBytes;
   static constexpr uint32_t kSharedBytes = kOtherBytes + kOutBytes;
   // A warpgroup skips up to kRows / kKeys + 1 tiles of keys on each side while it holds a tile of
   // values; the others get as far ahead as both rings reach.
   static_assert(2 * kStages > kRows / kKeys + 1);
-  static_assert(kSharedBytes <= kMaximumShared);
+  static_assert(kTeams * kSharedBytes <= kMaximumShared);
 };
 
 struct ForwardTile {

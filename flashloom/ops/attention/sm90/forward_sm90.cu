@@ -32,19 +32,34 @@ bool draws_tiles(const AttentionOptions& options) {
          options.sequences.used_key || options.blocks.block_rows > 0;
 }
 
+// The order of a block mask's tiles lies behind the counter.
+constexpr int64_t kOrderOffset = 64;  // bytes
+
+// Whether the tiles of a block mask are put in order. Those of packed sequences are not known to
+// the host.
+bool orders_tiles(const AttentionOptions& options) {
+  return options.blocks.block_rows > 0 && !options.sequences.cu_query;
+}
+
 }  // namespace
 
-int64_t attention_forward_bytes(const AttentionInputs& /*inputs*/,
-                                const AttentionOptions& options) {
-  return draws_tiles(options) ? 64 : 0;
+int64_t attention_forward_bytes(const AttentionInputs& inputs, const AttentionOptions& options) {
+  if (orders_tiles(options)) {
+    const ConstTensorView q = as_batched(inputs.q);
+    const int64_t tiles = (q.shape[2] + kListedRows - 1) / kListedRows;
+    return kOrderOffset + tiles * q.shape[0] * q.shape[1] * int64_t{sizeof(int32_t)};
+  }
+  return draws_tiles(options) ? kOrderOffset : 0;
 }
 
 void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
                        std::span<std::byte> workspace, const AttentionOptions& options,
                        Stream stream) {
   auto* counter = draws_tiles(options) ? reinterpret_cast<int32_t*>(workspace.data()) : nullptr;
-  const ForwardCall call = {outputs, inputs, options, counter,
-                            static_cast<cudaStream_t>(stream.handle)};
+  int32_t* order =
+      orders_tiles(options) ? reinterpret_cast<int32_t*>(workspace.data() + kOrderOffset) : nullptr;
+  const ForwardCall call = {outputs, inputs, options,
+                            counter, order,  static_cast<cudaStream_t>(stream.handle)};
   if (inputs.q.dtype == DType::bf16) {
     forward<__nv_bfloat16>(call);
   } else {

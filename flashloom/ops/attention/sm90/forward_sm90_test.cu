@@ -2,8 +2,10 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
+#include <memory>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "flashloom/ops/attention/attention_test_run.cuh"
@@ -14,11 +16,13 @@
 namespace flashloom {
 namespace {
 
+using attention_test::Case;
 using attention_test::ContractCase;
 using attention_test::ContractCases;
 using attention_test::expect_sm90_law;
 using attention_test::fresh_seed;
 using attention_test::packed_with_nan_behind;
+using attention_test::RandomBlocks;
 
 class ForwardSm90 : public testing::TestWithParam<std::tuple<DType, int, int>> {};
 
@@ -86,6 +90,47 @@ TEST(ForwardSm90Borders, WindowsAtEveryOffsetHoldTheLaw) {
       c.name = std::to_string(queries) + " x " + std::to_string(keys) + ", window " +
                std::to_string(left) + ", " + std::to_string(right);
       cases.push_back(c);
+    }
+  }
+  EXPECT_EQ(expect_sm90_law(cases, false), static_cast<int>(cases.size()));
+}
+
+// Block masks with more tiles of queries than the card has teams of warpgroups, so that each walks
+// several; heads of a mask see different keys, and some rows of blocks none.
+TEST(ForwardSm90Borders, BlockMasksHoldTheLaw) {
+  FLASHLOOM_NEEDS_GPU();
+  const uint64_t seed = fresh_seed();
+  std::vector<ContractCase> cases;
+  for (const int64_t dim : {64, 128}) {
+    for (const auto& [block_rows, block_keys] :
+         {std::pair{128, 128}, std::pair{256, 128}, std::pair{128, dim > 64 ? 256 : 64}}) {
+      for (const int64_t right : {-1, 0}) {
+        for (const bool packed : {false, true}) {
+          ContractCase c = packed ? packed_with_nan_behind(dim, {.right = right}, seed)
+                                  : ContractCase{.name = "full batch", .call = {}};
+          if (!packed) {
+            c.call = {.batch = 12,
+                      .heads = 8,
+                      .key_heads = 2,
+                      .queries = 717,
+                      .keys = 650,
+                      .dim = dim,
+                      .value_dim = dim,
+                      .dtype = DType::bf16,
+                      .seed = seed + 11};
+            c.call.options.visibility.right = right;
+          }
+          const int64_t queries = packed ? Case::longest(c.call.packed_queries) : c.call.queries;
+          const int64_t keys = packed ? Case::longest(c.call.packed_keys) : c.call.keys;
+          const auto mask = std::make_shared<RandomBlocks>(queries, keys, block_rows, block_keys,
+                                                           c.call.heads, seed + cases.size());
+          c.call.options.blocks = mask->blocks;
+          c.keep.push_back(mask);
+          c.name +=
+              ", blocks of " + std::to_string(block_rows) + " x " + std::to_string(block_keys);
+          cases.push_back(c);
+        }
+      }
     }
   }
   EXPECT_EQ(expect_sm90_law(cases, false), static_cast<int>(cases.size()));

@@ -19,6 +19,9 @@ struct ForwardWalk {
   // With one buffer of queries the next tile's cannot arrive beside the last scores of this one.
   static constexpr bool kChained = Shape::kQStages > 1 || Shape::kListed;
 
+  // Four warpgroups that walk lists spill where they compute their rows anew.
+  static constexpr bool kKeepsRow = Shape::kBlockGroups == 4 && Shape::kListed;
+
   ForwardBarriers<Shape>& barriers;
   int32_t group;
   uint32_t lane;
@@ -32,6 +35,7 @@ struct ForwardWalk {
   bool last = false;             // it ends a tile of queries
   int32_t open = 0, closed = 0;  // tiles before `open` and from `closed` on hide something
   int32_t skip = 0;              // tiles of values to skip when this one's have been summed
+  int32_t kept_row = 0;          // own_row(), with kKeepsRow
 
   /// The first of this warp's rows within a tile of queries.
   __device__ __forceinline__ int32_t warp_row() const {
@@ -40,7 +44,7 @@ struct ForwardWalk {
 
   /// The first of this thread's.
   __device__ __forceinline__ int32_t own_row() const {
-    return warp_row() + static_cast<int32_t>(lane / 4);
+    return kKeepsRow ? kept_row : warp_row() + static_cast<int32_t>(lane / 4);
   }
 
   __device__ __forceinline__ const ForwardWork& work() const { return barriers.work[slot]; }
@@ -56,7 +60,11 @@ struct ForwardWalk {
     }
   }
 
-  __device__ __forceinline__ void start_turns() {
+  __device__ __forceinline__ void start() {
+    if constexpr (kKeepsRow) {
+      kept_row = warp_row() + static_cast<int32_t>(lane / 4);
+      asm volatile("" : "+r"(kept_row));
+    }
     if (Shape::kTurns && group == Shape::kGroups - 1) {
       cuda::named_barrier_arrive(1, 256);
     }
