@@ -154,6 +154,16 @@ struct ForwardConsumer {
     return moves;
   }
 
+  /// The exact maximum of a tile's first scores.
+  __device__ __forceinline__ void first_maximum(const ForwardParams& params) {
+    int32_t highest[2];
+    float factor[2];
+    maximum[0] = maximum[1] = -INFINITY;
+    find_highest(highest);
+    move_maximum(params.scale_log2, highest, factor);
+    sum[0] = sum[1] = 0;
+  }
+
   /// Scores of keys [8 kFirst, 8 kEnd) become exponentials and are summed.
   template <int kFirst, int kEnd>
   __device__ __forceinline__ void exponentials(const ForwardParams& params) {
@@ -248,6 +258,7 @@ struct ForwardConsumer {
                                               int32_t row, uint32_t lane,
                                               const float (&row_maximum)[2],
                                               const float (&row_sum)[2], float (&inverse)[2]) {
+    const float natural = params.sinks != nullptr ? params.sinks[work.tile.head] : -INFINITY;
     // Both rows' sums side by side: the next tile's exponentials wait for this.
     float sums[2] = {row_sum[0], row_sum[1]};
 #pragma unroll
@@ -263,25 +274,21 @@ struct ForwardConsumer {
       const int32_t query = row + 8 * half;
       const bool exists = query < work.sequence.query_length;
       float shift = row_maximum[half] * params.scale_log2;  // -inf for a row that saw nothing
-      float weight = 1;
       // The lse is base * unit and the logarithm of a sum relative to it, in one rounding; `lost`
       // is what the shift's rounding took from that base.
       float base = row_maximum[half];
       float unit = params.scale_natural;
       float lost = fmaf(base, params.scale_log2, -shift);
-      if (params.sinks != nullptr) {
-        const float natural = params.sinks[work.tile.head];
-        const float sink = natural * 1.4426950408889634f;
-        const float joint = fmaxf(shift, sink);
-        if (joint > -INFINITY) {
-          weight = cuda::exp2_fast(shift - joint);
-          total = total * weight + cuda::exp2_fast(sink - joint);
-          if (sink > shift) {
-            base = natural;
-            unit = 1;
-            lost = fmaf(natural, 1.4426950408889634f, -sink);
-          }
-        }
+      // Without a branch, so that all of it runs beside exponentials.
+      const float sink = natural * 1.4426950408889634f;
+      const float joint = fmaxf(shift, sink);
+      const float level = joint == -INFINITY ? 0 : joint;
+      float weight = cuda::exp2_fast(shift - level);
+      total = total * weight + cuda::exp2_fast(sink - level);
+      if (sink > shift) {
+        base = natural;
+        unit = 1;
+        lost = fmaf(natural, 1.4426950408889634f, -sink);
       }
       if constexpr (Shape::kGeneral) {
         weight *= params.rule.seed != nullptr ? params.rule.kept : 1;
@@ -295,16 +302,15 @@ struct ForwardConsumer {
     }
   }
 
-  /// Multiplies `out` with what finish_rows() left. Rows that count as 0 become 0 even where what
-  /// they do not see is NaN.
-  __device__ __forceinline__ void divide(const float (&inverse)[2]) {
+  /// Rows that count as 0, by what finish_rows() left, become 0 even where what they do not see is
+  /// NaN.
+  __device__ __forceinline__ void clear_empty(const float (&inverse)[2]) {
     if (__any_sync(0xffffffffu, inverse[0] == 0 || inverse[1] == 0) != 0) {
 #pragma unroll
       for (int i = 0; i < Shape::kDim / 2; ++i) {
         out[i] = inverse[i / 2 % 2] == 0 ? 0 : out[i];
       }
     }
-    rescale(inverse);
   }
 
   /// Eight columns of `out`, from 8 * group on, of row `row` + 8 * half.

@@ -37,11 +37,11 @@ class ForwardPipeline {
         continue;
       }
       first_step();
-      while (step<false>()) {
+      while (rare_step()) {
         if constexpr (!Shape::kGeneral) {
           // Most steps are alike: no end of a tile of queries, nothing to hide or to send.
           while (!walk_.last && !fresh_ && results_.owed < 0 && walk_.plain_next()) {
-            step<true>();
+            step<Step::plain>();
           }
         }
       }
@@ -54,6 +54,12 @@ class ForwardPipeline {
 
  private:
   using Walk = ForwardWalk<Shape>;
+
+  enum class Step {
+    plain,   // see run()
+    border,  // ends a tile of queries, see ForwardShape::kBorders
+    other,
+  };
 
   // Groups of eight keys whose exponentials are taken before the values have been summed. Those of
   // the others run beside the packing of all, which needs the registers that the sum read. Dropout
@@ -73,8 +79,15 @@ class ForwardPipeline {
                           inverse);
   }
 
+  /// Results of the tile in `slot`, whose sums are known. prepare_store() ends the last basic block
+  /// before them, so that store() can run beside exponentials.
+  __device__ __forceinline__ void prepare_store(const float (&inverse)[2]) {
+    results_.settle();
+    consumer_.clear_empty(inverse);
+  }
+
   __device__ __forceinline__ void store(uint32_t slot, const float (&inverse)[2]) {
-    consumer_.divide(inverse);
+    consumer_.rescale(inverse);
     results_.take(walk_, consumer_, slot);
   }
 
@@ -116,7 +129,8 @@ class ForwardPipeline {
   __device__ __forceinline__ void finish_scores() {
     const ForwardWork& work = walk_.work();
     const int32_t row = work.tile.row + walk_.own_row();
-    const int32_t key = walk_.tile * Shape::kKeys;
+    const int32_t tile = walk_.seen();
+    const int32_t key = tile * Shape::kKeys;
     if constexpr (Shape::kGeneral) {
       const int32_t distance =
           key + 2 * static_cast<int32_t>(walk_.lane % 4) - row - work.sequence.offset;
@@ -131,8 +145,8 @@ class ForwardPipeline {
         ForwardScorer<Shape>::exclude_self(consumer_.scores, distance);
       }
     }
-    if (walk_.tile >= walk_.closed || walk_.tile < walk_.open) {
-      consumer_.mask(work.sequence, row, key, walk_.lane, walk_.tile < walk_.open);
+    if (tile >= walk_.closed || tile < walk_.open) {
+      consumer_.mask(work.sequence, row, key, walk_.lane, tile < walk_.open);
     }
     if constexpr (Shape::kListed) {
       if (walk_.partial >= 0) {
@@ -153,6 +167,16 @@ class ForwardPipeline {
         ForwardScorer<Shape>::drop(kept_, consumer_.scores);
       }
     }
+  }
+
+  /// A step that is not plain.
+  __device__ __forceinline__ bool rare_step() {
+    if constexpr (Shape::kBorders) {
+      if (walk_.last) {
+        return step<Step::border>();
+      }
+    }
+    return step<Step::other>();
   }
 
   /// The first scores of a tile with no tile before it to hide under.
@@ -182,9 +206,11 @@ class ForwardPipeline {
 
   /// Values of this step beside scores of the next; false if no tile follows to go on with. A plain
   /// step is one of those that run() tells apart.
-  template <bool kPlain>
+  template <Step kStep>
   __device__ __forceinline__ bool step() {
-    const bool last = !kPlain && walk_.last;
+    constexpr bool kPlain = kStep == Step::plain;
+    constexpr bool kBorder = kStep == Step::border;
+    const bool last = kBorder || (!Shape::kBorders && !kPlain && walk_.last);
     if (last) {
       walk_.end_tile();
       if constexpr (!Walk::kChained) {
@@ -224,10 +250,15 @@ class ForwardPipeline {
     }
     const float sum[2] = {consumer_.sum[0], consumer_.sum[1]};
     const float maximum[2] = {consumer_.maximum[0], consumer_.maximum[1]};
-    if (last) {
-      consumer_.start_rows();
+    if constexpr (kBorder) {
+      consumer_.first_maximum(params_);
+      moved_ = true;
+    } else {
+      if (last) {
+        consumer_.start_rows();
+      }
+      moved_ = consumer_.settle_maximum(params_, factor_);
     }
-    moved_ = consumer_.settle_maximum(params_, factor_);
     if constexpr (kBefore > 0) {
       consumer_.template exponentials<0, kBefore>(params_);
     }
@@ -252,13 +283,19 @@ class ForwardPipeline {
     cuda::wgmma_hold(consumer_.out);
     cuda::wgmma_hold(consumer_.weights);
     walk_.release_values();
+    if constexpr (kBorder) {
+      prepare_store(inverse);
+    }
     if constexpr (kBefore < kEighths) {
       consumer_.template exponentials<kBefore, kEighths>(params_);
       consumer_.pack();
     }
     if (last) {
-      walk_.skip_values();
+      if constexpr (!kBorder) {
+        prepare_store(inverse);
+      }
       store(walk_.done_slot(), inverse);
+      walk_.skip_values();
       fresh_ = true;
     } else if (moved_) {
       consumer_.rescale(factor_);
@@ -283,6 +320,7 @@ class ForwardPipeline {
     cuda::wgmma_hold(consumer_.out);
     walk_.release_values();
     walk_.skip_values();
+    prepare_store(inverse);
     store(walk_.done_slot(), inverse);
     results_.deliver(walk_);
   }

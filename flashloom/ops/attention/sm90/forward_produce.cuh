@@ -67,16 +67,28 @@ __device__ __forceinline__ void forward_produce_work(const ForwardParams& params
       const KeyTiles range = key_tiles(sequence, tile.row, Shape::kRows, Shape::kKeys);
       if (lane == 0) {
         const int64_t batch = packed ? 0 : tile.batch;
-        work = {tile, range, sequence,
+        work = {tile, range, 0, sequence,
                 batch * params.lse_batch + tile.head * params.lse_head +
                     sequence.query_first * params.lse_row};
       }
     }
     __syncwarp();
+    ForwardPart part = {};
     if (lane < Shape::kGroups) {
-      const ForwardWork& own = barriers.work[slot.stage];
-      barriers.parts[slot.stage][lane] = forward_part(
-          own.sequence, own.range, own.tile.row + 64 * lane, Shape::kKeys, Shape::kListed);
+      part = forward_part(work.sequence, work.range, work.tile.row + 64 * lane, Shape::kKeys,
+                          Shape::kListed);
+    }
+    if constexpr (Shape::kSwaps) {
+      const bool own = lane < Shape::kGroups;
+      const bool swaps = __all_sync(0xffffffffu, !own || may_swap(part)) != 0 &&
+                         __any_sync(0xffffffffu, own && part.closed < part.end) != 0;
+      part.swapped = swaps ? 1 : 0;
+      if (lane == 0) {
+        work.swapped = part.swapped;
+      }
+    }
+    if (lane < Shape::kGroups) {
+      barriers.parts[slot.stage][lane] = part;
     }
     __syncwarp();
     if (lane == 0) {

@@ -25,10 +25,9 @@ struct ForwardResults {
   uint32_t place;     // of this warp's rows in shared memory
   int32_t owed = -1;  // slot of the tile whose results wait to be sent
 
-  /// Takes the results of the tile in `slot`.
+  /// Takes the results of the tile in `slot`, after settle().
   __device__ __forceinline__ void take(Walk& walk, ForwardConsumer<Shape>& consumer,
                                        uint32_t slot) {
-    settle();
     if constexpr (kLate) {
       consumer.template stage<0, Shape::kPanels>(place, Shape::kOutPanelBytes, walk.lane);
       owed = static_cast<int32_t>(slot);

@@ -92,13 +92,15 @@ __device__ __forceinline__ KeyTiles key_tiles(const Sequence& sequence, int32_t 
 __device__ __forceinline__ ForwardPart forward_part(const Sequence& sequence, KeyTiles range,
                                                     int32_t row, int32_t keys, bool whole) {
   ForwardPart part = {};
-  part.done = range.begin < 0 ? 1 : 0;
-  part.idle = row < sequence.query_length ? 0 : 1;
+  const bool idle = row >= sequence.query_length;
+  part.state = static_cast<int32_t>(range.begin < 0 ? ForwardState::done
+                                    : idle          ? ForwardState::idle
+                                                    : ForwardState::work);
   part.closed = sequence.key_end(row) / keys;
   part.open = (sequence.key_begin(row + 63) + keys - 1) / keys;
   part.begin = range.begin;
   part.end = range.end;
-  if (!whole && part.idle == 0) {
+  if (!whole && !idle) {
     part.begin = min(max(range.begin, sequence.key_begin(row) / keys), range.end - 1);
     part.end = min(range.end, (sequence.key_end(row + 63) + keys - 1) / keys);
     part.end = max(part.end, part.begin + 1);
@@ -108,13 +110,22 @@ __device__ __forceinline__ ForwardPart forward_part(const Sequence& sequence, Ke
   return part;
 }
 
+/// Whether the part allows that its last two tiles change places: it sees both.
+__device__ __forceinline__ bool may_swap(const ForwardPart& part) {
+  return static_cast<ForwardState>(part.state) == ForwardState::idle ||
+         (part.right == 0 && part.end - part.begin >= 2);
+}
+
 /// Walks the tiles of keys of one tile of queries from the last to the first, through the block
 /// mask if there is one.
 template <class Shape>
 class KeyWalk {
  public:
   __device__ __forceinline__ KeyWalk(const ForwardParams& params, const ForwardWork& work)
-      : range_(work.range), tile_(work.range.end), lowest_(work.range.begin) {
+      : range_(work.range),
+        tile_(work.range.end),
+        lowest_(work.range.begin),
+        swap_(work.swapped != 0 ? work.range.end - 2 : INT32_MAX) {
     if constexpr (Shape::kListed) {
       const ForwardBlocks& blocks = params.rule.blocks;
       if (blocks.block_rows > 0) {
@@ -146,7 +157,7 @@ class KeyWalk {
       return false;
     }
     --tile_;
-    step = {tile_, partial_, 0, -1};
+    step = {Shape::kSwaps ? tile_of_step(tile_, swap_) : tile_, partial_, 0, -1};
     return true;
   }
 
@@ -158,6 +169,7 @@ class KeyWalk {
  private:
   KeyTiles range_;
   int32_t tile_, lowest_;
+  int32_t swap_;
   int32_t entry_ = 0, entry_begin_ = 0;
   int32_t partial_ = -1;
 };

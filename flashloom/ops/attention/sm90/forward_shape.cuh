@@ -134,6 +134,12 @@ struct ForwardShape {
   // values; the others get as far ahead as both rings reach.
   static_assert(2 * kStages > kRows / kKeys + 1);
   static_assert(kTeams * kSharedBytes <= kMaximumShared);
+  // Steps that end a tile of queries have code of their own, in which the end of rows and their
+  // results run beside exponentials; more warpgroups do not have the registers.
+  static constexpr bool kBorders = kGroups == 2 && !kListed && kQStages > 1;
+  // A tile of queries sees its last keys but one first (see ForwardWork::swapped). Only where tiles
+  // of queries and of keys are as long as one another do warpgroups mostly end at the same keys.
+  static constexpr bool kSwaps = !kListed && kTurns && kRows == kKeys;
 };
 
 struct ForwardTile {
@@ -144,13 +150,26 @@ struct KeyTiles {
   int32_t begin, end;
 };
 
+/// Tile of step `step` of a tile of queries; `swap` is the last step but one if the last two change
+/// places, else behind all steps.
+__device__ __forceinline__ int32_t tile_of_step(int32_t step, int32_t swap) {
+  return step >= swap ? 2 * swap + 1 - step : step;
+}
+
+/// Of a consumer warpgroup, for a tile of queries.
+enum class ForwardState : int32_t {
+  work,
+  idle,  // it has no queries
+  done,  // no more work
+};
+
 /// What one consumer warpgroup does with a tile of queries.
 struct alignas(16) ForwardPart {
   int32_t begin, end;    // its tiles of keys
   int32_t open, closed;  // tiles before `open` and from `closed` on hide something
   int32_t left, right;   // tiles that others see and it does not
-  int32_t idle;          // it has no queries
-  int32_t done;          // no more work
+  int32_t state;         // ForwardState
+  int32_t swapped;       // the last two tiles change places, see ForwardWork
 };
 
 /// What the producer tells the consumers about a tile of queries: the divisions that find it are
@@ -158,6 +177,10 @@ struct alignas(16) ForwardPart {
 struct ForwardWork {
   ForwardTile tile;
   KeyTiles range;  // begin < 0: no more work
+  // The last two tiles of keys change places. A row that sees few keys of its first tile has a
+  // small sum, so its maximum may move again with the next keys (see set_limits()), and the other
+  // warpgroup waits for that.
+  int32_t swapped;
   Sequence sequence;
   int64_t lse;  // of row 0 of the sequence and head, in elements
 };

@@ -14,7 +14,7 @@ namespace flashloom::sm90 {
 /// for: the warp must have converged behind the wait, by a product, a shuffle or `__syncwarp()`.
 template <class Shape>
 struct ForwardWalk {
-  enum class State { work, idle, done };
+  using State = ForwardState;
 
   // With one buffer of queries the next tile's cannot arrive beside the last scores of this one.
   static constexpr bool kChained = Shape::kQStages > 1 || Shape::kListed;
@@ -34,6 +34,8 @@ struct ForwardWalk {
   int32_t next = -1;             // the tile behind it, see ForwardStep
   bool last = false;             // it ends a tile of queries
   int32_t open = 0, closed = 0;  // tiles before `open` and from `closed` on hide something
+  int32_t swap = INT32_MAX;      // see tile_of_step(); `tile` and `begin` count steps
+  int32_t plain = 0;             // steps from here on may hide something
   int32_t skip = 0;              // tiles of values to skip when this one's have been summed
   int32_t kept_row = 0;          // own_row(), with kKeepsRow
 
@@ -121,12 +123,17 @@ struct ForwardWalk {
     }
   }
 
+  /// The tile of keys of the last scores.
+  __device__ __forceinline__ int32_t seen() const {
+    return Shape::kSwaps ? tile_of_step(tile, swap) : tile;
+  }
+
   /// Whether the tile that follows, of the same tile of queries, hides nothing.
   __device__ __forceinline__ bool plain_next() const {
     if constexpr (Shape::kListed) {
       return next < closed && next >= open;
     } else {
-      return tile <= closed && tile > open;
+      return tile <= (Shape::kSwaps ? plain : closed) && tile > open;
     }
   }
 
@@ -156,15 +163,18 @@ struct ForwardWalk {
     const ForwardPart part = barriers.parts[slot][group];
     // Shuffles tell the compiler that warps do not diverge on these.
     const auto uniform = [](int32_t value) { return __shfl_sync(0xffffffffu, value, 0); };
-    if (uniform(part.done) != 0) {
-      state = State::done;
+    state = static_cast<State>(uniform(part.state));
+    if (state == State::done) {
       return;
     }
-    state = uniform(part.idle) == 0 ? State::work : State::idle;
     tile = uniform(part.end);
     begin = uniform(part.begin);
     open = part.open;
     closed = part.closed;
+    if constexpr (Shape::kSwaps) {
+      swap = uniform(part.swapped) != 0 ? tile - 2 : INT32_MAX;
+      plain = min(closed, swap);
+    }
     if constexpr (!Shape::kListed) {
       const int32_t right = uniform(part.right);
       skip += right;
