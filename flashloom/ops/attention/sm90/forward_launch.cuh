@@ -32,11 +32,10 @@ void launch_forward_blocks(const ForwardCall& call, int64_t dim);  // up to 128
 template <class T>
 void launch_forward_general(const ForwardCall& call, int64_t dim);
 
-/// Zeroes the counter and puts the tiles of a block mask into `order`: `rows` queries a tile,
-/// `keys` a tile of keys, long lists first in sections of `section` heads, for `walkers` that draw
-/// them.
-void order_lists(const ForwardParams& params, int32_t rows, int32_t keys, int32_t section,
-                 int32_t walkers, int32_t* order, cudaStream_t stream);
+/// Zeroes the counter and puts the tiles of a block mask, of `rows` queries, into `order`: long
+/// lists first in sections of `section` heads, for `walkers` that draw them.
+void order_lists(const ForwardParams& params, int32_t rows, int32_t section, int32_t walkers,
+                 int32_t* order, cudaStream_t stream);
 
 inline ForwardRule forward_rule(const AttentionInputs& inputs, const AttentionOptions& options,
                                 float scale) {
@@ -160,8 +159,7 @@ void launch_forward(const ForwardCall& call) {
         heads_side_by_side(heads, bytes, params.problem.heads_per_key, kOrderedBytes);
     params.section = 0;
     params.order = call.order;
-    order_lists(params, Shape::kRows, Shape::kKeys, section, blocks * Shape::kTeams, call.order,
-                call.stream);
+    order_lists(params, Shape::kRows, section, blocks * Shape::kTeams, call.order, call.stream);
   } else if (params.counter != nullptr) {
     cuda::check(cudaMemsetAsync(params.counter, 0, sizeof(*params.counter), call.stream),
                 "cudaMemsetAsync");

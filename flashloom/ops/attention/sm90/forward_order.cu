@@ -14,22 +14,35 @@ constexpr int32_t kThreads = 1024;  // of a block; sections have about half as m
 constexpr int32_t kWarps = kThreads / 32;
 constexpr int32_t kClasses = kThreads;
 
-struct TileSizes {
-  int32_t rows, keys;  // queries a tile, keys a tile of keys
-  int32_t section;     // tiles
+constexpr int32_t kKept = 4 * kThreads;
+
+struct Tiles {
+  int32_t rows;        // queries a tile
+  int32_t block_rows;  // tiles a row of blocks
+  int32_t section;     // tiles of a section
   int32_t walkers;     // that work side by side
+  bool bounded;        // lists may name keys that are hidden for another reason
 };
 
-/// Tiles of keys that a tile of queries walks, at most.
-__device__ int32_t list_length(const ForwardParams& params, const TileSizes& sizes, int32_t index) {
-  const ForwardTile tile = batched_tile(params, index, sizes.rows);
-  const KeyTiles range =
-      key_tiles(sequence_of(params.problem, tile.batch), tile.row, sizes.rows, sizes.keys);
+/// Keys that a tile of queries walks, at most.
+__device__ __forceinline__ int32_t list_length(const ForwardParams& params, const Tiles& tiles,
+                                               int32_t index) {
+  const Problem& problem = params.problem;
   const ForwardBlocks& blocks = params.rule.blocks;
-  const int32_t* offsets = blocks.offsets.at(tile.batch, tile.head) + tile.row / blocks.block_rows;
-  const int32_t listed = min(max(offsets[1] - offsets[0], 0), blocks.entry_count);
-  return static_cast<int32_t>(
-      min(int64_t{listed} * (blocks.block_keys / sizes.keys), int64_t{range.end - range.begin}));
+  const int32_t head = index / params.row_tiles;
+  const int32_t tile = index - head * params.row_tiles;
+  const int32_t batch = head / problem.heads;
+  const int32_t* offsets = blocks.offsets.at(batch, head - batch * problem.heads) +
+                           (tiles.block_rows == 1 ? tile : tile / tiles.block_rows);
+  const int32_t listed = min(max(__ldg(offsets + 1) - __ldg(offsets), 0), blocks.entry_count);
+  int32_t keys = problem.key_length;
+  if (tiles.bounded) {
+    const Sequence sequence = sequence_of(problem, batch);
+    const int32_t first = tile * tiles.rows;
+    const int32_t last = min(first + tiles.rows, sequence.query_length) - 1;
+    keys = max(sequence.key_end(last) - sequence.key_begin(first), 0);
+  }
+  return static_cast<int32_t>(min(int64_t{listed} * blocks.block_keys, int64_t{keys}));
 }
 
 /// The sums of all threads' values, in all threads. Every thread must call it.
@@ -71,79 +84,80 @@ __device__ int32_t sum_before(int32_t value, int32_t (&of_warps)[kWarps][4]) {
 
 /// Each block orders the tiles of one section by counting those of each length.
 __global__ void __launch_bounds__(kThreads)
-    forward_order_kernel(const __grid_constant__ ForwardParams params, TileSizes sizes,
+    forward_order_kernel(const __grid_constant__ ForwardParams params, Tiles tiles,
                          int32_t* order) {
+  __shared__ int32_t kept[kKept];       // the first tiles' lengths
   __shared__ int32_t places[kClasses];  // of each class: how many, then where the next one goes
   __shared__ int32_t of_warps[kWarps][4];
   static_assert(kWarps == 32, "a warp adds up what the warps left");
   const auto thread = static_cast<int32_t>(threadIdx.x);
-  const int32_t begin = static_cast<int32_t>(blockIdx.x) * sizes.section;
-  const int32_t end = min(begin + sizes.section, params.tiles);
+  const int32_t begin = static_cast<int32_t>(blockIdx.x) * tiles.section;
+  const int32_t end = min(begin + tiles.section, params.tiles);
   if (blockIdx.x == 0 && thread == 0) {
     *params.counter = 0;
   }
   places[thread] = 0;
-  // Each thread looks at every kThreads-th tile; the first ones' lists stay in registers.
-  constexpr int kKept = 4;
-  int32_t kept[kKept];
-#pragma unroll
-  for (int j = 0; j < kKept; ++j) {
-    const int32_t i = j * kThreads + thread;
-    kept[j] = i < params.tiles ? list_length(params, sizes, i) : 0;
-  }
-  // Calls visit(i, its list's length) for this thread's tiles in [from, to).
-  const auto each = [&](int32_t from, int32_t to, const auto& visit) {
-#pragma unroll
-    for (int j = 0; j < kKept; ++j) {
-      const int32_t i = j * kThreads + thread;
-      if (from <= i && i < to) {
-        visit(i, kept[j]);
-      }
-    }
-    const int32_t first = max(kKept * kThreads, from / kThreads * kThreads) + thread;
-    for (int32_t i = first; i < to; i += kThreads) {
-      if (from <= i) {
-        visit(i, list_length(params, sizes, i));
-      }
-    }
-  };
+  // Each thread looks at every kThreads-th tile.
   int32_t sums[1] = {0};
-  each(0, params.tiles, [&](int32_t, int32_t length) { sums[0] += length; });
+#pragma unroll 2
+  for (int32_t i = thread; i < params.tiles; i += kThreads) {
+    const int32_t length = list_length(params, tiles, i);
+    sums[0] += length / 64;
+    if (i < kKept) {
+      kept[i] = length;
+    }
+  }
+  const auto length_of = [&](int32_t i) {
+    return i < kKept ? kept[i] : list_length(params, tiles, i);
+  };
   block_sums(sums, of_warps);
-  // Lists of up to `longest` end before their section does, if they begin with it. Longer ones, of
-  // all sections, come first.
-  const float longest = static_cast<float>(sums[0]) / static_cast<float>(params.tiles) *
-                        static_cast<float>(sizes.section) / static_cast<float>(sizes.walkers);
-  const int64_t most = (params.problem.key_length + sizes.keys - 1) / sizes.keys;
+  // Lists of up to `longest` keys end before their section does, if they begin with it. Longer
+  // ones, of all sections, come first.
+  const float longest = 64 * static_cast<float>(sums[0]) / static_cast<float>(params.tiles) *
+                        static_cast<float>(tiles.section) / static_cast<float>(tiles.walkers);
+  const int32_t most = params.problem.key_length;
+  const float classes = fminf(1, static_cast<float>(kClasses - 1) / static_cast<float>(most));
   const auto class_of = [&](int32_t length) {
-    const int64_t rest = max(most - length, int64_t{0});
-    return static_cast<int32_t>(most < kClasses ? rest : rest * (kClasses - 1) / most);
+    return static_cast<int32_t>(static_cast<float>(most - length) * classes);
   };
   int32_t longer[3] = {0, 0, 0};  // in the sections before this one, in this one, in all
-  each(0, params.tiles, [&](int32_t i, int32_t length) {
-    const bool is_longer = static_cast<float>(length) > longest;
-    longer[0] += is_longer && i < begin ? 1 : 0;
-    longer[1] += is_longer && i >= begin && i < end ? 1 : 0;
-    longer[2] += is_longer ? 1 : 0;
-  });
-  each(begin, end, [&](int32_t, int32_t length) { atomicAdd(&places[class_of(length)], 1); });
+#pragma unroll 1
+  for (int32_t i = thread; i < params.tiles; i += kThreads) {
+    const int32_t length = length_of(i);
+    const bool own = begin <= i && i < end;
+    if (static_cast<float>(length) > longest) {
+      longer[0] += i < begin ? 1 : 0;
+      longer[1] += own ? 1 : 0;
+      ++longer[2];
+    }
+    if (own) {
+      atomicAdd(&places[class_of(length)], 1);
+    }
+  }
   block_sums(longer, of_warps);
   const auto& [before, own, all] = longer;
   places[thread] = sum_before(places[thread], of_warps);
   __syncthreads();
-  each(begin, end, [&](int32_t i, int32_t length) {
-    const int32_t place = atomicAdd(&places[class_of(length)], 1);
-    order[place < own ? before + place : all + begin - before + place - own] = i;
-  });
+#pragma unroll 1
+  for (int32_t i = begin / kThreads * kThreads + thread; i < end; i += kThreads) {
+    if (i >= begin) {
+      const int32_t place = atomicAdd(&places[class_of(length_of(i))], 1);
+      order[place < own ? before + place : all + begin - before + place - own] = i;
+    }
+  }
 }
 
 }  // namespace
 
-void order_lists(const ForwardParams& params, int32_t rows, int32_t keys, int32_t section,
-                 int32_t walkers, int32_t* order, cudaStream_t stream) {
-  const TileSizes sizes = {rows, keys, section * params.row_tiles, walkers};
-  const int32_t blocks = (params.tiles + sizes.section - 1) / sizes.section;
-  forward_order_kernel<<<blocks, kThreads, 0, stream>>>(params, sizes, order);
+void order_lists(const ForwardParams& params, int32_t rows, int32_t section, int32_t walkers,
+                 int32_t* order, cudaStream_t stream) {
+  const Problem& problem = params.problem;
+  const bool bounded = problem.left < kUnbounded || problem.right < kUnbounded ||
+                       problem.used_query != nullptr || problem.used_key != nullptr;
+  const Tiles tiles = {rows, params.rule.blocks.block_rows / rows, section * params.row_tiles,
+                       walkers, bounded};
+  const int32_t blocks = (params.tiles + tiles.section - 1) / tiles.section;
+  forward_order_kernel<<<blocks, kThreads, 0, stream>>>(params, tiles, order);
   cuda::check(cudaGetLastError(), "forward_order_kernel");
 }
 

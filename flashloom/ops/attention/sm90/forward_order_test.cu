@@ -60,7 +60,7 @@ std::vector<int32_t> order_of(const Lists& lists, int32_t section, int32_t walke
   params.rule.blocks.block_rows = params.rule.blocks.block_keys = 128;
   params.rule.blocks.offsets = {offsets, 0, lists.rows + 1};
   params.rule.blocks.entry_count = lists.entries;
-  order_lists(params, 128, 64, section, walkers, order, nullptr);
+  order_lists(params, 128, section, walkers, order, nullptr);
   std::vector<int32_t> result(lists.lengths.size() + 1);
   cuda::check(
       cudaMemcpy(result.data(), order, result.size() * sizeof(int32_t), cudaMemcpyDeviceToHost),
