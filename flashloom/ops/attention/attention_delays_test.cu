@@ -78,6 +78,8 @@ std::vector<NamedCase> cases() {
     all.back().mask =
         std::make_shared<RandomBlocks>(masked.queries, masked.keys, 128, 128, masked.heads, 5);
     masked.options.blocks = all.back().mask->blocks;
+    // Several tiles of queries for each team of warpgroups.
+    masked.options.execution.multiprocessor_share = 0.06F;
   }
   for (const int64_t dim : {96, 192, 256}) {
     add("causal", 700, 700, dim, {.right = 0}, false);
