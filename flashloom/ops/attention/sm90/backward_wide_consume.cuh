@@ -74,13 +74,13 @@ struct WideKeysConsumer {
     issue_registers_by_tile<T, kDim, Shape::kQueries>(sums, a, b);
   }
 
-  /// Ends a basic block once all of `words` are known, so that what they are computed from stays
-  /// before the wait for the product that runs beside it.
-  static __device__ __forceinline__ void finish_words(const uint32_t (&words)[kScores / 2]) {
+  /// Ends a basic block once all of `values` are known, so that their arithmetic stays before the
+  /// wait for the product that runs beside it.
+  static __device__ __forceinline__ void finish_values(const float (&values)[kScores]) {
     uint32_t all = 0;
 #pragma unroll
-    for (int i = 0; i < kScores / 2; ++i) {
-      all |= words[i];
+    for (int i = 0; i < kScores; ++i) {
+      all |= __float_as_uint(values[i]);
     }
     cuda::schedule_fence(__uint_as_float(all & 0x7fffffffu));
   }
@@ -101,10 +101,8 @@ struct WideKeysConsumer {
     }
   }
 
-  /// P -> what dropout keeps of it, for this warpgroup, and P times the slopes, for the other.
-  __device__ __forceinline__ void drop(uint32_t (&weights)[kScores / 2],
-                                       const uint32_t (&slopes)[kScores / 2],
-                                       const BackwardStep& at, uint32_t buffer) const {
+  /// Which elements dropout keeps, for both warpgroups.
+  __device__ __forceinline__ uint32_t draw(const BackwardStep& at, uint32_t buffer) const {
     uint32_t kept = 0xffffffffu;
     if (params.score.seed != nullptr) {
       const auto query = static_cast<uint32_t>(work.sequence.query_start + at.t * Shape::kQueries +
@@ -116,47 +114,15 @@ struct WideKeysConsumer {
                                       static_cast<uint32_t>(problem.key_start));
     }
     shared.kept(buffer)[thread] = kept;
-    uint32_t own[kScores / 2];
-#pragma unroll
-    for (int i = 0; i < kScores / 2; ++i) {
-      own[i] = (weights[i] & ((kept >> (2 * i) & 1) != 0 ? 0xffffu : 0u)) |
-               (weights[i] & ((kept >> (2 * i + 1) & 1) != 0 ? 0xffff0000u : 0u));
-      float p[2], slope[2];
-      cuda::unpack2<T>(weights[i], p[0], p[1]);
-      cuda::unpack2<__half>(slopes[i], slope[0], slope[1]);
-      weights[i] = cuda::pack2<T>(p[0] * slope[0], p[1] * slope[1]);
-    }
-    write_words(own, shared.dropped());
+    return kept;
   }
 
-  __device__ __forceinline__ void write_words(const uint32_t (&words)[kScores / 2],
-                                              char* buffer) const {
-    auto* to = reinterpret_cast<uint4*>(buffer) + thread;
-#pragma unroll
-    for (int i = 0; i < kScores / 8; ++i) {
-      to[128 * i] = make_uint4(words[4 * i], words[4 * i + 1], words[4 * i + 2], words[4 * i + 3]);
-    }
-  }
-
-  __device__ __forceinline__ void read_words(uint32_t (&words)[kScores / 2],
-                                             const char* buffer) const {
-    const uint32_t from = cuda::shared_address(buffer) + 16 * thread;
-#pragma unroll
-    for (int i = 0; i < kScores / 8; ++i) {
-      const uint4 four = cuda::load_shared_16(from + 2048 * i);
-      words[4 * i] = four.x;
-      words[4 * i + 1] = four.y;
-      words[4 * i + 2] = four.z;
-      words[4 * i + 3] = four.w;
-    }
-  }
-
-  /// Scores -> P of a tile, in shared memory for both warpgroups: registers of a product that runs
-  /// must not be touched.
-  __device__ __forceinline__ void finish_scores(float (&scores)[kScores], const BackwardStep& at,
-                                                uint32_t stage, uint32_t step) const {
+  /// Scores -> P of a tile, in place and, times the slopes, in shared memory for the other
+  /// warpgroup.
+  __device__ __forceinline__ void finish_scores(float (&scores)[kScores], uint32_t& kept,
+                                                const BackwardStep& at, uint32_t stage,
+                                                uint32_t step) const {
     using namespace cuda;
-    uint32_t weights[kScores / 2];
     uint32_t slopes[kScores / 2];
     const uint32_t buffer = step % 2;
     wgmma_hold(scores);
@@ -168,26 +134,48 @@ struct WideKeysConsumer {
     if (at.t < borders.open || at.t >= borders.closed) {
       hide_queries(scores, work.sequence, own_row(), at.t * Shape::kQueries, lane);
     }
-    exponentials<T>(scores, weights, factor, shared.lse(stage) + 2 * (lane % 4));
+    const float* lse = shared.lse(stage) + 2 * (lane % 4);
+#pragma unroll
+    for (int i = 0; i < kScores; i += 2) {
+      const float2 shift = *reinterpret_cast<const float2*>(lse + i / 4 * 8);
+      scores[i] = exp2_fast(fmaf(scores[i], factor, -shift.x));
+      scores[i + 1] = exp2_fast(fmaf(scores[i + 1], factor, -shift.y));
+    }
     mbarrier_wait(&barriers.weights_empty[buffer], (step / 2 % 2) ^ 1, {"values", "weights_empty"});
     if constexpr (Shape::kAdjusts) {
-      drop(weights, slopes, at, buffer);
+      kept = draw(at, buffer);
     }
-    write_words(weights, shared.weights(buffer));
+    auto* to = reinterpret_cast<float4*>(shared.weights(buffer)) + thread;
+#pragma unroll
+    for (int i = 0; i < kScores / 4; ++i) {
+      float4 p = {scores[4 * i], scores[4 * i + 1], scores[4 * i + 2], scores[4 * i + 3]};
+      if constexpr (Shape::kAdjusts) {
+        float2 slope[2];
+        unpack2<__half>(slopes[2 * i], slope[0].x, slope[0].y);
+        unpack2<__half>(slopes[2 * i + 1], slope[1].x, slope[1].y);
+        p = {p.x * slope[0].x, p.y * slope[0].y, p.z * slope[1].x, p.w * slope[1].y};
+      }
+      to[128 * i] = p;
+    }
     __syncwarp();
     if (lane == 0) {
       mbarrier_arrive(&barriers.weights_full[buffer]);
     }
     release(&barriers.q_empty[stage]);
-    finish_words(weights);
+    finish_values(scores);
   }
 
-  __device__ __forceinline__ void read_weights(uint32_t (&weights)[kScores / 2],
-                                               uint32_t step) const {
-    if constexpr (Shape::kAdjusts) {
-      read_words(weights, shared.dropped());
-    } else {
-      read_words(weights, shared.weights(step % 2));
+  /// What dropout keeps of P, as an operand. Only once the product that reads `weights` is done:
+  /// its registers must not be touched before.
+  static __device__ __forceinline__ void pack_weights(uint32_t (&weights)[kScores / 2],
+                                                      const float (&p)[kScores], uint32_t kept) {
+#pragma unroll
+    for (int i = 0; i < kScores / 2; ++i) {
+      weights[i] = cuda::pack2<T>(p[2 * i], p[2 * i + 1]);
+      if constexpr (Shape::kAdjusts) {
+        weights[i] &= ((kept >> (2 * i) & 1) != 0 ? 0xffffu : 0u) |
+                      ((kept >> (2 * i + 1) & 1) != 0 ? 0xffff0000u : 0u);
+      }
     }
   }
 
@@ -197,42 +185,34 @@ struct WideKeysConsumer {
     using namespace cuda;
     const uint32_t buffer = step % 2;
     mbarrier_wait(&barriers.weights_full[buffer], step / 2 % 2, {"keys", "weights_full"});
-    uint32_t weights[kScores / 2];
-    read_words(weights, shared.weights(buffer));
     uint32_t kept = 0xffffffffu;
     if constexpr (Shape::kAdjusts) {
       kept = shared.kept(buffer)[thread];
     }
     wgmma_hold(dp);
     const float* delta = shared.delta(stage) + 2 * (lane % 4);
+    const auto* from = reinterpret_cast<const float4*>(shared.weights(buffer)) + thread;
 #pragma unroll
-    for (int j = 0; j < kScores / 4; ++j) {
-      const float2 shift = *reinterpret_cast<const float2*>(delta + 8 * j);
+    for (int i = 0; i < kScores; i += 4) {
+      const float2 shift = *reinterpret_cast<const float2*>(delta + 2 * i);
+      if constexpr (Shape::kAdjusts) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int at = 4 * j + 2 * half;
-        float p[2];
-        unpack2<T>(weights[at / 2], p[0], p[1]);
-        if constexpr (Shape::kAdjusts) {
-          const float keep = params.score.keep;
-          dp[at] = (kept >> at & 1) != 0 ? dp[at] * keep : 0;
-          dp[at + 1] = (kept >> (at + 1) & 1) != 0 ? dp[at + 1] * keep : 0;
+        for (int c = i; c < i + 4; ++c) {
+          dp[c] = (kept >> c & 1) != 0 ? dp[c] * params.score.keep : 0;
         }
-        dp[at] = p[0] * (dp[at] - shift.x);
-        dp[at + 1] = p[1] * (dp[at + 1] - shift.y);
       }
+      const float4 p = from[32 * i];
+      dp[i] = p.x * (dp[i] - shift.x);
+      dp[i + 1] = p.y * (dp[i + 1] - shift.y);
+      dp[i + 2] = p.z * (dp[i + 2] - shift.x);
+      dp[i + 3] = p.w * (dp[i + 3] - shift.y);
     }
     __syncwarp();
     if (lane == 0) {
       mbarrier_arrive(&barriers.weights_empty[buffer]);
     }
     release(&barriers.dout_empty[stage]);
-    uint32_t all = 0;
-#pragma unroll
-    for (int i = 0; i < kScores; ++i) {
-      all |= __float_as_uint(dp[i]);
-    }
-    schedule_fence(__uint_as_float(all & 0x7fffffffu));
+    finish_values(dp);
   }
 
   static __device__ __forceinline__ void pack_gradients(uint32_t (&ds)[kScores / 2],
@@ -254,14 +234,15 @@ struct WideKeysConsumer {
     const uint32_t k = shared_address(shared.k());
     float scores[kScores];
     uint32_t weights[kScores / 2];
+    uint32_t kept = 0xffffffffu;
     PipelineState<Shape::kStages> place;
     uint32_t step = 0;
     mbarrier_wait(&barriers.k_full, 0, {"values", "k_full"});
     wait_for(&barriers.q_full[0], 0, shared.q(0), walk.t, kRowBarrier);
     issue_scores(scores, k, shared_address(shared.q(0)));
     wgmma_wait<0>();
-    finish_scores(scores, walk, 0, 0);
-    read_weights(weights, 0);
+    finish_scores(scores, kept, walk, 0, 0);
+    pack_weights(weights, scores, kept);
     while (true) {
       const uint32_t stage = place.stage;
       const uint32_t parity = place.parity;
@@ -292,18 +273,18 @@ struct WideKeysConsumer {
         wgmma_hold(weights);
         release(&barriers.dout_empty[stage]);
         wgmma_wait<0>();
-        finish_scores(scores, walk, place.stage, step);
+        finish_scores(scores, kept, walk, place.stage, step);
       } else {
         issue_next();
         issue_last();
         wgmma_wait<1>();
-        finish_scores(scores, walk, place.stage, step);
+        finish_scores(scores, kept, walk, place.stage, step);
         wgmma_wait<0>();
         wgmma_hold(sums);
         wgmma_hold(weights);
         release(&barriers.dout_empty[stage]);
       }
-      read_weights(weights, step);
+      pack_weights(weights, scores, kept);
     }
     wgmma_wait<0>();
     wgmma_hold(sums);

@@ -112,8 +112,8 @@ __device__ __forceinline__ void wide_queries_consume(const QueriesParams& params
     const float scale = params.scale * kLog2e;
     const uint32_t q = shared_address(shared.q()) + group * 64 * kPanelRowBytes;
     const uint32_t dout = shared_address(shared.dout()) + group * 64 * kPanelRowBytes;
-    float scores[kScores], dp[kScores];
-    uint32_t weights[kScores / 2], ds[kScores / 2];
+    float scores[kScores], dp[kScores];  // scores become P in place, unrounded
+    uint32_t ds[kScores / 2];
     auto issue_scores = [&](float(&d)[kScores], uint32_t a, uint32_t b) {
       wgmma_hold(d);
       wgmma_fence();
@@ -168,16 +168,17 @@ __device__ __forceinline__ void wide_queries_consume(const QueriesParams& params
 #pragma unroll
       for (int i = 0; i < kScores / 2; ++i) {
         const float shift = lse[i % 2];
-        float p[2] = {exp2_fast(fmaf(scores[2 * i], factor, -shift)),
-                      exp2_fast(fmaf(scores[2 * i + 1], factor, -shift))};
+        float& a = scores[2 * i];
+        float& b = scores[2 * i + 1];
+        a = exp2_fast(fmaf(a, factor, -shift));
+        b = exp2_fast(fmaf(b, factor, -shift));
         if constexpr (Shape::kAdjusts) {
           float slope[2];
           unpack2<__half>(slopes[i], slope[0], slope[1]);
-          p[0] *= slope[0];
-          p[1] *= slope[1];
+          a *= slope[0];
+          b *= slope[1];
         }
-        weights[i] = pack2<T>(p[0], p[1]);
-        all |= weights[i];
+        all |= __float_as_uint(a) | __float_as_uint(b);
       }
       // The exponentials run beside dQ.
       schedule_fence(__uint_as_float(all & 0x7fffffffu));
@@ -194,14 +195,13 @@ __device__ __forceinline__ void wide_queries_consume(const QueriesParams& params
 #pragma unroll
       for (int i = 0; i < kScores / 2; ++i) {
         const float shift = delta[i % 2];
-        float p[2];
-        unpack2<T>(weights[i], p[0], p[1]);
         if constexpr (Shape::kAdjusts) {
           const float keep = params.score.keep;
           dp[2 * i] = (kept >> (2 * i) & 1) != 0 ? dp[2 * i] * keep : 0;
           dp[2 * i + 1] = (kept >> (2 * i + 1) & 1) != 0 ? dp[2 * i + 1] * keep : 0;
         }
-        ds[i] = pack2<T>(p[0] * (dp[2 * i] - shift), p[1] * (dp[2 * i + 1] - shift));
+        ds[i] = pack2<T>(scores[2 * i] * (dp[2 * i] - shift),
+                         scores[2 * i + 1] * (dp[2 * i + 1] - shift));
       }
     };
     auto issue_sums = [&](uint32_t stage) {
@@ -230,11 +230,21 @@ __device__ __forceinline__ void wide_queries_consume(const QueriesParams& params
       issue_sums(stage);
       wgmma_wait<1>();
       finish_scores(tile);
-      issue_gradients(tile);
-      wgmma_wait<1>();
-      wgmma_hold(sums);
-      wgmma_hold(ds);
-      release(&barriers.k_empty[stage]);
+      const auto finish_sums = [&] {
+        wgmma_hold(sums);
+        wgmma_hold(ds);
+        release(&barriers.k_empty[stage]);
+      };
+      if constexpr (Shape::kAdjusts) {
+        // Its scores take longer than dQ, whose dS need not stay in registers beside P and dP.
+        wgmma_wait<0>();
+        finish_sums();
+        issue_gradients(tile);
+      } else {
+        issue_gradients(tile);
+        wgmma_wait<1>();
+        finish_sums();
+      }
       wgmma_wait<0>();
       finish_gradients();
     }
@@ -271,7 +281,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   __syncthreads();
   const int32_t warpgroup = __shfl_sync(0xffffffffu, static_cast<int32_t>(threadIdx.x / 128), 0);
   if (warpgroup == 0) {
-    register_limit_lower<40>();
+    register_limit_lower<24>();
     if (work.begin < work.end) {
       if (threadIdx.x == 0) {
         wide_queries_produce<Shape, Shape::kKeyStages>(params, work, &maps.q, shared.q(),
@@ -284,7 +294,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       }
     }
   } else {
-    register_limit_raise<232>();
+    register_limit_raise<240>();
     wide_queries_consume<Shape>(params, work, shared, warpgroup - 1);
   }
 }

@@ -11,7 +11,7 @@
 namespace flashloom::sm90 {
 
 /// dK and dV of 64 keys. One warpgroup computes P and dV, the other dP, dS and dK; the first hands
-/// P over through shared memory.
+/// P over through shared memory, in f32: dS of a P that was rounded for dV would be rounded twice.
 ///   kAdjusts   softcap, ALiBi, dropout, exclude_self
 template <class T_, int kDim_, bool kAdjusts_>
 struct WideKeysShape {
@@ -30,12 +30,14 @@ struct WideKeysShape {
   static constexpr int kThreads = 384;
   static constexpr uint32_t kTileBytes = kQueries * kDim * 2;
   static constexpr uint32_t kRowBytes = kQueries * 4;
-  static constexpr uint32_t kWeightBytes = kKeys * kQueries * 2;
-  static constexpr uint32_t kBarrierBytes = 1024;
-  static constexpr uint32_t kRowsBytes = (2 * kStages * kRowBytes + 1023) / 1024 * 1024;
-  static constexpr uint32_t kSharedBytes = kBarrierBytes + kRowsBytes +
-                                           (2 + 2 * kStages) * kTileBytes + 2 * kWeightBytes +
-                                           (kAdjusts ? kWeightBytes + 2 * 512 : 0);
+  static constexpr uint32_t kWeightBytes = kKeys * kQueries * 4;
+  static constexpr uint32_t kBarrierBytes = 256;
+  // Barriers, lse and delta, before tiles that start at multiples of 1024.
+  static constexpr uint32_t kHeadBytes =
+      (kBarrierBytes + 2 * kStages * kRowBytes + 1023) / 1024 * 1024;
+  static constexpr uint32_t kSharedBytes =
+      kHeadBytes + (2 + 2 * kStages) * kTileBytes + 2 * kWeightBytes + (kAdjusts ? 2 * 512 : 0);
+  static_assert(kSharedBytes <= 227 * 1024);
 };
 
 template <class Shape>
@@ -48,6 +50,8 @@ struct WideKeysBarriers {
 
 template <class Shape>
 struct WideKeysShared {
+  static_assert(sizeof(WideKeysBarriers<Shape>) <= Shape::kBarrierBytes);
+
   char* base;
 
   __device__ __forceinline__ WideKeysBarriers<Shape>& barriers() const {
@@ -62,9 +66,7 @@ struct WideKeysShared {
     return lse(Shape::kStages + stage);
   }
 
-  __device__ __forceinline__ char* k() const {
-    return base + Shape::kBarrierBytes + Shape::kRowsBytes;
-  }
+  __device__ __forceinline__ char* k() const { return base + Shape::kHeadBytes; }
 
   __device__ __forceinline__ char* v() const { return k() + Shape::kTileBytes; }
 
@@ -78,16 +80,10 @@ struct WideKeysShared {
     return q(2 * Shape::kStages) + buffer * Shape::kWeightBytes;
   }
 
-  /// What dropout keeps of P, where that is not what the other warpgroup gets.
-  __device__ __forceinline__ char* dropped() const {
-    static_assert(Shape::kAdjusts);
-    return weights(2);
-  }
-
   /// Which elements dropout keeps, a word a thread.
   __device__ __forceinline__ uint32_t* kept(uint32_t buffer) const {
     static_assert(Shape::kAdjusts);
-    return reinterpret_cast<uint32_t*>(weights(3)) + 128 * buffer;
+    return reinterpret_cast<uint32_t*>(weights(2)) + 128 * buffer;
   }
 };
 
