@@ -86,7 +86,7 @@ QueryNumbers query_numbers(std::span<std::byte> workspace, int64_t heads, int64_
   QueryNumbers numbers;
   auto* lists = reinterpret_cast<float*>(workspace.data());
   const int64_t list = (heads * rows * 4 + 63) / 64 * 16;  // floats
-  numbers.log_sum = lists;
+  numbers.lse = lists;
   numbers.delta = lists + list;
   numbers.entropy = with_entropy ? lists + 2 * list : nullptr;
   numbers.dentropy = with_entropy ? lists + 3 * list : nullptr;

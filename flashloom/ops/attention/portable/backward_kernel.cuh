@@ -16,7 +16,8 @@
 
 namespace flashloom::portable {
 
-template <class Shape, Side kSide>
+/// kOnlyValues: dV alone, where dK and dV have blocks of their own.
+template <class Shape, Side kSide, bool kOnlyValues>
 class BackwardBlock {
  public:
   using T = typename Shape::T;
@@ -43,8 +44,6 @@ class BackwardBlock {
     head_ = of_head % heads;
     sequence_ = of_head / heads;
     group_ = source.heads / source.key_heads;
-    wants_values_ = kTwoSums || (kKeys && blockIdx.y == 1);
-    wants_scores_ = kTwoSums || !kKeys || blockIdx.y == 0;
   }
 
   __device__ __forceinline__ void run() {
@@ -200,9 +199,8 @@ class BackwardBlock {
   __device__ __forceinline__ void walk_one_buffer(Walk& steps, Step next,
                                                   const ThreadPairs& pairs) {
     const Problem& problem = params_.problem;
-    const bool values = kKeys && wants_values_;
     const auto load_first = [&](const Step& step) {
-      if (values) {
+      if constexpr (kOnlyValues) {
         load_y1(step, 0);
       } else {
         load_y2(step, 0);
@@ -210,7 +208,7 @@ class BackwardBlock {
       cuda::cp_async_commit();
     };
     const auto load_second = [&](const Step& step) {
-      if (values) {
+      if constexpr (kOnlyValues) {
         load_y2(step, 0);
       } else {
         load_y1(step, 0);
@@ -228,7 +226,7 @@ class BackwardBlock {
       more = steps.next(next);
       float p[kTiles][4] = {};
       float ds[kTiles][4] = {};
-      if (values) {
+      if constexpr (kOnlyValues) {
         multiply_along<T, kDim, kTiles>(p, x1_, warp_ * 16, y1(0), problem.head_dim, lane_);
       } else {
         multiply_along<T, kDim, kTiles>(ds, x2_, warp_ * 16, y2(0), problem.value_dim, lane_);
@@ -238,21 +236,15 @@ class BackwardBlock {
       if (more) {
         load_first(next);
       }
-      if (!values) {
+      if constexpr (!kOnlyValues) {
         multiply_along<T, kDim, kTiles>(p, x1_, warp_ * 16, y1(0), problem.head_dim, lane_);
       }
       scores_.differentiate_tile(p, ds, pairs, step, 0);
-      if (values) {
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            ds[n][e] = p[n][e];
-          }
-        }
+      if constexpr (kOnlyValues) {
+        multiply_down<T, kDim, kTiles>(sums_, p, y2(0), problem.value_dim, lane_);
+      } else {
+        multiply_down<T, kDim, kTiles>(sums_, ds, y1(0), problem.head_dim, lane_);
       }
-      multiply_down<T, kDim, kTiles>(sums_, ds, values ? y2(0) : y1(0),
-                                     values ? problem.value_dim : problem.head_dim, lane_);
       cuda::cp_async_wait<0>();
       __syncthreads();
       if (more) {
@@ -266,19 +258,19 @@ class BackwardBlock {
     if constexpr (!kKeys) {
       store(params_.dq, lengths_.query_first, lengths_.query_rows, params_.problem.head_dim, sums_,
             scale);
+    } else if constexpr (kOnlyValues) {
+      store_values(sums_);
     } else {
-      if (wants_scores_) {
-        store(params_.dk, lengths_.key_first, lengths_.key_rows, params_.problem.head_dim, sums_,
-              scale);
-      }
+      store(params_.dk, lengths_.key_first, lengths_.key_rows, params_.problem.head_dim, sums_,
+            scale);
       if constexpr (kTwoSums) {
-        store(params_.dv, lengths_.key_first, lengths_.key_rows, params_.problem.value_dim,
-              value_sums_, 1);
-      } else if (wants_values_) {
-        store(params_.dv, lengths_.key_first, lengths_.key_rows, params_.problem.value_dim, sums_,
-              1);
+        store_values(value_sums_);
       }
     }
+  }
+
+  __device__ __forceinline__ void store_values(const float (&sums)[kDim / 8][4]) const {
+    store(params_.dv, lengths_.key_first, lengths_.key_rows, params_.problem.value_dim, sums, 1);
   }
 
   // Rows behind those that exist, padding of the sequence, become 0.
@@ -310,9 +302,8 @@ class BackwardBlock {
   int32_t tile_, head_, sequence_, group_, query_head_;
   int32_t outer_size_, inner_size_, first_;
   SequenceRows lengths_;
-  bool wants_values_, wants_scores_;
   BackwardScores<Shape, kSide> scores_;
-  float sums_[kDim / 8][4];                       // dQ or dK (dV in blocks of its own)
+  float sums_[kDim / 8][4];                       // dQ or dK, dV alone
   float value_sums_[kTwoSums ? kDim / 8 : 1][4];  // dV
 };
 
@@ -320,7 +311,13 @@ template <class Shape, Side kSide>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kDim > 128 ? 1 : 2)
     attention_backward_kernel(const __grid_constant__ BackwardParams params) {
   extern __shared__ __align__(1024) unsigned char memory[];
-  BackwardBlock<Shape, kSide>(params, memory).run();
+  if constexpr (kSide == Side::keys && Shape::kSplit) {
+    if (blockIdx.y == 1) {
+      BackwardBlock<Shape, kSide, true>(params, memory).run();
+      return;
+    }
+  }
+  BackwardBlock<Shape, kSide, false>(params, memory).run();
 }
 
 }  // namespace flashloom::portable

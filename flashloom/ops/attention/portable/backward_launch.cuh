@@ -40,7 +40,7 @@ void launch_backward_any(const BackwardParams& params, const AttentionOptions& o
   if (dim <= 64) {
     launch_backward_shape<BackwardShape<T, 64, 4, kWide ? 32 : 64>>(params, options, stream);
   } else if (dim <= 128) {
-    launch_backward_shape<BackwardShape<T, 128, 4, kWide ? 16 : 64>>(params, options, stream);
+    launch_backward_shape<BackwardShape<T, 128, 4, kWide ? 32 : 64>>(params, options, stream);
   } else {
     launch_backward_shape<BackwardShape<T, 256, kWide ? 2 : 4, kWide ? 16 : 32>>(params, options,
                                                                                  stream);

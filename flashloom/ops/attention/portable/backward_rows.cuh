@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(32 * kRowWarps, 4)
   }
   if (lane == 0) {
     const bool seen = lse != -infinity();
-    numbers.log_sum[to] = seen ? lse * kLog2E : infinity();
+    numbers.lse[to] = seen ? lse : infinity();
     numbers.delta[to] = delta;
     if (numbers.entropy != nullptr) {
       numbers.entropy[to] = seen ? *scalar_at(params.entropy, sequence, head, row) : 0;
@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kSinkThreads)
   const Problem& problem = params.problem;
   const GeometrySource& source = problem.source;
   const auto head = static_cast<int32_t>(blockIdx.x);
-  const float sink = problem.score.sinks[head * problem.score.sink_stride] * kLog2E;
+  const float sink = problem.score.sinks[head * problem.score.sink_stride];
   const QueryNumbers& numbers = params.numbers;
   float sum = 0;
   for (int32_t sequence = 0; sequence < source.sequences; ++sequence) {
@@ -73,7 +73,7 @@ __global__ void __launch_bounds__(kSinkThreads)
     const HeadGeometry geometry = resolve_head(source, lengths, sequence, head);
     const int64_t first = numbers.at(head, first_of_all(problem, lengths, sequence));
     for (auto i = static_cast<int32_t>(threadIdx.x); i < geometry.outer.count; i += kSinkThreads) {
-      const float distance = sink - numbers.log_sum[first + i];
+      const float distance = (sink - numbers.lse[first + i]) * kLog2E;
       if (!(distance > -infinity())) {
         continue;
       }
@@ -122,9 +122,9 @@ __device__ __forceinline__ float pair_gradient(const BackwardParams& params,
   }
   const QueryNumbers& numbers = params.numbers;
   const int64_t at = numbers.at(head, first_of_all(problem, lengths, sequence)) + i;
-  const float log_sum = numbers.log_sum[at];
+  const float lse = numbers.lse[at];
   const char* dout = output_rows(problem, params.dout, geometry, lengths, sequence, head).row(i);
-  if (log_sum == infinity() || dout == nullptr) {
+  if (lse == infinity() || dout == nullptr) {
     return 0;
   }
   const char* q = query_rows(problem.q, geometry, lengths, sequence, head).row(i);
@@ -141,8 +141,8 @@ __device__ __forceinline__ float pair_gradient(const BackwardParams& params,
   const int64_t query_position = geometry.outer.position(i);
   const int64_t key_position = geometry.inner.position(j);
   float slope;
-  const float distance =
-      final_score(rule, product, i, j, key_position - query_position, slope) - log_sum;
+  const float score = final_score(rule, product, i, j, key_position - query_position, slope);
+  const float distance = (score - lse) * kLog2E;
   const float p = exp2f(distance);
   const float factor = rule.dropout ? dropout_factor(rule, query_position, key_position) : 1;
   float gradient = p * (factor * dp - numbers.delta[at]);

@@ -46,7 +46,7 @@ class BackwardScores {
       const int64_t at = numbers_at_ + step.tile * inner_size_;
       for (int i = static_cast<int>(threadIdx.x); i < Shape::kInner; i += Shape::kThreads) {
         const bool exists = i < rows;
-        numbers.log_sum[i] = exists ? params_.numbers.log_sum[at + i] : infinity();
+        numbers.lse[i] = exists ? in_units(params_.numbers.lse[at + i]) : infinity();
         numbers.delta[i] = exists ? params_.numbers.delta[at + i] : 0;
         if (params_.numbers.entropy != nullptr) {
           numbers.entropy[i] = exists ? params_.numbers.entropy[at + i] : 0;
@@ -61,7 +61,7 @@ class BackwardScores {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int32_t row = pairs.row(r);
-      log_sum_[r] = row >= 0 ? params_.numbers.log_sum[numbers_at_ + row] : infinity();
+      lse_[r] = row >= 0 ? in_units(params_.numbers.lse[numbers_at_ + row]) : infinity();
       delta_[r] = row >= 0 ? params_.numbers.delta[numbers_at_ + row] : 0;
       if (params_.numbers.entropy != nullptr) {
         entropy_[r] = row >= 0 ? params_.numbers.entropy[numbers_at_ + row] : 0;
@@ -92,11 +92,24 @@ class BackwardScores {
     return min(inner_size_, geometry().inner.count - step.tile * inner_size_);
   }
 
+  // The exponent of P in base 2. Scores of some hundreds are rounded to 2^-16 and worse: in f32 the
+  // difference, which is small where P is not, is rounded once and only then multiplied by log2 e.
+  // Operands of 16 bits round P by far more.
+  static constexpr bool kExact = sizeof(typename Shape::T) == 4;
+
+  static __device__ __forceinline__ float in_units(float lse) {
+    return kExact ? lse : lse * kLog2E;
+  }
+
+  static __device__ __forceinline__ float exponent(float product, float scale, float lse) {
+    return kExact ? fmaf(product, scale, -lse) * kLog2E : fmaf(product, scale * kLog2E, -lse);
+  }
+
   // Nothing but the scale, a window and the ends.
   __device__ __forceinline__ void differentiate(float (&p)[kTiles][4], float (&ds)[kTiles][4],
                                                 const ThreadPairs& pairs, const Step& step,
                                                 int stage, int64_t first, int32_t rows) const {
-    const float scale = params_.problem.score.scale * kLog2E;
+    const float scale = params_.problem.score.scale;
     constexpr uint32_t kInnerBounds = kKeys ? kRunRowBounds : kRunBounds;
     if ((step.flags & (kInnerBounds | kRunPositions)) != 0 || rows < Shape::kInner) {
       pairs.hide_outside(p, geometry(), first, rows, (step.flags & kRunPositions) != 0,
@@ -108,9 +121,9 @@ class BackwardScores {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const int c = pairs.column(n, e);
-        const float log_sum = kKeys ? numbers.log_sum[c] : log_sum_[e / 2];
+        const float lse = kKeys ? numbers.lse[c] : lse_[e / 2];
         const float delta = kKeys ? numbers.delta[c] : delta_[e / 2];
-        p[n][e] = cuda::exp2_fast(p[n][e] * scale - log_sum);
+        p[n][e] = cuda::exp2_fast(exponent(p[n][e], scale, lse));
         ds[n][e] = p[n][e] * (ds[n][e] - delta);
       }
     }
@@ -141,21 +154,22 @@ class BackwardScores {
     for (int i = 0; i < 4 * kTiles; ++i) {
       const int r = i / 2 % 2;
       const int c = pairs.column(i / 4, i);
-      float score = values[i] * (rule.scale * kLog2E);
+      float score = values[i];
+      float scale = rule.scale;
       float slope = 1;
       float factor = 1;
       if (described) {
         const Pair pair(geometry(), step, problem.partial_count, pairs.row(r), first, rows, c);
         score = -infinity();
+        scale = 1;
         if (pair.visible) {
           score = final_score(rule, values[i], pair.query, pair.key,
                               pair.key_position - pair.query_position, slope);
           factor = rule.dropout ? dropout_factor(rule, pair.query_position, pair.key_position) : 1;
         }
       }
-      const float distance = score - (kKeys    ? numbers.log_sum[c]
-                                      : r == 0 ? log_sum_[0]
-                                               : log_sum_[1]);
+      const float lse = kKeys ? numbers.lse[c] : r == 0 ? lse_[0] : lse_[1];
+      const float distance = exponent(score, scale, lse);
       const float delta = kKeys ? numbers.delta[c] : r == 0 ? delta_[0] : delta_[1];
       const float weight = cuda::exp2_fast(distance);
       float gradient = weight * (factor * gradients[i] - delta);
@@ -178,7 +192,7 @@ class BackwardScores {
   typename Shape::Shared& shared_;
   int32_t sequence_, query_head_, inner_size_;
   int64_t numbers_at_;
-  float log_sum_[2], delta_[2], entropy_[2], dentropy_[2];  // of outer queries
+  float lse_[2], delta_[2], entropy_[2], dentropy_[2];  // of outer queries
 };
 
 }  // namespace flashloom::portable

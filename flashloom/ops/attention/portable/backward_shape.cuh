@@ -18,14 +18,13 @@ struct BackwardShape {
   static constexpr int kOuter = 16 * kWarps;
   static constexpr int kInner = kInnerRows;
   static constexpr int kRowBytes = kDim * static_cast<int>(sizeof(T));
-  // dK and dV together do not fit the registers of wide rows, nor beside the split factors of f32:
-  // blocks of their own make each.
-  static constexpr bool kSplit = kRowBytes > 256 || sizeof(T) == 4;
+  // dK and dV together do not fit the registers of wide rows: blocks of their own make each.
+  static constexpr bool kSplit = kRowBytes > 256;
   static constexpr int kStages = kSplit ? 1 : 2;  // buffers of inner tiles
   static constexpr int kTileBytes = (2 * kOuter + 2 * kStages * kInner) * kRowBytes;
 
   struct Stage {
-    float log_sum[kInner], delta[kInner];  // of inner queries
+    float lse[kInner], delta[kInner];  // of inner queries
     float entropy[kInner], dentropy[kInner];
   };
 
@@ -41,7 +40,7 @@ struct BackwardShape {
 
 /// Numbers of a query row that the backward pass needs, by (head, row of all sequences).
 struct QueryNumbers {
-  float* log_sum = nullptr;  // lse in base 2; +inf for rows without a key, so that P is 0
+  float* lse = nullptr;      // +inf for rows without a key, so that P is 0
   float* delta = nullptr;    // sum dO o out - dlse
   float* entropy = nullptr;  // null unless there is a gradient of the entropy
   float* dentropy = nullptr;

@@ -2,7 +2,6 @@
 
 #include "flashloom/cuda/ptx/cp_async.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
-#include "flashloom/ops/attention/log_sum.h"
 #include "flashloom/ops/attention/portable/pairs.cuh"
 
 // The forward pass: a block of threads a tile of queries of one head, 16 rows a warp. Keys and
@@ -39,11 +38,12 @@ struct ForwardParams {
   int32_t tiles = 0;  // of queries, a (sequence, head)
 };
 
-/// Running softmax of a thread's two rows. `sum` and `moment` are the thread's own parts.
+/// Running softmax of a thread's two rows, the top in units of the scores. `sum` and `moment` are
+/// the thread's own parts.
 struct RunningRow {
   float top = -__builtin_huge_valf();
   float sum = 0;
-  float moment = 0;  // Shannon: sum of p (score - top); Renyi: sum of 2^(order (score - top))
+  float moment = 0;  // Shannon: sum of p log2 p; Renyi: of p^order, p = e^(score - top)
 };
 
 template <class Shape>
@@ -114,13 +114,8 @@ class ForwardBlock {
       if (by_pairs) {
         finish_scores(scores, geometry, pairs, step, inner, count);
       } else {
-        const float scale = problem.score.scale * kLog2E;
-#pragma unroll
-        for (int n = 0; n < kTiles; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            scores[n][e] *= scale;
-          }
+        if (problem.score.scale < 0) {
+          negate(scores);
         }
         if ((step.flags & (kRunBounds | kRunPositions)) != 0 || count < Shape::kKeys) {
           pairs.hide_outside(scores, geometry, inner, count, (step.flags & kRunPositions) != 0,
@@ -155,6 +150,23 @@ class ForwardBlock {
     cuda::cp_async_commit();
   }
 
+  // Scores are raw products, less those of a negative scale, or final scores where more than the
+  // scale happens to them. Only differences from the row's maximum are multiplied: scores of some
+  // hundreds would be rounded once more.
+  __device__ __forceinline__ float natural_unit() const {
+    return params_.problem.score.general() ? 1 : fabsf(params_.problem.score.scale);
+  }
+
+  static __device__ __forceinline__ void negate(float (&scores)[kTiles][4]) {
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        scores[n][e] = -scores[n][e];
+      }
+    }
+  }
+
   // The rare rules, one pair after the other: in an array that may be indexed, so that the code is
   // there once.
   __device__ __forceinline__ void finish_scores(float (&scores)[kTiles][4],
@@ -162,6 +174,7 @@ class ForwardBlock {
                                                 const ThreadPairs& pairs, const Step& step,
                                                 int64_t inner, int32_t count) const {
     const HeadScore rule = head_score(params_.problem.score, sequence_, head_);
+    const bool general = params_.problem.score.general();
     float values[4 * kTiles];
 #pragma unroll
     for (int i = 0; i < 4 * kTiles; ++i) {
@@ -171,10 +184,13 @@ class ForwardBlock {
     for (int i = 0; i < 4 * kTiles; ++i) {
       const Pair pair(geometry, step, params_.problem.partial_count, pairs.row(i / 2 % 2), inner,
                       count, pairs.column(i / 4, i));
-      float slope;
-      values[i] = pair.visible ? final_score(rule, values[i], pair.query, pair.key,
-                                             pair.key_position - pair.query_position, slope)
-                               : -infinity();
+      float score = rule.scale < 0 ? -values[i] : values[i];
+      if (general && pair.visible) {
+        float slope;
+        score = final_score(rule, values[i], pair.query, pair.key,
+                            pair.key_position - pair.query_position, slope);
+      }
+      values[i] = pair.visible ? score : -infinity();
     }
 #pragma unroll
     for (int i = 0; i < 4 * kTiles; ++i) {
@@ -182,8 +198,9 @@ class ForwardBlock {
     }
   }
 
-  // Scores become 2^(score - top); what was summed before shrinks when the top rises.
+  // Scores become e^(score - top); what was summed before shrinks when the top rises.
   __device__ __forceinline__ void soften(float (&scores)[kTiles][4]) {
+    const float unit = natural_unit() * kLog2E;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       RunningRow& row = rows_[r];
@@ -195,9 +212,9 @@ class ForwardBlock {
       top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 1));
       top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, 2));
       const float base = top == -infinity() ? 0 : top;
-      const float shrink = cuda::exp2_fast(row.top - base);
+      const float shrink = cuda::exp2_fast((row.top - base) * unit);
       if (params_.entropy.data != nullptr) {
-        update_moment(scores, r, base, shrink);
+        update_moment(scores, r, base, unit, shrink);
       }
       row.top = top;
       float sum = row.sum * shrink;
@@ -205,7 +222,7 @@ class ForwardBlock {
       for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
         for (int e = 2 * r; e < 2 * r + 2; ++e) {
-          scores[n][e] = cuda::exp2_fast(scores[n][e] - base);
+          scores[n][e] = cuda::exp2_fast((scores[n][e] - base) * unit);
           sum += scores[n][e];
         }
       }
@@ -219,11 +236,11 @@ class ForwardBlock {
   }
 
   __device__ __forceinline__ void update_moment(const float (&scores)[kTiles][4], int r, float base,
-                                                float shrink) {
+                                                float unit, float shrink) {
     RunningRow& row = rows_[r];
     const float order = params_.entropy_order;
     if (row.top != -infinity()) {
-      const float moved = row.top - base;
+      const float moved = (row.top - base) * unit;
       row.moment =
           order == 1 ? shrink * (row.moment + moved * row.sum) : exp2f(order * moved) * row.moment;
     }
@@ -231,7 +248,7 @@ class ForwardBlock {
     for (int n = 0; n < kTiles; ++n) {
 #pragma unroll
       for (int e = 2 * r; e < 2 * r + 2; ++e) {
-        const float x = scores[n][e] - base;
+        const float x = (scores[n][e] - base) * unit;
         if (x > -infinity()) {
           row.moment += order == 1 ? cuda::exp2_fast(x) * x : cuda::exp2_fast(order * x);
         }
@@ -320,31 +337,31 @@ class ForwardBlock {
   __device__ __forceinline__ float finish_row(RunningRow row, float& lse, float& entropy) const {
     const ScoreRule& rule = params_.problem.score;
     const float order = params_.entropy_order;
+    const float unit = natural_unit();
     float factor = 1;
-    float natural = 0;  // the sink, where it is the largest score
-    bool of_sink = false;
+    float sink = 0;
+    bool of_sink = false;  // it is the largest score
     if (rule.sinks != nullptr) {
-      natural = rule.sinks[head_ * rule.sink_stride];
-      const float sink = natural * kLog2E;
-      of_sink = sink > row.top;
-      const float top = fmaxf(row.top, sink);
-      const float base = top == -infinity() ? 0 : top;
+      sink = rule.sinks[head_ * rule.sink_stride];
       const bool seen = row.top != -infinity();
-      const float moved = seen ? row.top - base : 0;
-      const float x = sink - base;
-      const bool counts = x > -infinity();
+      const bool counts = sink != -infinity();
+      const float behind = fmaf(row.top, unit, -sink);  // the sink behind the largest score
+      of_sink = counts && (!seen || behind < 0);
+      // From the larger of the two, in base 2.
+      const float moved = seen && of_sink ? behind * kLog2E : 0;
+      const float x = of_sink ? 0 : -behind * kLog2E;
       factor = seen ? exp2f(moved) : 0;
       row.moment =
           order == 1
               ? factor * (row.moment + moved * row.sum) + (counts ? exp2f(x) * x : 0)
               : (seen ? exp2f(order * moved) * row.moment : 0) + (counts ? exp2f(order * x) : 0);
-      row.sum = row.sum * factor + exp2f(x);
-      row.top = top;
+      row.sum = row.sum * factor + (counts ? exp2f(x) : 0);
     }
     if (!(row.sum > 0)) {
       return row.sum == 0 ? 0 : row.sum;  // NaN stays NaN
     }
-    lse = of_sink ? fmaf(log2f(row.sum), kLn2, natural) : natural_log(row.top, log2f(row.sum));
+    const float logarithm = log2f(row.sum) * kLn2;
+    lse = of_sink ? sink + logarithm : fmaf(row.top, unit, logarithm);
     entropy = order == 1 ? logf(row.sum) - row.moment / row.sum * kLn2
                          : (logf(row.moment) - order * logf(row.sum)) / (1 - order);
     return factor / row.sum;

@@ -28,6 +28,7 @@ template <class T>
 struct Operand {
   static constexpr int kStep = 16;         // reduced elements a step
   static constexpr int kTilesPerStep = 2;  // accumulator tiles that make one A
+  static constexpr int kChain = 1;         // steps that multiply() takes at a time
 
   struct A {
     uint32_t words[4];
@@ -51,10 +52,15 @@ struct Operand {
                                                           column / 8 + lane / 16));
   }
 
-  static __device__ __forceinline__ void multiply(float (&left)[4], float (&right)[4], const A& a,
-                                                  const uint32_t (&b)[4]) {
-    cuda::mma_16x8x16<T>(left, a.words, b[0], b[1]);
-    cuda::mma_16x8x16<T>(right, a.words, b[2], b[3]);
+  template <int kSteps>
+  static __device__ __forceinline__ void multiply(float (&left)[4], float (&right)[4],
+                                                  const A (&a)[kSteps],
+                                                  const uint32_t (&b)[kSteps][4]) {
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      cuda::mma_16x8x16<T>(left, a[k].words, b[k][0], b[k][1]);
+      cuda::mma_16x8x16<T>(right, a[k].words, b[k][2], b[k][3]);
+    }
   }
 };
 
@@ -64,6 +70,7 @@ template <>
 struct Operand<float> {
   static constexpr int kStep = 8;
   static constexpr int kTilesPerStep = 1;
+  static constexpr int kChain = 2;
 
   struct A {
     uint32_t words[4];
@@ -98,11 +105,16 @@ struct Operand<float> {
   template <int kRowBytes>
   static __device__ __forceinline__ void load_down(uint32_t (&words)[4], uint32_t tile,
                                                    uint32_t row, uint32_t column, uint32_t lane) {
+    // chunk_address() with what depends on the lane taken out, so that it is two registers and not
+    // an address a load: rows lie 128 bytes or a multiple apart, tiles start at such a multiple.
+    static_assert(kRowBytes % 128 == 0);
+    const uint32_t r = 2 * (lane % 4);
+    const uint32_t own = tile + r * kRowBytes + (((lane / 16) ^ r) << 4) + lane / 4 % 4 * 4;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const uint32_t r = row + 2 * (lane % 4) + i % 2;
-      const uint32_t c = column + lane / 4 + (i / 2) * 8;
-      const uint32_t address = chunk_address<kRowBytes>(tile, r, c / 4) + (c % 4) * 4;
+    for (uint32_t i = 0; i < 4; ++i) {
+      const uint32_t chunk = column / 4 + i / 2 * 2;
+      const uint32_t address =
+          (own ^ ((chunk % 8 ^ i % 2) << 4)) + chunk / 8 * 128 + (row + i % 2) * kRowBytes;
       asm volatile("ld.shared.b32 %0, [%1];" : "=r"(words[i]) : "r"(address) : "memory");
     }
   }
@@ -117,23 +129,32 @@ struct Operand<float> {
   }
 
   // The tensor cores cut sums off instead of rounding them; in sums of their own, added by the
-  // ordinary adders, that does not build up along a row.
-  static __device__ __forceinline__ void multiply(float (&left)[4], float (&right)[4], const A& a,
-                                                  const uint32_t (&b)[4]) {
-    uint32_t big[4] = {b[0], b[1], b[2], b[3]};
-    uint32_t rest[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      split(big[i], rest[i]);
-    }
+  // ordinary adders, that does not build up along a row. Several steps share one, the small
+  // products of all before the big ones.
+  template <int kSteps>
+  static __device__ __forceinline__ void multiply(float (&left)[4], float (&right)[4],
+                                                  const A (&a)[kSteps],
+                                                  const uint32_t (&b)[kSteps][4]) {
+    uint32_t big[kSteps][4], rest[kSteps][4];
     float first[4] = {};
     float second[4] = {};
-    product(first, a.rest, big[0], big[1]);
-    product(second, a.rest, big[2], big[3]);
-    product(first, a.words, rest[0], rest[1]);
-    product(second, a.words, rest[2], rest[3]);
-    product(first, a.words, big[0], big[1]);
-    product(second, a.words, big[2], big[3]);
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        big[k][i] = b[k][i];
+        split(big[k][i], rest[k][i]);
+      }
+      product(first, a[k].rest, big[k][0], big[k][1]);
+      product(second, a[k].rest, big[k][2], big[k][3]);
+      product(first, a[k].words, rest[k][0], rest[k][1]);
+      product(second, a[k].words, rest[k][2], rest[k][3]);
+    }
+#pragma unroll
+    for (int k = 0; k < kSteps; ++k) {
+      product(first, a[k].words, big[k][0], big[k][1]);
+      product(second, a[k].words, big[k][2], big[k][3]);
+    }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       left[i] += first[i];
@@ -153,23 +174,30 @@ __device__ __forceinline__ void multiply_along(float (&c)[kTiles][4], uint32_t a
   for (int n = 0; n < kTiles; ++n) {
     c[n][0] = c[n][1] = c[n][2] = c[n][3] = 0;
   }
-  // More steps of f32 at a time cost more registers than there are.
+  constexpr int kChain = Operand<T>::kChain;
+  // Two pairs of steps of f32 at a time were 1 % slower than one.
   constexpr int kUnroll = sizeof(T) == 4 ? 1 : 4;
 #pragma unroll kUnroll
-  for (int step = 0; step < kSteps; ++step) {
+  for (int step = 0; step < kSteps; step += kChain) {
     // Rows of 192 elements in tiles of 256.
     if (kDim > 128 && step * Operand<T>::kStep >= width) {
       break;
     }
-    typename Operand<T>::A left;
-    cuda::ldmatrix_x4(left.words,
-                      chunk_address<kRowBytes>(a, row + lane % 16, 2 * step + lane / 16));
-    Operand<T>::finish(left);
+    typename Operand<T>::A left[kChain];
+#pragma unroll
+    for (int k = 0; k < kChain; ++k) {
+      cuda::ldmatrix_x4(left[k].words,
+                        chunk_address<kRowBytes>(a, row + lane % 16, 2 * (step + k) + lane / 16));
+      Operand<T>::finish(left[k]);
+    }
 #pragma unroll
     for (int n = 0; n < kTiles; n += 2) {
-      uint32_t right[4];
-      cuda::ldmatrix_x4(right, chunk_address<kRowBytes>(b, 8 * n + (lane / 16) * 8 + lane % 8,
-                                                        2 * step + lane / 8 % 2));
+      uint32_t right[kChain][4];
+#pragma unroll
+      for (int k = 0; k < kChain; ++k) {
+        cuda::ldmatrix_x4(right[k], chunk_address<kRowBytes>(b, 8 * n + (lane / 16) * 8 + lane % 8,
+                                                             2 * (step + k) + lane / 8 % 2));
+      }
       Operand<T>::multiply(c[n], c[n + 1], left, right);
     }
   }
@@ -183,16 +211,24 @@ __device__ __forceinline__ void multiply_down(float (&sums)[kDim / 8][4],
                                               int32_t width, uint32_t lane) {
   constexpr int kRowBytes = kDim * static_cast<int>(sizeof(T));
   constexpr int kPerStep = Operand<T>::kTilesPerStep;
+  constexpr int kChain = Operand<T>::kChain;
 #pragma unroll
-  for (int k = 0; k < kTiles; k += kPerStep) {
-    const typename Operand<T>::A left = Operand<T>::from(p[k], p[k + kPerStep - 1]);
+  for (int k = 0; k < kTiles; k += kChain * kPerStep) {
+    typename Operand<T>::A left[kChain];
+#pragma unroll
+    for (int c = 0; c < kChain; ++c) {
+      left[c] = Operand<T>::from(p[k + c * kPerStep], p[k + c * kPerStep + kPerStep - 1]);
+    }
 #pragma unroll
     for (int n = 0; n < kDim / 8; n += 2) {
       if (kDim > 128 && 8 * n >= width) {
         break;
       }
-      uint32_t right[4];
-      Operand<T>::template load_down<kRowBytes>(right, b, 8 * k, 8 * n, lane);
+      uint32_t right[kChain][4];
+#pragma unroll
+      for (int c = 0; c < kChain; ++c) {
+        Operand<T>::template load_down<kRowBytes>(right[c], b, 8 * (k + c * kPerStep), 8 * n, lane);
+      }
       Operand<T>::multiply(sums[n], sums[n + 1], left, right);
     }
   }

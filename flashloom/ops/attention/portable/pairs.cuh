@@ -6,7 +6,7 @@
 #include "flashloom/ops/attention/portable/problem.cuh"
 #include "flashloom/ops/attention/portable/walk.cuh"
 
-// Pairs of a tile: which exist, and what happens to their scores. Scores are kept in base 2.
+// Pairs of a tile: which exist, and what happens to their scores.
 
 namespace flashloom::portable {
 
@@ -57,7 +57,7 @@ __device__ __forceinline__ HeadScore head_score(const ScoreRule& rule, int32_t s
   return score;
 }
 
-/// Final score in base 2 of a raw product; `slope` becomes d(score) / d(scaled product).
+/// Final score of a raw product; `slope` becomes d(score) / d(scaled product).
 __device__ __forceinline__ float final_score(const HeadScore& score, float product, int64_t query,
                                              int64_t key, int64_t distance, float& slope) {
   float x = product * score.scale;
@@ -71,7 +71,7 @@ __device__ __forceinline__ float final_score(const HeadScore& score, float produ
   if (score.bias != nullptr) {
     x += load_float(score.bias, score.bias_dtype, query * score.bias_row + key);
   }
-  return x * kLog2E;
+  return x;
 }
 
 /// 0 or 1 / (1 - probability).
