@@ -88,6 +88,32 @@ __device__ __forceinline__ void exponentials(float (&scores)[kScores],
   exponentials<T>(scores, weights, scale, values);
 }
 
+/// The same, not rounded.
+template <int kScores>
+__device__ __forceinline__ void exponentials_in_place(float (&scores)[kScores], float scale,
+                                                      const float* lse) {
+#pragma unroll
+  for (int j = 0; j < kScores / 4; ++j) {
+    const float2 less = *reinterpret_cast<const float2*>(lse + 8 * j);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float& a = scores[4 * j + 2 * half];
+      float& b = scores[4 * j + 2 * half + 1];
+      a = cuda::exp2_fast(fmaf(a, scale, -less.x));
+      b = cuda::exp2_fast(fmaf(b, scale, -less.y));
+    }
+  }
+}
+
+template <class T, int kScores>
+__device__ __forceinline__ void round_to(uint32_t (&weights)[kScores / 2],
+                                         const float (&scores)[kScores]) {
+#pragma unroll
+  for (int i = 0; i < kScores / 2; ++i) {
+    weights[i] = cuda::pack2<T>(scores[2 * i], scores[2 * i + 1]);
+  }
+}
+
 /// The sum of products of eight elements.
 template <class T>
 __device__ __forceinline__ float row_product(const uint4& a, const uint4& b) {

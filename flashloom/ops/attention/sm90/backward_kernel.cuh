@@ -36,6 +36,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       mbarrier_init(&barriers.v_full, 1);
       init_ring(barriers.q_full, barriers.q_empty, 1, 8);
       init_ring(barriers.dout_full, barriers.dout_empty, 1, 8);
+      init_ring(barriers.ds_full, barriers.ds_empty, 8, 8);
       init_ring(barriers.sum_full[0], barriers.sum_empty[0], 4, 1);
       init_ring(barriers.sum_full[1], barriers.sum_empty[1], 4, 1);
     });

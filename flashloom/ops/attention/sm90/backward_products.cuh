@@ -11,11 +11,11 @@
 
 namespace flashloom::sm90 {
 
-/// The compiler otherwise computes the descriptors of a tile that stays before the loop, and spills
-/// them.
-__device__ __forceinline__ uint32_t compute_here(uint32_t address) {
-  asm volatile("" : "+r"(address));
-  return address;
+/// What follows from a value is computed behind this place. The compiler otherwise computes the
+/// descriptors of a tile that stays before the loop, masks before they are needed, and spills them.
+__device__ __forceinline__ uint32_t compute_here(uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
 }
 
 /// d (64 x kN) = a b^T over kDim columns, or that much more; a and b are rows of tiles of `kRowsA`

@@ -53,7 +53,8 @@ struct BackwardForm {
   int dim;       // columns: 64, 96 or 128; the copy engine fills those that tensors lack with zeros
   int queries;   // a tile; keys are 128, 64 a warpgroup
   bool swapped;  // dQ is computed transposed, half of the columns a warpgroup
-  bool rounded;  // dS from P as rounded for dV, which frees the registers of P
+  bool late;     // dQ of a step is computed beside the products of the next one, so that the
+                 // warpgroups need not meet and one's exponentials run beside the other's products
   bool early;    // lse and delta are read before the scores are computed: 2 registers a query more
   bool lists;    // may walk the lists of a block mask
   bool adjusts;  // softcap, ALiBi, dropout, exclude_self, dentropy
@@ -69,14 +70,19 @@ struct BackwardShape {
   static constexpr int kKeys = 128;
   static constexpr int kQueries = kForm.queries;
   static constexpr bool kSwapped = kForm.swapped;
-  static constexpr bool kRounded = kForm.rounded;
+  static constexpr bool kLate = kForm.late;
   static constexpr bool kLists = kForm.lists;
   static constexpr bool kAdjusts = kForm.adjusts;
   static constexpr bool kExact = kForm.exact;
   static constexpr bool kEarly = kForm.early;
-  // Whether the next scores are issued before a step's dQ is ready, and dK before it: it takes
-  // fewer registers, which lists need at 64 columns.
-  static constexpr bool kAhead = kAdjusts || (kLists && kDim == 64);
+  // Whether the next scores are issued before a step's dK is ready.
+  static constexpr bool kAhead = kDim == 64 && (kLate || kLists);
+  // Whether the warpgroups take turns with the exponentials, so that they stay half a step apart.
+  static constexpr bool kAlternates = kLate && kDim == 64;
+  // Buffers for dS. Late dQ with four of them needs no word that one is free: who stores dS of a
+  // step has seen that of two steps before, which the other warpgroup stored behind its products of
+  // four steps before.
+  static constexpr int kScoreBuffers = !kLate ? 2 : kDim == 64 ? 3 : 4;
   static_assert(!kEarly || !kAhead);
   static constexpr BackwardTurns kTurns = kForm.turns;
   // A warpgroup's part of dQ: 64 columns x queries if swapped, else 64 queries x 64 columns. The
@@ -89,7 +95,7 @@ struct BackwardShape {
   static constexpr int kPanels = (kDim + 63) / 64;
   // Buffers a warpgroup for its part of dQ on its way to memory; one more where it may wait for
   // its turn.
-  static constexpr int kSumStages = kTurns == BackwardTurns::never ? 1 : 2;
+  static constexpr int kSumStages = kTurns == BackwardTurns::never || kLate ? 1 : 2;
   static constexpr int kThreads = 384;
   // Producers that walk lists or sum in either mode need more than 24 registers. A block has 504
   // for three warpgroups (168 a thread): asking for more waits for ever.
@@ -108,7 +114,7 @@ struct BackwardShape {
   // A warpgroup's part of dQ.
   static constexpr uint32_t kSumBytes = 64 * kQueryColumns * 4;
   static constexpr uint32_t kSharedBytes = kBarrierBytes + kRowsBytes + 2 * kKeyBytes +
-                                           2 * kStages * kQueryBytes + 2 * kScoreBytes +
+                                           2 * kStages * kQueryBytes + kScoreBuffers * kScoreBytes +
                                            2 * kSumStages * kSumBytes;
   static_assert(kSharedBytes <= 227 * 1024);
 
@@ -138,6 +144,7 @@ struct BackwardBarriers {
   uint64_t k_full, v_full;
   uint64_t q_full[Shape::kStages], q_empty[Shape::kStages];
   uint64_t dout_full[Shape::kStages], dout_empty[Shape::kStages];
+  uint64_t ds_full[Shape::kScoreBuffers], ds_empty[Shape::kScoreBuffers];    // where dQ is late
   uint64_t sum_full[2][Shape::kSumStages], sum_empty[2][Shape::kSumStages];  // by warpgroup
   BackwardStep steps[Shape::kStages];  // of each tile of q, where lists may be walked
 };
@@ -186,7 +193,7 @@ struct BackwardShared {
 
   /// Where a warpgroup leaves its part of dQ.
   __device__ __forceinline__ char* sum(int32_t group, uint32_t stage) const {
-    return ds(2) + (group * Shape::kSumStages + stage) * Shape::kSumBytes;
+    return ds(Shape::kScoreBuffers) + (group * Shape::kSumStages + stage) * Shape::kSumBytes;
   }
 };
 
