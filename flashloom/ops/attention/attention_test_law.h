@@ -335,9 +335,8 @@ class Law {
     }
   }
 
-  /// Runs the call through `executor` on `backend` and holds every result to the law; dq and dk to
-  /// `score_slack` times it.
-  void expect(AttentionBackend backend, const Executor& executor, double score_slack = 1) const {
+  /// Runs the call through `executor` on `backend` and holds every result to the law.
+  void expect(AttentionBackend backend, const Executor& executor) const {
     std::vector<Results> ours;
     std::vector<Comparison> comparisons;
     bool holds = false;
@@ -347,7 +346,7 @@ class Law {
         ours.push_back(call.run(backend, with_backward_, executor, call.dtype,
                                 call.gradient_dtype.value_or(call.dtype)));
       }
-      comparisons = compare(ours, score_slack);
+      comparisons = compare(ours);
       holds = std::all_of(comparisons.begin(), comparisons.end(),
                           [](const Comparison& c) { return c.error <= c.allowed; });
       more = !holds && static_cast<int64_t>(draws_.size()) < kMostDraws;
@@ -425,7 +424,7 @@ class Law {
     draws_.push_back({std::move(drawn), std::move(truth), std::move(plain)});
   }
 
-  std::vector<Comparison> compare(const std::vector<Results>& ours, double score_slack) const {
+  std::vector<Comparison> compare(const std::vector<Results>& ours) const {
     const std::pair<const char*, Tensor Results::*> results[] = {
         {"out", &Results::out},       {"lse", &Results::lse},    {"entropy", &Results::entropy},
         {"dq", &Results::dq},         {"dk", &Results::dk},      {"dv", &Results::dv},
@@ -443,8 +442,7 @@ class Law {
         c.allowed = std::max(c.allowed, distance(draws_[i].loops.*result, draws_[i].exact.*result));
         c.numbers += own.size();
       }
-      const bool of_scores = result == &Results::dq || result == &Results::dk;
-      c.allowed = (of_scores ? score_slack : 1) * factor_ * c.allowed + 1e-5;
+      c.allowed = factor_ * c.allowed + 1e-5;
       all.push_back(c);
     }
     return all;
