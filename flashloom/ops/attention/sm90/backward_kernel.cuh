@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     register_limit_raise<Shape::kConsumerRegisters>();
     BackwardConsumer<Shape> consumer;
     // At 64 columns registers suffice for what turns need, and shared memory costs 5 %.
-    constexpr bool kFew = Shape::kLists || (kShares && (Shape::kDim > 64 || !Shape::kExact));
+    constexpr bool kFew = Shape::kLists || (kShares && !Shape::kExact);
     consumer.run(params, kFew ? shared.work() : found, shared, warpgroup - 1);
   }
 }
