@@ -4,7 +4,10 @@ namespace flashloom::sm90 {
 
 void launch_backward_128(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   with_storage(call.inputs.q.dtype, [&](auto storage) {
-    launch_backward_mode<Backward128, decltype(storage)>(call, memory, stream);
+    using T = decltype(storage);
+    launch_backward_mode<Backward128<T, false, BackwardTurns::maybe>,
+                         Backward128<T, true, BackwardTurns::never>,
+                         Backward128<T, true, BackwardTurns::always>>(call, memory, stream);
   });
 }
 

@@ -27,7 +27,7 @@ using Backward96 = BackwardShape<T, BackwardForm{.dim = 96,
                                                  .adjusts = false,
                                                  .exact = false,
                                                  .turns = BackwardTurns::maybe}>;
-template <class T, bool kExact, BackwardTurns kTurns>
+template <class T, bool kExact, BackwardTurns kTurns, bool kLate = kExact>
 using Backward64 = BackwardShape<T, BackwardForm{.dim = 64,
                                                  .queries = 128,
                                                  .swapped = false,
@@ -108,31 +108,13 @@ void with_storage(DType storage, Launch&& launch) {
   }
 }
 
-/// Tiles of queries that a block walks for a head, on average.
-inline int64_t steps_of_block(const AttentionInputs& inputs, const AttentionOptions& options,
-                              int64_t tile) {
-  const int64_t documents = options.sequences.cu_query ? options.sequences.cu_query.dim(0) - 1 : 1;
-  const int64_t rows = inputs.q.dim(-2) / std::max<int64_t>(documents, 1);
-  return rows / tile / (options.visibility.right >= 0 ? 2 : 1);
-}
-
-/// Blocks of so few steps of 64 columns lose more where late dQ starts and ends than it gains: at S
-/// 1024 and causal (4) the kernel with turns, whose dQ is not late, runs at 1.03 of the other, at
-/// 2048 (8) at 0.97.
-inline constexpr int64_t kFewSteps = 6;
-
-template <template <class, bool, BackwardTurns> class Shape, class T>
+/// The kernel for the mode of a call: one for any width below, or one of two for this width.
+template <class Any, class Fast, class InTurn>
 void launch_backward_mode(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
-  using Fast = Shape<T, true, BackwardTurns::never>;
   if (call.inputs.q.dim(-1) != Fast::kDim || call.inputs.v.dim(-1) != Fast::kDim) {
-    launch_backward<Shape<T, false, BackwardTurns::maybe>>(call, memory, stream);
-  } else if (call.options.execution.deterministic ||
-             (Fast::kDim == 64 &&
-              steps_of_block(call.inputs, call.options, Fast::kQueries) < kFewSteps)) {
-    AttentionOptions options = call.options;
-    options.execution.deterministic = true;
-    launch_backward<Shape<T, true, BackwardTurns::always>>(
-        {call.gradients, call.inputs, call.saved, options}, memory, stream);
+    launch_backward<Any>(call, memory, stream);
+  } else if (call.options.execution.deterministic) {
+    launch_backward<InTurn>(call, memory, stream);
   } else {
     launch_backward<Fast>(call, memory, stream);
   }
