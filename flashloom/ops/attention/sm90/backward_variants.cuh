@@ -8,15 +8,16 @@
 namespace flashloom::sm90 {
 
 template <class T, bool kExact, BackwardTurns kTurns>
-using Backward128 = BackwardShape<T, BackwardForm{.dim = 128,
-                                                  .queries = 64,
-                                                  .swapped = false,
-                                                  .late = kExact&& kTurns == BackwardTurns::never,
-                                                  .early = kExact,
-                                                  .lists = false,
-                                                  .adjusts = false,
-                                                  .exact = kExact,
-                                                  .turns = kTurns}>;
+using Backward128 =
+    BackwardShape<T, BackwardForm{.dim = 128,
+                                  .queries = 64,
+                                  .swapped = false,
+                                  .late = (kExact && kTurns == BackwardTurns::never),
+                                  .early = kExact,
+                                  .lists = false,
+                                  .adjusts = false,
+                                  .exact = kExact,
+                                  .turns = kTurns}>;
 template <class T>
 using Backward96 = BackwardShape<T, BackwardForm{.dim = 96,
                                                  .queries = 64,
@@ -31,7 +32,7 @@ template <class T, bool kExact, BackwardTurns kTurns, bool kLate = kExact>
 using Backward64 = BackwardShape<T, BackwardForm{.dim = 64,
                                                  .queries = 128,
                                                  .swapped = false,
-                                                 .late = kExact&& kTurns == BackwardTurns::never,
+                                                 .late = (kExact && kTurns == BackwardTurns::never),
                                                  .early = false,
                                                  .lists = false,
                                                  .adjusts = false,
