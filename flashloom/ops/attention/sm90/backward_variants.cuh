@@ -32,7 +32,7 @@ template <class T, bool kExact, BackwardTurns kTurns, bool kLate = kExact>
 using Backward64 = BackwardShape<T, BackwardForm{.dim = 64,
                                                  .queries = 128,
                                                  .swapped = false,
-                                                 .late = (kExact && kTurns == BackwardTurns::never),
+                                                 .late = kLate,
                                                  .early = false,
                                                  .lists = false,
                                                  .adjusts = false,
