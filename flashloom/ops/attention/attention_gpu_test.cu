@@ -71,24 +71,6 @@ TEST_P(AttentionGpu, HoldsTheLaw) {
       << refusals;
 }
 
-// A few calls of everything on the portable kernels alone, small enough for compute-sanitizer
-// (whose racecheck does not know the copy engine that the Hopper kernels load with).
-TEST(AttentionGpuPortable, SmallCallsForSanitizers) {
-  FLASHLOOM_NEEDS_GPU();
-  for (const auto& [dtype, dim] :
-       {std::pair(DType::bf16, 64), std::pair(DType::f32, 64), std::pair(DType::f16, 192)}) {
-    const ContractCases contract(dtype, dim, 64, fresh_seed());
-    std::vector<const ContractCase*> cases;
-    for (size_t i = static_cast<size_t>(dim / 64); i < contract.cases().size(); i += 6) {
-      cases.push_back(&contract.cases()[i]);
-    }
-    check_laws(cases, true, [&](const ContractCase& c, const Law& law) {
-      SCOPED_TRACE(c.name + ", " + std::string(dtype_name(c.call.dtype)));
-      law.expect(AttentionBackend::portable, DeviceExecutor());
-    });
-  }
-}
-
 // (dtype, head dimension, every n-th case)
 INSTANTIATE_TEST_SUITE_P(
     Contract, AttentionGpu,

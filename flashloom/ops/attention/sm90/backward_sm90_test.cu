@@ -264,34 +264,5 @@ INSTANTIATE_TEST_SUITE_P(Widths, BackwardSm90Determinism,
                          testing::Values(40, 64, 96, 128, 192, 256),
                          testing::PrintToStringParamName());
 
-// Small calls of every kernel for compute-sanitizer.
-TEST(BackwardSm90Sanitizers, SmallCalls) {
-  FLASHLOOM_NEEDS_GPU();
-  RandomSequence random(fresh_seed(), RandomStream::test);
-  std::vector<ContractCase> cases;
-  for (const int64_t dim : {64, 96, 128, 192, 256}) {
-    for (int i = 0; i < 4; ++i) {
-      ContractCase c;
-      c.call = random_call(random, dim, dim, 400);
-      c.call.heads = 2;
-      if (i < 2) {
-        c.call.options.visibility = {-1, i - 1};
-        c.call.keys += 256;  // beyond what the kernels for few keys take
-      } else if (i == 2) {   // a narrow band, up to 64 columns
-        c.call.key_heads = 2;
-        c.call.keys = c.call.queries;
-        c.call.options.visibility = {64, 30};
-        c.call.options.positions = {};
-      }
-      c.call.options.execution.deterministic = i % 2 == 0;
-      c.call.options.score.softcap = i == 3 ? 10.0f : 0.0f;
-      c.name = std::to_string(c.call.queries) + " x " + std::to_string(c.call.keys) + ", " +
-               std::to_string(i);
-      cases.push_back(c);
-    }
-  }
-  EXPECT_EQ(expect_sm90_law(cases, true), static_cast<int>(cases.size()));
-}
-
 }  // namespace
 }  // namespace flashloom
