@@ -155,6 +155,19 @@ const std::vector<Row>& table() {
       {"blocks of 64 x 64", [](Call& c) { c.mask(64, 64); }, "blocks of 64 x 64",
        "a block mask of 64 x 64 that is no multiple of 64 x 128"},
       {"blocks of 64 x 128", [](Call& c) { c.mask(64, 128); }, "blocks of 64 x 128", kTaken},
+      {"blocks of 128 x 64 with 64 columns",
+       [](Call& c) {
+         c = Call(DType::bf16, 64);
+         c.mask(128, 64);
+       },
+       kTaken, "a block mask of 128 x 64 that is no multiple of 64 x 128"},
+      {"blocks of 128 x 64 with softcap",
+       [](Call& c) {
+         c = Call(DType::bf16, 64);
+         c.mask(128, 64);
+         c.options.score.softcap = 20;
+       },
+       "blocks of 128 x 64", "a block mask of 128 x 64 that is no multiple of 64 x 128"},
       {"blocks of 32 x 128", [](Call& c) { c.mask(32, 128); }, "blocks of 32 x 128",
        "a block mask of 32 x 128 that is no multiple of 64 x 128"},
       {"unaligned bits of blocks",

@@ -205,6 +205,7 @@ TEST_P(AttentionSanitizerSm90, EveryForwardKernel) {
     cases.add("causal", dtype, dim, 130, 150).call.options.visibility.right = 0;
     cases.add("window", dtype, dim, 200, 200).call.options.visibility = {30, 20};
   }
+  cases.add_blocks(cases.add("blocks of 64 keys", dtype, 64, 300, 300), 128, 64);
   for (const int64_t dim : {64, 128, 256}) {
     cases.add_blocks(cases.add("blocks with bits", dtype, dim, 300, 300), 128, 128);
     ContractCase& rule = cases.add("the whole rule", dtype, dim, 130, 150);
