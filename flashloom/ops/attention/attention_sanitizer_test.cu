@@ -64,6 +64,27 @@ void run(const ContractCase& c, AttentionBackend backend, bool backward) {
   expect_close(call.run(backend, backward, DeviceExecutor(), call.dtype, gradients), exact);
 }
 
+/// Keys in five pages out of order, not all of the last one in use.
+void expect_paged(DType dtype, int64_t queries, int64_t heads, int64_t dim, int64_t page_size,
+                  AttentionBackend backend) {
+  SCOPED_TRACE("pages of " + std::to_string(page_size) + ", D " + std::to_string(dim));
+  const Tensor q = std::move(Tensor(dtype, {1, heads, queries, dim}).random(1));
+  const Tensor k = std::move(Tensor(dtype, {5, 1, page_size, dim}).random(2));
+  const Tensor v = std::move(Tensor(dtype, {5, 1, page_size, dim}).random(3));
+  const Tensor pages = Tensor::index({1, 5}, {3, 1, 4, 0, 2});
+  const Tensor used = Tensor::index({1}, {static_cast<int32_t>(5 * page_size - 3)});
+  const AttentionOptions options = {
+      .sequences = {
+          .used_key = used, .page_table = pages, .max_key = 5 * page_size, .page_size = page_size}};
+  const Tensor exact(DType::f64, {1, heads, queries, dim});
+  const Tensor ours(dtype, {1, heads, queries, dim});
+  attention_test::forward({.out = exact}, {q, k, v},
+                          attention_test::with_backend(options, AttentionBackend::reference));
+  DeviceExecutor().forward({.out = ours}, {q, k, v},
+                           attention_test::with_backend(options, backend));
+  EXPECT_LE(distance(ours, exact), 0.02 * largest(exact));
+}
+
 /// Cases, with what their options point at.
 class Cases {
  public:
@@ -170,20 +191,7 @@ TEST_P(AttentionSanitizerPortable, EveryPattern) {
   cases.add("rows of odd width", dtype, 61, 66, 70);
   cases.expect(AttentionBackend::portable);
 
-  const Tensor q = std::move(Tensor(dtype, {1, 2, 20, 64}).random(1));
-  const Tensor k = std::move(Tensor(dtype, {5, 1, 16, 64}).random(2));
-  const Tensor v = std::move(Tensor(dtype, {5, 1, 16, 64}).random(3));
-  const Tensor pages = Tensor::index({1, 5}, {3, 1, 4, 0, 2});
-  const Tensor used = Tensor::index({1}, {77});
-  const AttentionOptions options = {
-      .sequences = {.used_key = used, .page_table = pages, .max_key = 80, .page_size = 16}};
-  const Tensor exact(DType::f64, {1, 2, 20, 64});
-  const Tensor ours(dtype, {1, 2, 20, 64});
-  attention_test::forward({.out = exact}, {q, k, v},
-                          attention_test::with_backend(options, AttentionBackend::reference));
-  DeviceExecutor().forward({.out = ours}, {q, k, v},
-                           attention_test::with_backend(options, AttentionBackend::portable));
-  EXPECT_LE(distance(ours, exact), 0.02 * largest(exact));
+  expect_paged(dtype, 20, 2, 64, 16, AttentionBackend::portable);
 }
 
 INSTANTIATE_TEST_SUITE_P(Storage, AttentionSanitizerPortable,
@@ -242,6 +250,8 @@ TEST_P(AttentionSanitizerSm90, EveryBackwardKernel) {
       add("full", dim, 130, 600);
       add("causal", dim, 600, 600).call.options.visibility.right = 0;
     }
+    // At 64 columns blocks that walk fewer than 6 tiles of 128 queries have a kernel of their own.
+    add("many queries", 64, 800, 600);
     for (const int64_t dim : {64, 128}) {
       cases.add_blocks(add("blocks with bits", dim, 300, 300), 128, 128);
       ContractCase& both = add("blocks and the rule", dim, 300, 300);
@@ -261,17 +271,18 @@ TEST_P(AttentionSanitizerSm90, EveryBackwardKernel) {
   cases.expect(AttentionBackend::sm90);
 }
 
-// Few queries: all group sizes that have kernels of their own, parts that join in a cluster and
-// through memory.
+// Few queries: up to 16 rows of a group, more rows, more rows over pages of a size that only
+// threads can copy; parts that join in a cluster and through memory.
 TEST_P(AttentionSanitizerSm90, EveryDecodeKernel) {
   FLASHLOOM_NEEDS_GPU();
   Cases cases(fresh_seed());
-  for (const int64_t dim : {64, 128, 256}) {
+  for (const int64_t dim : {64, 96, 128, 192, 256}) {
     for (const int64_t queries : {1, 5, 16}) {
-      ContractCase& c = cases.add("few queries", GetParam(), dim, queries, 700);
-      c.call.heads = 8;
+      cases.add("few queries", GetParam(), dim, queries, 500).call.heads = 8;
       cases.add_rule(cases.add("with a rule", GetParam(), dim, queries, 300), 20, true, false);
     }
+    expect_paged(GetParam(), 5, 8, dim, 7, AttentionBackend::sm90);
+    expect_paged(GetParam(), 5, 8, dim, 16, AttentionBackend::sm90);
   }
   ContractCase& used = cases.add("lengths on the device", GetParam(), 128, 1, 900);
   used.call.batch = 3;
