@@ -291,7 +291,11 @@ class ForwardPipeline {
       consumer_.pack();
     }
     if (last) {
-      if constexpr (!kBorder) {
+      if constexpr (kBorder) {
+        // Beside exponentials too: maxima have moved for certain.
+        consumer_.set_limits(params_);
+        moved_ = false;
+      } else {
         prepare_store(inverse);
       }
       store(walk_.done_slot(), inverse);

@@ -76,11 +76,14 @@ struct ForwardResults {
       copy_rows<typename Shape::T>(params, work, first, 64 * kFirst, kCount, place,
                                    Shape::kOutPanelBytes, walk.lane);
     } else if (walk.lane == 0) {
+      // Read once: a copy keeps the compiler from taking values over from before it.
+      const int32_t row = work.sequence.query_first + first;
+      const int32_t head = work.tile.head;
+      const int32_t batch = packed ? 0 : work.tile.batch;
 #pragma unroll
       for (int p = 0; p < kCount; ++p) {
-        cuda::tma_store_4d(map, place + p * Shape::kOutPanelBytes, (kFirst + p) * 64,
-                           work.sequence.query_first + first, work.tile.head,
-                           packed ? 0 : work.tile.batch);
+        cuda::tma_store_4d(map, place + p * Shape::kOutPanelBytes, (kFirst + p) * 64, row, head,
+                           batch);
       }
       cuda::bulk_commit();
     }
