@@ -2,34 +2,13 @@
 
 #include <cstdint>
 
+#include "flashloom/ops/attention/divisor.h"
 #include "flashloom/ops/attention/patterns/sequence_geometry.h"
 
 namespace flashloom::decode {
 
 // Everything that runs before the first load and after the last one costs each call its full time,
 // on instruction fetch above all: divisions and second copies of inlined code are kept out.
-
-/// n / divisor for n in [0, 2^31) as a product: with 2^(s-1) < divisor <= 2^s the multiplier
-/// ceil(2^(31+s) / divisor) fits 32 bits, and its error times n stays below one quotient.
-struct Divisor {
-  uint32_t divisor = 1;
-  uint32_t multiplier = 1u << 31;
-  uint32_t shift = 31;
-
-  Divisor() = default;
-
-  explicit Divisor(int64_t value) : divisor(static_cast<uint32_t>(value)) {
-    while ((int64_t{1} << (shift - 31)) < value) {
-      ++shift;
-    }
-    multiplier = static_cast<uint32_t>(((uint64_t{1} << shift) + divisor - 1) / divisor);
-  }
-
-  FLASHLOOM_HOST_DEVICE int32_t quotient(int32_t n) const {
-    return static_cast<int32_t>((static_cast<uint64_t>(static_cast<uint32_t>(n)) * multiplier) >>
-                                shift);
-  }
-};
 
 /// Rows of k or v. Strides in bytes; `sequence` is that of a page if there is a page table.
 struct KeyRows {

@@ -46,7 +46,7 @@ class AttentionDecodeGpu : public testing::Test {
 TEST(AttentionDecodeDivisor, DividesExactly) {
   for (const int64_t divisor :
        {1, 2, 3, 5, 7, 8, 12, 71, 100, 127, 128, 129, 4096, 65537, (1 << 30) - 1, 1 << 30}) {
-    const decode::Divisor fast(divisor);
+    const Divisor fast(divisor);
     for (const int64_t multiple : {0, 1, 2, 3, 1000, 12345, 1 << 20, 1 << 30}) {
       for (const int64_t rest : {-1, 0, 1}) {
         const int64_t n = std::clamp<int64_t>(multiple * divisor + rest, 0, 0x7fffffff);

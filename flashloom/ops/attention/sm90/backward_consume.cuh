@@ -49,17 +49,6 @@ struct BackwardConsumer : BackwardTile<Shape> {
     auto find_key = [&] {
       return static_cast<int32_t>(work.key + group * 64 + warp * 16 + lane / 4);
     };
-    auto store_sums = [&] {
-      const int64_t batch = problem.cu_key != nullptr ? 0 : work.batch;
-      const int32_t rows = sequence.key_rows;
-      // Sums of rows that are stored but not used are those of nothing.
-      store_rows<T, kDim>(dk, params.scale, params.dk, batch, work.head, sequence.key_first,
-                          find_key(), rows, rows, params.accumulate, !Shape::kExact, params.columns,
-                          lane);
-      store_rows<T, kDim>(dv, Shape::kAdjusts ? params.score.keep : 1, params.dv, batch, work.head,
-                          sequence.key_first, find_key(), rows, rows, params.accumulate,
-                          !Shape::kExact, params.value_columns, lane);
-    };
     BackwardWalk<Shape> walk = {};
     bool more = work.begin < work.end;
     if (more) {
@@ -73,7 +62,6 @@ struct BackwardConsumer : BackwardTile<Shape> {
       }
     }
     if (!more) {
-      store_sums();
       return;
     }
     const uint32_t k = shared_address(shared.k());
@@ -394,12 +382,9 @@ struct BackwardConsumer : BackwardTile<Shape> {
     }
     if constexpr (Shape::kLate) {
       start_queries();
-      store_sums();
       wgmma_wait<0>();
       wgmma_hold(dq);
       give_queries();
-    } else {
-      store_sums();
     }
     if (group == 0) {
       wait_for_turn();  // the other's last

@@ -2,8 +2,10 @@
 
 #include <cuda.h>
 
+#include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/ops/attention/sm90/backward_consume.cuh"
 #include "flashloom/ops/attention/sm90/backward_produce.cuh"
+#include "flashloom/ops/attention/sm90/backward_results.cuh"
 #include "flashloom/ops/attention/sm90/backward_start.cuh"
 
 // Backward attention on Hopper. A block owns 128 keys of a key-value head and walks the tiles of
@@ -21,16 +23,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   extern __shared__ __align__(1024) char memory[];
   const BackwardShared<Shape> shared{memory};
   BackwardBarriers<Shape>& barriers = shared.barriers();
-  const BackwardWork found = backward_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
-  if (found.key >= found.sequence.key_rows) {
-    return;
-  }
-  // Lists and producers that keep turns leave no registers for it.
-  constexpr bool kShares = Shape::kTurns != BackwardTurns::never;
   if (threadIdx.x == 0) {
-    if constexpr (kShares) {
-      shared.work() = found;
-    }
     begin_backward_block(maps, [&] {
       mbarrier_init(&barriers.k_full, 1);
       mbarrier_init(&barriers.v_full, 1);
@@ -41,38 +34,73 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       init_ring(barriers.sum_full[1], barriers.sum_empty[1], 4, 1);
     });
   }
+  const BackwardWork found = backward_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
+  if (found.key >= found.sequence.key_rows) {
+    wait_for_earlier_kernel();  // so that whoever waits for this kernel has waited for that one
+    return;
+  }
+  // The first tiles, which need nothing of what follows, nor of those that prepare rows.
+  BackwardWalk<Shape> walk;
+  bool more = false;
+  if (threadIdx.x == 0) {
+    shared.work() = found;
+  }
+  if (threadIdx.x < 128 && threadIdx.x % 32 == 0 && found.begin < found.end) {
+    if (threadIdx.x == 0) {
+      const int32_t batch = params.problem.cu_key != nullptr ? 0 : found.batch;
+      const int32_t row = found.sequence.key_first + found.key;
+      mbarrier_arrive_expect(&barriers.k_full, Shape::kKeyBytes);
+      backward_load<Shape>(shared.k(), &maps.k, &barriers.k_full, Shape::kKeys, row, found.head,
+                           batch);
+      mbarrier_arrive_expect(&barriers.v_full, Shape::kKeyBytes);
+      backward_load<Shape>(shared.v(), &maps.v, &barriers.v_full, Shape::kKeys, row, found.head,
+                           batch);
+    }
+    more = walk.start(params, found);
+    if (more && threadIdx.x == 0) {
+      constexpr uint32_t kBytes = Shape::kQueryBytes + Shape::kRowBytes;
+      const bool entropy = Shape::kAdjusts && params.dentropy != nullptr;
+      backward_begin_step<Shape>(params, found, walk, &maps.q, kBytes, shared.q(0),
+                                 &barriers.q_full[0], Shape::kLists ? &barriers.steps[0] : nullptr);
+      backward_begin_step<Shape>(params, found, walk, &maps.dout,
+                                 kBytes + (entropy ? Shape::kRowBytes : 0), shared.dout(0),
+                                 &barriers.dout_full[0], nullptr);
+    }
+  }
   __syncthreads();
   const int32_t warpgroup = __shfl_sync(0xffffffffu, static_cast<int32_t>(threadIdx.x / 128), 0);
   if (warpgroup == 0) {
     register_limit_lower<Shape::kProducerRegisters>();
-    const BackwardWork& work = kShares ? shared.work() : found;
-    if (work.begin < work.end) {
-      const int32_t batch = params.problem.cu_key != nullptr ? 0 : work.batch;
-      const int32_t row = work.sequence.key_first + work.key;
+    const BackwardWork& work = shared.work();
+    if (threadIdx.x % 32 == 0) {
+      wait_for_earlier_kernel();
       if (threadIdx.x == 0) {
-        mbarrier_arrive_expect(&barriers.k_full, Shape::kKeyBytes);
-        backward_load<Shape>(shared.k(), &maps.k, &barriers.k_full, Shape::kKeys, row, work.head,
-                             batch);
-        backward_produce<Shape>(params, work, &maps.q, params.lse, nullptr, shared.q(0),
+        let_next_kernel_start();
+      }
+    }
+    if (work.begin < work.end) {
+      if (threadIdx.x == 0) {
+        backward_produce<Shape>(params, work, walk, more, &maps.q, params.lse, nullptr, shared.q(0),
                                 shared.lse(0), barriers.q_full, barriers.q_empty,
                                 Shape::kLists ? barriers.steps : nullptr);
       } else if (threadIdx.x == 32) {
-        mbarrier_arrive_expect(&barriers.v_full, Shape::kKeyBytes);
-        backward_load<Shape>(shared.v(), &maps.v, &barriers.v_full, Shape::kKeys, row, work.head,
-                             batch);
-        backward_produce<Shape>(params, work, &maps.dout, params.delta,
+        backward_produce<Shape>(params, work, walk, more, &maps.dout, params.delta,
                                 Shape::kAdjusts ? params.dentropy : nullptr, shared.dout(0),
                                 shared.delta(0), barriers.dout_full, barriers.dout_empty, nullptr);
       } else if (threadIdx.x % 32 == 0) {
-        backward_add<Shape>(params, work, shared, static_cast<int32_t>(threadIdx.x / 32) - 2);
+        backward_add<Shape>(params, work, walk, more, shared,
+                            static_cast<int32_t>(threadIdx.x / 32) - 2);
       }
     }
   } else {
     register_limit_raise<Shape::kConsumerRegisters>();
     BackwardConsumer<Shape> consumer;
     // At 64 columns registers suffice for what turns need, and shared memory costs 5 %.
-    constexpr bool kFew = Shape::kLists || (kShares && !Shape::kExact);
-    consumer.run(params, kFew ? shared.work() : found, shared, warpgroup - 1);
+    constexpr bool kTurns = Shape::kTurns != BackwardTurns::never;
+    constexpr bool kFew = Shape::kLists || (kTurns && !Shape::kExact);
+    const BackwardWork& work = kFew ? shared.work() : found;
+    consumer.run(params, work, shared, warpgroup - 1);
+    store_results<Shape>(params, maps, work, shared, warpgroup - 1, consumer.dk, consumer.dv);
   }
 }
 

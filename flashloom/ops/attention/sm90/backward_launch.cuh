@@ -152,6 +152,28 @@ inline BackwardRowParams backward_rows(const BackwardCall& call, const BackwardW
   return rows;
 }
 
+/// Sequences and key-value heads whose keys are neighbours in the order of blocks.
+inline int64_t backward_heads(const Problem& problem) {
+  return int64_t{problem.cu_key != nullptr ? 1 : problem.batch} *
+         (problem.heads / problem.heads_per_key);
+}
+
+/// `section` heads are worked on together; 0: tiles of a head are neighbours.
+inline BackwardOrder backward_order(const Problem& problem, int32_t key_tiles, int32_t section) {
+  const int64_t heads = backward_heads(problem);
+  BackwardOrder order = {};
+  order.section = section;
+  order.tiles = Divisor(std::max(key_tiles, 1));
+  order.heads = Divisor(problem.heads / problem.heads_per_key);
+  if (section > 0) {
+    order.sections = static_cast<int32_t>((heads + section - 1) / section);
+    order.blocks = Divisor(std::max<int64_t>(1, int64_t{section} * key_tiles));
+    order.width = Divisor(section);
+    order.last = Divisor(heads - int64_t{order.sections - 1} * section);
+  }
+  return order;
+}
+
 inline BackwardParams backward_params(const BackwardCall& call, const BackwardRowParams& rows,
                                       int32_t keys) {
   const DType storage = call.inputs.q.dtype;
@@ -175,13 +197,8 @@ inline BackwardParams backward_params(const BackwardCall& call, const BackwardRo
   params.key_tiles =
       static_cast<int32_t>(packed ? rows.problem.total_key / keys + rows.problem.batch
                                   : (rows.problem.key_length + keys - 1) / keys);
+  params.order = backward_order(rows.problem, params.key_tiles, 0);
   return params;
-}
-
-/// Sequences and key-value heads whose keys are neighbours in the order of blocks.
-inline int64_t backward_heads(const Problem& problem) {
-  return int64_t{problem.cu_key != nullptr ? 1 : problem.batch} *
-         (problem.heads / problem.heads_per_key);
 }
 
 /// For kernels whose blocks own `queries` queries.
@@ -276,8 +293,14 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   BackwardRowParams rows = backward_rows(call, place, memory);
   rows.dq_sum = reinterpret_cast<float*>(memory + place.dq);
   // Claims cost a trip to memory now and then, clearing a pass over the sums.
-  constexpr int32_t kClaimedKeys = 4096;
-  if (deterministic || rows.problem.key_length <= kClaimedKeys) {
+  constexpr int64_t kClaimedKeys = 4096;
+  int64_t keys = rows.problem.key_length;
+  if (Shape::kLists && options.blocks.rows) {
+    // Of an average row of blocks.
+    keys = options.blocks.rows.shape[2] * options.blocks.block_keys /
+           ((rows.problem.query_length - 1) / options.blocks.block_rows + 1);
+  }
+  if (deterministic || keys <= kClaimedKeys) {
     rows.added = reinterpret_cast<int32_t*>(memory + place.added);
   }
   launch_backward_prepare<typename Shape::T, Shape::kDim, Shape::kQueries>(rows, place.places,
@@ -294,19 +317,27 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   // Late keys have the fewest queries: the last blocks are the longest, the more so where a block
   // walks several heads.
   params.late_first = causal && !options.blocks.rows && rows.problem.heads_per_key == 1;
+  int32_t section = 0;
   if (deterministic && !params.late_first) {
-    params.section = heads_that_take_turns(call, rows.problem, Shape::kQueries);
-  } else if (causal && rows.problem.cu_key == nullptr) {
+    section = heads_that_take_turns(call, rows.problem, Shape::kQueries);
+  } else if (causal && !deterministic && rows.problem.cu_key == nullptr) {
     const int64_t bytes =
         int64_t{8} * rows.problem.query_length * Shape::kDim * rows.problem.heads_per_key;
-    params.section = heads_side_by_side(heads, bytes, 1, int64_t{32} << 20);
+    section = heads_side_by_side(heads, bytes, 1, int64_t{32} << 20);
+  }
+  params.order = backward_order(rows.problem, params.key_tiles, section);
+  BackwardMaps maps = backward_maps<Shape>(inputs, call.saved.dout);
+  params.sends = !params.dk.wide && !params.dv.wide;
+  if (params.sends) {
+    maps.dk = cuda::make_tile_map(as_batched(call.gradients.dk), 16);
+    maps.dv = cuda::make_tile_map(as_batched(call.gradients.dv), 16);
   }
   launch_backward_kernel<Shape>(&attention_backward_kernel<Shape>, "attention_backward_kernel",
-                                static_cast<uint32_t>(params.key_tiles * heads), params, inputs,
-                                call.saved.dout, stream);
-  attention_backward_finish_kernel<Shape>
-      <<<static_cast<uint32_t>(place.places), 256, 0, stream>>>(rows);
-  cuda::check(cudaGetLastError(), "attention_backward_finish_kernel");
+                                static_cast<uint32_t>(params.key_tiles * heads), params, maps, true,
+                                stream);
+  cuda::launch_overlapping(&attention_backward_finish_kernel<Shape>,
+                           "attention_backward_finish_kernel", static_cast<uint32_t>(place.places),
+                           256, 0, stream, rows);
   launch_backward_sinks<Shape::kQueries>(rows, stream);
 }
 

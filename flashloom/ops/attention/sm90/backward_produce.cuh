@@ -25,31 +25,42 @@ __device__ __forceinline__ void backward_load(char* tile, const CUtensorMap* map
   }
 }
 
-/// Streams the tiles of q (with lse) or of dout (with delta and, if not null, `more_rows`). `steps`
-/// tells the consumers what a tile is, which they find out for themselves where it takes no lists;
-/// or null.
+/// Begins a step of the walk in a buffer: its tile of q or dout, `bytes` with the rows that follow.
+/// `steps` tells the consumers what the tile is, which they find out for themselves where it takes
+/// no lists; or null.
 template <class Shape>
-__device__ __forceinline__ void backward_produce(const BackwardParams& params,
-                                                 const BackwardWork& work, const CUtensorMap* map,
-                                                 const float* rows, const float* more_rows,
-                                                 char* tiles, float* row_tiles, uint64_t* full,
-                                                 uint64_t* empty, BackwardStep* steps) {
+__device__ __forceinline__ void backward_begin_step(
+    const BackwardParams& params, const BackwardWork& work, const BackwardWalk<Shape>& walk,
+    const CUtensorMap* map, uint32_t bytes, char* tile, uint64_t* full, BackwardStep* step) {
+  if (step != nullptr) {
+    *step = walk;
+  }
+  cuda::mbarrier_arrive_expect(full, bytes);
+  backward_load<Shape>(tile, map, full, Shape::kQueries,
+                       work.sequence.query_first + walk.t * Shape::kQueries, walk.head,
+                       params.problem.cu_query != nullptr ? 0 : work.batch);
+}
+
+/// Streams the tiles of q (with lse) or of dout (with delta and, if not null, `more_rows`). `walk`
+/// has been started and is at a step if `more`; that step has begun.
+template <class Shape>
+__device__ __forceinline__ void backward_produce(
+    const BackwardParams& params, const BackwardWork& work, BackwardWalk<Shape>& walk, bool more,
+    const CUtensorMap* map, const float* rows, const float* more_rows, char* tiles,
+    float* row_tiles, uint64_t* full, uint64_t* empty, BackwardStep* steps) {
   using namespace cuda;
   PipelineState<Shape::kStages> place;
-  const int32_t batch = params.problem.cu_query != nullptr ? 0 : work.batch;
-  BackwardWalk<Shape> walk;
-  for (bool more = walk.start(params, work); more; more = walk.advance(params, work)) {
+  for (bool begun = true; more; more = walk.advance(params, work), begun = false) {
     const int64_t first = first_place(params.problem, work.sequence, work.batch, walk.head,
                                       params.query_tiles, Shape::kQueries);
-    mbarrier_wait(&empty[place.stage], place.parity ^ 1, {"a producer", "q_empty or dout_empty"});
-    if (steps != nullptr) {
-      steps[place.stage] = walk;
+    if (!begun) {
+      mbarrier_wait(&empty[place.stage], place.parity ^ 1, {"a producer", "q_empty or dout_empty"});
+      backward_begin_step<Shape>(
+          params, work, walk, map,
+          Shape::kQueryBytes + (more_rows != nullptr ? 2 : 1) * Shape::kRowBytes,
+          tiles + place.stage * Shape::kQueryBytes, &full[place.stage],
+          steps != nullptr ? &steps[place.stage] : nullptr);
     }
-    mbarrier_arrive_expect(&full[place.stage],
-                           Shape::kQueryBytes + (more_rows != nullptr ? 2 : 1) * Shape::kRowBytes);
-    backward_load<Shape>(tiles + place.stage * Shape::kQueryBytes, map, &full[place.stage],
-                         Shape::kQueries, work.sequence.query_first + walk.t * Shape::kQueries,
-                         walk.head, batch);
     bulk_load(row_tiles + place.stage * Shape::kQueries, rows + (first + walk.t) * Shape::kQueries,
               Shape::kRowBytes, &full[place.stage]);
     if (more_rows != nullptr) {
@@ -114,9 +125,10 @@ __device__ __forceinline__ void wait_for_count(const int32_t* count, int32_t val
 /// memory. Where nothing was cleared, whoever comes first to a part stores. In turn, that is the
 /// first tile of keys, and each waits for the one before; else the first that claims the part, and
 /// the others wait until it has stored. How far the next part's sums are is asked while this one's
-/// are on their way.
+/// are on their way. `walk` has been started and is at a step if `more`.
 template <class Shape>
 __device__ __forceinline__ void backward_add(const BackwardParams& params, const BackwardWork& work,
+                                             BackwardWalk<Shape>& walk, bool more,
                                              const BackwardShared<Shape>& shared, int32_t group) {
   using namespace cuda;
   constexpr int32_t kClaimed = 1, kStored = 2;
@@ -124,8 +136,6 @@ __device__ __forceinline__ void backward_add(const BackwardParams& params, const
   const bool turns = takes_turns<Shape>(params);
   const bool claims = !turns && params.added != nullptr;
   PipelineState<Shape::kSumStages> place;
-  BackwardWalk<Shape> walk;
-  bool more = walk.start(params, work);
   uint32_t part = 0;    // of the sums
   int32_t awaited = 0;  // what its count is to be
   int32_t count = 0;    // what it was

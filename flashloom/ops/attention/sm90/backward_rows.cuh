@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/cuda/tile/fragment.cuh"
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_schedule.cuh"
@@ -63,6 +64,7 @@ template <class T, int kDim, int kQueries>
 __global__ void __launch_bounds__(256)
     attention_backward_prepare_kernel(const __grid_constant__ BackwardRowParams params) {
   constexpr int kLanes = kDim > 128 ? 32 : kDim > 64 ? 16 : 8;  // a row, 8 columns each
+  cuda::let_next_kernel_start();
   const RowTile tile = row_tile(params, static_cast<int32_t>(blockIdx.x), kQueries);
   if (tile.first >= tile.sequence.query_rows) {
     return;
@@ -131,6 +133,7 @@ __global__ void __launch_bounds__(256)
   constexpr int kPitch = kDim + 4;  // rows of a column in other banks
   __shared__ float rows[kQueries * kPitch];
   const RowTile tile = row_tile(params, static_cast<int32_t>(blockIdx.x), kQueries);
+  cuda::wait_for_earlier_kernel();
   if (tile.first >= tile.sequence.query_rows) {
     return;
   }

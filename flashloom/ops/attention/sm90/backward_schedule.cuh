@@ -43,10 +43,18 @@ __device__ __forceinline__ int64_t first_place(const Problem& problem, const Seq
 /// tiles that run side by side start around a circle, so that no two add to the same dQ at a time.
 __device__ __forceinline__ int32_t place_in_circle(int32_t own, int32_t count, int32_t limit,
                                                    int32_t queries) {
-  const int32_t circles = (count + limit - 1) / limit;
-  const int32_t width = max((count + circles - 1) / max(circles, 1), 1);
-  const int32_t base = own / width * width;
-  return (own - base) * queries / max(min(width, count - base), 1);
+  int32_t width = count;
+  int32_t base = 0;
+  if (count > limit) {
+    const int32_t circles = (count + limit - 1) / limit;
+    width = (count + circles - 1) / circles;
+    base = own / width * width;
+    width = min(width, count - base);
+  }
+  // The place next to it would do as well.
+  const float place =
+      __fdividef(static_cast<float>(own - base) * static_cast<float>(queries), width);
+  return min(static_cast<int32_t>(place), queries - 1);
 }
 
 /// Whether sums take turns.
@@ -62,14 +70,14 @@ __device__ __forceinline__ BackwardWork backward_work_at(const BackwardParams& p
                                                          int32_t tile) {
   const Problem& problem = params.problem;
   const bool packed = problem.cu_key != nullptr;
-  const int32_t heads_k = problem.heads / problem.heads_per_key;
+  const auto heads_k = static_cast<int32_t>(params.order.heads.divisor);
   BackwardWork work;
   if (packed) {
     work.batch = sequence_at(problem.cu_key, problem.batch, problem.total_key, Shape::kKeys, tile);
   } else {
-    work.batch = head / heads_k;
+    work.batch = params.order.heads.quotient(head);
   }
-  work.head = packed ? head : head % heads_k;
+  work.head = packed ? head : head - work.batch * heads_k;
   work.sequence = sequence_of(problem, work.batch);
   int32_t tiles = params.key_tiles;
   if (packed) {
@@ -101,17 +109,18 @@ __device__ __forceinline__ BackwardWork backward_work_at(const BackwardParams& p
 /// The work of block `index`.
 template <class Shape>
 __device__ __forceinline__ BackwardWork backward_work(const BackwardParams& params, int32_t index) {
-  const Problem& problem = params.problem;
-  const int32_t heads_k = problem.heads / problem.heads_per_key;
-  const int32_t heads = problem.cu_key != nullptr ? heads_k : heads_k * problem.batch;
-  if (params.section == 0) {
-    return backward_work_at<Shape>(params, index / params.key_tiles, index % params.key_tiles);
+  const BackwardOrder& order = params.order;
+  if (order.section == 0) {
+    const int32_t head = order.tiles.quotient(index);
+    return backward_work_at<Shape>(params, head, index - head * params.key_tiles);
   }
   // Early keys, which most queries see under a causal mask, come first, where turns allow it.
-  const int32_t section = index / (params.section * params.key_tiles);
-  const int32_t width = min(params.section, heads - section * params.section);
-  const int32_t rest = index - section * params.section * params.key_tiles;
-  return backward_work_at<Shape>(params, section * params.section + rest % width, rest / width);
+  const int32_t section = order.blocks.quotient(index);
+  const Divisor& width = section == order.sections - 1 ? order.last : order.width;
+  const int32_t rest = index - section * static_cast<int32_t>(order.blocks.divisor);
+  const int32_t tile = width.quotient(rest);
+  return backward_work_at<Shape>(
+      params, section * order.section + rest - tile * static_cast<int32_t>(width.divisor), tile);
 }
 
 /// The steps of a block: tiles of queries of each query head that reads its keys.

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "flashloom/cuda/tile/shared_layout.h"
+#include "flashloom/ops/attention/divisor.h"
 #include "flashloom/ops/attention/sm90/backward_score.cuh"
 #include "flashloom/ops/attention/sm90/schedule.cuh"
 
@@ -23,6 +24,16 @@ struct RowTensor {
   }
 };
 
+/// In which order blocks take the tiles of keys: a number of key-value heads is worked on together.
+struct BackwardOrder {
+  int32_t section;      // of how many heads; 0: tiles of a head are neighbours
+  int32_t sections;     // in all
+  Divisor blocks;       // of a section
+  Divisor width, last;  // heads of a section, of the last one
+  Divisor tiles;        // of a head
+  Divisor heads;        // of a sequence
+};
+
 struct BackwardParams {
   Problem problem;
   int32_t columns, value_columns;  // of q and k, of v and dout; a kernel's may be more
@@ -31,16 +42,17 @@ struct BackwardParams {
   const float* delta;     // by place: sum of dout * out, less dlse, plus dentropy * entropy
   const float* dentropy;  // by place, in general scores; or null
   float* dq;              // by place: sums in the order of accumulator fragments
-  int32_t* added;         // by place, one a warpgroup, zero: how far the sums are
+  int32_t* added;         // by place, one a warpgroup, zero: how far the sums are; or null
   float scale;
   bool accumulate;      // add to dk, dv (f32)
+  bool sends;           // dk and dv leave through the copy engine
   bool in_turn;         // sums in a fixed order
   bool cyclic;          // key tiles start at different queries: sums in any order, no window
   bool late_first;      // late keys first
   int32_t query_tiles;  // places a head
   int32_t key_tiles;    // blocks a key-value head
-  int32_t section;      // key-value heads worked on together; 0: tiles of a head are neighbours
   int32_t circle;       // key tiles of a head that start around a circle of queries
+  BackwardOrder order;
   BackwardScore score;
   BackwardBlocks blocks;
 };

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <iterator>
+#include <memory>
 #include <span>
 #include <string>
 #include <tuple>
@@ -15,6 +16,7 @@
 #include "flashloom/ops/attention/attention_test_contract.h"
 #include "flashloom/ops/attention/attention_test_device.cuh"
 #include "flashloom/ops/attention/attention_test_run.cuh"
+#include "flashloom/ops/attention/random_blocks_for_test.h"
 
 // The Hopper backward kernels at their own tiles and widths, beyond what attention_gpu_test.cu asks
 // of every backend.
@@ -33,6 +35,7 @@ using attention_test::Law;
 using attention_test::own_stream;
 using attention_test::packed_with_nan_behind;
 using attention_test::pointers_to;
+using attention_test::RandomBlocks;
 
 class BackwardSm90 : public testing::TestWithParam<std::tuple<DType, int, int>> {};
 
@@ -95,6 +98,55 @@ TEST(BackwardSm90Borders, WindowsAtEveryOffsetHoldTheLaw) {
                std::to_string(c.call.options.visibility.left) + ", " +
                std::to_string(c.call.options.visibility.right) + ", values " +
                std::to_string(value_dim);
+      cases.push_back(c);
+    }
+  }
+  EXPECT_EQ(expect_sm90_law(cases, true), static_cast<int>(cases.size()));
+}
+
+// More keys a row than the kernels take that add nothing up in memory; dq of what nobody adds to is
+// 0.
+TEST(BackwardSm90Borders, SumsInMemoryHoldTheLaw) {
+  FLASHLOOM_NEEDS_GPU();
+  RandomSequence random(fresh_seed(), RandomStream::test);
+  std::vector<ContractCase> cases;
+  std::vector<std::unique_ptr<RandomBlocks>> masks;
+  for (const int64_t dim : {40, 64, 72, 96, 104, 128}) {
+    for (int i = 0; i < 6; ++i) {
+      ContractCase c;
+      c.call = {.batch = 2,
+                .heads = 4,
+                .key_heads = i == 0 ? 4 : 2,
+                .queries = 500 + random.below(300),
+                .keys = 513 + random.below(300),
+                .dim = dim,
+                .value_dim = dim,
+                .dtype = DType::bf16,
+                .seed = random.below(1u << 30)};
+      c.name = "full";
+      if (i == 1) {
+        c.name = "rows that see nothing";
+        c.call.queries = c.call.keys + 300;
+        c.call.options.visibility.right = 0;
+      } else if (i == 2 || i == 3) {
+        c.name = i == 2 ? "f32" : "added to f32";
+        c.call.gradient_dtype = DType::f32;
+        c.call.accumulate = i == 3;
+        c.call.options.visibility.right = i == 3 ? 0 : -1;
+      } else if (i == 4) {
+        c.name = "window";
+        c.call.options.visibility = {600, 30};
+      } else if (i == 5) {  // a ninth of the rows of blocks is empty
+        c.name = "blocks";
+        c.call.queries = 1500 + random.below(100);
+        c.call.keys = 129 + random.below(128);
+        masks.push_back(std::make_unique<RandomBlocks>(c.call.queries, c.call.keys, 128, 128,
+                                                       c.call.heads, c.call.seed));
+        c.call.options.blocks = masks.back()->blocks;
+      }
+      c.call.options.execution.deterministic = random.below(2) == 0;
+      c.name += ", " + std::to_string(c.call.queries) + " x " + std::to_string(c.call.keys) +
+                (c.call.options.execution.deterministic ? ", in turn" : "");
       cases.push_back(c);
     }
   }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "flashloom/cuda/error.cuh"
+#include "flashloom/cuda/launch.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/cuda/tensor_map.cuh"
@@ -17,7 +18,18 @@ namespace flashloom::sm90 {
 
 struct BackwardMaps {
   CUtensorMap q, k, v, dout;
+  CUtensorMap dk, dv;  // 16 rows a box, where they leave through the copy engine
 };
+
+template <class Shape>
+BackwardMaps backward_maps(const AttentionInputs& inputs, const ConstTensorView& dout) {
+  return {cuda::make_tile_map(as_batched(inputs.q), Shape::kQueries),
+          cuda::make_tile_map(as_batched(inputs.k), Shape::kKeys),
+          cuda::make_tile_map(as_batched(inputs.v), Shape::kKeys),
+          cuda::make_tile_map(as_batched(dout), Shape::kQueries),
+          {},
+          {}};
+}
 
 /// A ring of buffers that `copies` arrivals fill and `readers` warps give back.
 template <int kStages>
@@ -42,21 +54,31 @@ __device__ __forceinline__ void begin_backward_block(const BackwardMaps& maps, I
   cuda::begin_debug_block();
 }
 
+/// `overlaps`: the kernel waits itself for the one of this call before it.
+template <class Shape, class Params>
+void launch_backward_kernel(void (*kernel)(Params, BackwardMaps), const char* name, dim3 blocks,
+                            const Params& params, const BackwardMaps& maps, bool overlaps,
+                            cudaStream_t stream) {
+  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   Shape::kSharedBytes),
+              "cudaFuncSetAttribute");
+  cuda::prepare_debug(stream);
+  if (overlaps) {
+    cuda::launch_overlapping(kernel, name, blocks, Shape::kThreads, Shape::kSharedBytes, stream,
+                             params, maps);
+    return;
+  }
+  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(params, maps);
+  cuda::check(cudaGetLastError(), name);
+}
+
 /// Launches a kernel whose tiles are of Shape::kQueries and Shape::kKeys rows.
 template <class Shape, class Params>
 void launch_backward_kernel(void (*kernel)(Params, BackwardMaps), const char* name, dim3 blocks,
                             const Params& params, const AttentionInputs& inputs,
                             const ConstTensorView& dout, cudaStream_t stream) {
-  const BackwardMaps maps = {cuda::make_tile_map(as_batched(inputs.q), Shape::kQueries),
-                             cuda::make_tile_map(as_batched(inputs.k), Shape::kKeys),
-                             cuda::make_tile_map(as_batched(inputs.v), Shape::kKeys),
-                             cuda::make_tile_map(as_batched(dout), Shape::kQueries)};
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Shape::kSharedBytes),
-              "cudaFuncSetAttribute");
-  cuda::prepare_debug(stream);
-  kernel<<<blocks, Shape::kThreads, Shape::kSharedBytes, stream>>>(params, maps);
-  cuda::check(cudaGetLastError(), name);
+  launch_backward_kernel<Shape>(kernel, name, blocks, params, backward_maps<Shape>(inputs, dout),
+                                false, stream);
 }
 
 }  // namespace flashloom::sm90

@@ -36,7 +36,8 @@ void launch_wide_keys(const BackwardCall& call, const BackwardRowParams& rows,
       rows.problem.cu_key == nullptr) {
     const int64_t bytes =
         int64_t{4} * rows.problem.query_length * Shape::kDim * rows.problem.heads_per_key;
-    params.section = heads_side_by_side(heads, bytes, 1, kWideCacheBytes);
+    params.order = backward_order(rows.problem, params.key_tiles,
+                                  heads_side_by_side(heads, bytes, 1, kWideCacheBytes));
   }
   launch_backward_kernel<Shape>(
       &attention_backward_kernel_keys<Shape>, "attention_backward_kernel_keys",
