@@ -29,8 +29,10 @@ struct BackwardConsumer : BackwardTile<Shape> {
   using Tile::shift;
   using Tile::store_gradients;
 
+  /// dk and dv of this thread's places, unscaled.
   __device__ __forceinline__ void run(const BackwardParams& params, const BackwardWork& work,
-                                      const BackwardShared<Shape>& shared, int32_t group) {
+                                      const BackwardShared<Shape>& shared, int32_t group,
+                                      float (&dk)[kDim / 2], float (&dv)[kDim / 2]) {
     using namespace cuda;
     const uint32_t thread = threadIdx.x % 128;
     const uint32_t lane = threadIdx.x % 32;
@@ -40,7 +42,6 @@ struct BackwardConsumer : BackwardTile<Shape> {
     const Sequence& sequence = work.sequence;
     BackwardBarriers<Shape>& barriers = shared.barriers();
     PipelineState<Shape::kStages> place;
-    float dk[kDim / 2], dv[kDim / 2];
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) {
       dk[i] = dv[i] = 0;

@@ -98,9 +98,17 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     // At 64 columns registers suffice for what turns need, and shared memory costs 5 %.
     constexpr bool kTurns = Shape::kTurns != BackwardTurns::never;
     constexpr bool kFew = Shape::kLists || (kTurns && !Shape::kExact);
-    const BackwardWork& work = kFew ? shared.work() : found;
-    consumer.run(params, work, shared, warpgroup - 1);
-    store_results<Shape>(params, maps, work, shared, warpgroup - 1, consumer.dk, consumer.dv);
+    float dk[Shape::kDim / 2], dv[Shape::kDim / 2];
+    if constexpr (kFew) {
+      consumer.run(params, shared.work(), shared, warpgroup - 1, dk, dv);
+    } else {
+      BackwardWork work = found;
+      // Registers are short at 64 columns.
+      work.begin = shared.work().begin;
+      work.sequence.query_length = shared.work().sequence.query_length;
+      consumer.run(params, work, shared, warpgroup - 1, dk, dv);
+    }
+    store_results<Shape>(params, maps, shared.work(), shared, warpgroup - 1, dk, dv);
   }
 }
 
