@@ -62,7 +62,22 @@ struct BackwardConsumer : BackwardTile<Shape> {
         walk.start(params, work);
       }
     }
+    // From registers.
+    auto store_sums = [&] {
+      const int64_t batch = problem.cu_key != nullptr ? 0 : work.batch;
+      const int32_t rows = sequence.key_rows;
+      // Sums of rows that are stored but not used are those of nothing.
+      store_rows<T, kDim>(dk, params.scale, params.dk, batch, work.head, sequence.key_first,
+                          find_key(), rows, rows, params.accumulate, !Shape::kExact, params.columns,
+                          lane);
+      store_rows<T, kDim>(dv, Shape::kAdjusts ? params.score.keep : 1, params.dv, batch, work.head,
+                          sequence.key_first, find_key(), rows, rows, params.accumulate,
+                          !Shape::kExact, params.value_columns, lane);
+    };
     if (!more) {
+      if constexpr (!Shape::kSends) {
+        store_sums();
+      }
       return;
     }
     const uint32_t k = shared_address(shared.k());
@@ -383,6 +398,9 @@ struct BackwardConsumer : BackwardTile<Shape> {
     }
     if constexpr (Shape::kLate) {
       start_queries();
+      if constexpr (!Shape::kSends) {
+        store_sums();
+      }
       wgmma_wait<0>();
       wgmma_hold(dq);
       give_queries();

@@ -101,6 +101,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     float dk[Shape::kDim / 2], dv[Shape::kDim / 2];
     if constexpr (kFew) {
       consumer.run(params, shared.work(), shared, warpgroup - 1, dk, dv);
+    } else if constexpr (!Shape::kSends) {
+      consumer.run(params, found, shared, warpgroup - 1, dk, dv);
     } else {
       BackwardWork work = found;
       // Registers are short at 64 columns.
@@ -108,7 +110,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       work.sequence.query_length = shared.work().sequence.query_length;
       consumer.run(params, work, shared, warpgroup - 1, dk, dv);
     }
-    store_results<Shape>(params, maps, shared.work(), shared, warpgroup - 1, dk, dv);
+    if constexpr (Shape::kSends) {
+      store_results<Shape>(params, maps, shared.work(), shared, warpgroup - 1, dk, dv);
+    }
   }
 }
 
