@@ -404,6 +404,8 @@ struct BackwardConsumer : BackwardTile<Shape> {
       wgmma_wait<0>();
       wgmma_hold(dq);
       give_queries();
+    } else if constexpr (!Shape::kSends) {
+      store_sums();
     }
     if (group == 0) {
       wait_for_turn();  // the other's last

@@ -87,9 +87,9 @@ struct BackwardShape {
   static constexpr bool kAdjusts = kForm.adjusts;
   static constexpr bool kExact = kForm.exact;
   static constexpr bool kEarly = kForm.early;
-  // Whether dK and dV leave through shared memory, behind the loop. The kernel that has no register
-  // left sends them from registers beside the last dQ: its steps took 3 % more otherwise.
-  static constexpr bool kSends = !(kLate && kDim == 128);
+  // Whether dK and dV leave through shared memory, behind the loop. Kernels that have no register
+  // left store them from registers: their loops would be compiled otherwise, and spill.
+  static constexpr bool kSends = !(kDim == 128 && (kLate || kAdjusts));
   // Whether the next scores are issued before a step's dK is ready.
   static constexpr bool kAhead = kDim == 64 && (kLate || kLists);
   // Whether the warpgroups take turns with the exponentials, so that they stay half a step apart.
