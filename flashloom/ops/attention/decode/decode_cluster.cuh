@@ -94,12 +94,16 @@ template <class Shape>
 __device__ __forceinline__ void finish_part(const Params& params, const Part& own,
                                             const RowStats* stats, float* sums) {
   constexpr int32_t kColumns = Shape::kDim / 4;
-  __shared__ RowStats joined_stats[Shape::kRows];
+  // A single team's sums lie there already.
+  constexpr bool kJoins = Shape::kTeams > 1;
+  __shared__ RowStats own_stats[kJoins ? Shape::kRows : 1];
+  const RowStats* joined_stats = kJoins ? own_stats : stats;
   __shared__ int is_last;
   const auto thread = static_cast<int32_t>(threadIdx.x);
-  const bool whole = params.parts == 1;
+  const bool whole = kJoins && params.parts == 1;
 #pragma unroll 1
-  for (int32_t item = thread; item < own.work.row_count * kColumns; item += Shape::kThreads) {
+  for (int32_t item = thread; kJoins && item < own.work.row_count * kColumns;
+       item += Shape::kThreads) {
     const int32_t row = item / kColumns;
     const int32_t column = item % kColumns * 4;
     const JoinedRow joined = join_teams<Shape>(params, row, column, stats, sums);
@@ -109,7 +113,7 @@ __device__ __forceinline__ void finish_part(const Params& params, const Part& ow
     }
     *reinterpret_cast<float4*>(sums + row * Shape::kSumPitch + column) = joined.value;
     if (column == 0) {
-      joined_stats[row] = joined.total;
+      own_stats[row] = joined.total;
     }
   }
   if (whole) {

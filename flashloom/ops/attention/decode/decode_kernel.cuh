@@ -1,8 +1,8 @@
 #pragma once
 
+#include "flashloom/ops/attention/decode/decode_attend.cuh"
 #include "flashloom/ops/attention/decode/decode_cluster.cuh"
 #include "flashloom/ops/attention/decode/decode_merge.cuh"
-#include "flashloom/ops/attention/decode/decode_tile.cuh"
 #include "flashloom/ops/attention/decode/decode_work.cuh"
 
 namespace flashloom::decode {
@@ -12,6 +12,9 @@ __device__ __forceinline__ void team_sync(uint32_t team) {
   if constexpr (Shape::kRowWarps == 1) {
     cuda::random_delay();
     __syncwarp();
+  } else if constexpr (Shape::kTeams == 1) {
+    cuda::random_delay();
+    __syncthreads();
   } else {
     cuda::named_barrier_sync(team + 1, Shape::kTeamThreads, {"a team", "its tile of keys"});
   }
@@ -78,8 +81,8 @@ __device__ __forceinline__ void load_rows(const Params& params, const Unit& unit
   }
 }
 
-/// Tiles [first_tile, last_tile) of a unit, by one team. begin() runs once, beside the first
-/// copies.
+/// Tiles [first_tile, last_tile) of a unit, by one team that copies them itself. begin() runs once,
+/// beside the first copies.
 template <class Shape, class Begin>
 __device__ __forceinline__ void attend_piece(const Params& params, const Unit& unit,
                                              const Work& work, int32_t first_tile,
@@ -96,7 +99,10 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
   constexpr int32_t kStep = Shape::kTeams * Shape::kTileKeys;
   int32_t key = work.base + own * Shape::kTileKeys;  // of the tile that is worked on
   int32_t ahead = key;                               // of the tile that is loaded
-  int32_t page = count > 0 ? tile_page<Shape>(params, copies, ahead) : 0;
+  TilePages<Shape> pages;
+  if (count > 0) {
+    pages.fetch(params, copies, ahead);
+  }
   uint32_t load_stage = buffers;
   uint32_t stage = buffers;
   const auto next = [&](uint32_t current) {
@@ -109,13 +115,16 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
   for (int32_t n = 1 - Shape::kStages; n < count; ++n) {
     if (n >= 0) {
       cuda::cp_async_wait<Shape::kStages - 2>();
+      if constexpr (Shape::kWarpgroups) {
+        cuda::fence_async_shared();  // copies of threads, read by wgmma
+      }
       team_sync<Shape>(team);  // the tile is there, and the stage of the one before is free
     }
     if (n + Shape::kStages - 1 < count) {
-      load_tile<Shape>(params, copies, ahead, page, load_stage);
+      load_tile<Shape>(params, copies, ahead, pages, load_stage);
       ahead += kStep;
       if (n + Shape::kStages < count) {
-        page = tile_page<Shape>(params, copies, ahead);
+        pages.fetch(params, copies, ahead);
       }
     }
     cuda::cp_async_commit();
@@ -130,9 +139,13 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
     if (n < 0) {
       continue;
     }
+    if constexpr (Shape::kWarpgroups) {
+      attend_by_warpgroup<Shape>(params, state, stage, key);
+    } else {
 #pragma unroll 1
-    for (int step = 0; step < Shape::kSteps; step += Shape::kJoint) {
-      attend<Shape>(params, state, stage + step * 16 * Shape::kDim * 2, key + step * 16);
+      for (int step = 0; step < Shape::kSteps; step += Shape::kJoint) {
+        attend_by_warp<Shape>(params, state, stage + step * 16 * Shape::kDim * 2, key + step * 16);
+      }
     }
     key += kStep;
     stage = next(stage);
@@ -158,7 +171,7 @@ __device__ __forceinline__ void report_faults(const Params& params, const Work& 
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     attention_decode_parts_kernel(const __grid_constant__ Params params) {
-  extern __shared__ __align__(128) float memory[];
+  extern __shared__ __align__(1024) float memory[];
   begin_decode_block();
   __shared__ RowStats stats[Shape::kTeams * Shape::kRows];
   const Part own = find_part<Shape>(params);
@@ -170,6 +183,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
         begin_count(share_counter(params, own), params.nonce);
       }
     });
+    if (Shape::kTeams == 1 && params.parts == 1) {
+      write_whole<Shape>(params, own.unit, own.work, state);
+      return;
+    }
     __syncthreads();  // the buffers become the sums'
     gather_teams<Shape>(params, state, own.work.row_count, stats, memory);
   }
@@ -180,7 +197,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     attention_decode_line_kernel(const __grid_constant__ Params params) {
-  extern __shared__ __align__(128) float memory[];
+  extern __shared__ __align__(1024) float memory[];
   begin_decode_block();
   __shared__ RowStats stats[Shape::kTeams * Shape::kRows];
   Stretch stretch = find_stretch<Shape>(params);
@@ -209,11 +226,18 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
             }
           }
         });
-        __syncthreads();  // the buffers become the sums'
-        gather_teams<Shape>(params, state, work.row_count, stats, memory);
+        if (Shape::kTeams == 1 && whole) {
+          write_whole<Shape>(params, unit, work, state);
+        }
+        __syncthreads();  // the buffers become the sums', or the next piece's
+        if (Shape::kTeams > 1 || !whole) {
+          gather_teams<Shape>(params, state, work.row_count, stats, memory);
+        }
       }
-      finish_piece<Shape>(params, line, unit, work, whole, stats, memory);
-      __syncthreads();  // the sums become the buffers of the next piece
+      if (Shape::kTeams > 1 || !whole) {
+        finish_piece<Shape>(params, line, unit, work, whole, stats, memory);
+        __syncthreads();  // the sums become the buffers of the next piece
+      }
     }
     advance(params, work.tiles, unit);
   }

@@ -66,17 +66,19 @@ struct Params {
 };
 
 /// What a kernel is compiled for. A team of kRowWarps warps, 16 rows each, walks its own tiles of
-/// keys through its own kStages buffers; the kTeams teams of a block take tiles in turn.
+/// keys through its own kStages buffers; the kTeams teams of a block take tiles in turn. Teams of
+/// four warps are warpgroups and multiply by wgmma up to 128 columns; all others by mma.sync.
 template <class T, int kDimension, int kRowWarpCount, int kTeamCount, int kKeySteps,
           int kStageCount, int kResidentBlocks>
 struct Shape {
   using Type = T;
   static constexpr int kDim = kDimension;
   static constexpr int kRowWarps = kRowWarpCount;
+  static constexpr bool kWarpgroups = kRowWarps == 4 && kDim <= 128;
   static constexpr int kTeams = kTeamCount;
   static constexpr int kSteps = kKeySteps;  // of 16 keys
   // Steps whose scores are worked on together, to hide the products' latency; registers bound it.
-  static constexpr int kJoint = kDim <= 128 ? kSteps : 1;
+  static constexpr int kJoint = kWarpgroups || kDim <= 128 ? kSteps : 1;
   static constexpr int kStages = kStageCount;
   static constexpr int kResident = kResidentBlocks;  // a multiprocessor
   static constexpr int kRows = 16 * kRowWarps;
@@ -86,9 +88,15 @@ struct Shape {
   static constexpr int kChunks = kDim / 8;  // of 16 bytes
   static constexpr int kTileBytes = kTileKeys * kDim * 2;
   static constexpr int kTeamBytes = kStages * 2 * kTileBytes;
-  // Threads that copy a row side by side, and rows that a team copies at once.
+  // Threads that copy a row side by side, rows that a team copies at once, and how often it does.
   static constexpr int kWidth = kDim == 96 ? 4 : kDim % 128 == 64 ? 8 : kChunks;
   static constexpr int kRowsOnce = kTeamThreads / kWidth;
+  static constexpr int kRowSteps = kTileKeys / kRowsOnce;
+  // From a row of a tile to the next, from a panel of 64 columns to the next (wgmma), and from a
+  // thread's chunk of a row to its next.
+  static constexpr int kRowBytes = kWarpgroups ? 128 : kDim * 2;
+  static constexpr int kPanelBytes = kTileKeys * 128;
+  static constexpr int kColumnBytes = kWarpgroups ? kWidth / 8 * kPanelBytes : kWidth * 16;
   // The teams' sums before they are joined: rows of f32, padded so that stores of two columns by
   // eight rows meet no bank twice. They lie where the keys were.
   static constexpr int kSumPitch = kDim + 8;
@@ -99,6 +107,7 @@ struct Shape {
   static constexpr bool kQueriesInShared = kDim > 128;
   static constexpr int kSharedBytes = kBufferBytes + (kQueriesInShared ? kRows * kDim * 2 : 0);
   static_assert(kTileKeys % kRowsOnce == 0 && kChunks % kWidth == 0);
+  static_assert(!kWarpgroups || (kDim % 64 == 0 && kBufferBytes % 1024 == 0));
 };
 
 }  // namespace flashloom::decode

@@ -7,14 +7,14 @@
 
 namespace flashloom::decode {
 
-// Up to 16 rows (query heads of a group x queries): each warp is a team with its own 16 keys a
-// tile. More rows: tiles of 64 rows, four warps share tiles of 32 keys. Last three numbers: teams
-// or steps of 16 keys, stages, blocks a multiprocessor; their products keep 64 KB or more of a
-// multiprocessor's keys under way. docs/kernels/attention.md names the runs that chose them.
+// Up to 16 rows (query heads of a group x queries): each warp is a team with its own tiles of keys.
+// More rows: tiles of 64 rows, four warps share tiles of keys. Numbers: teams, steps of 16 keys a
+// tile, stages, blocks a multiprocessor; their products keep 64 KB or more of a multiprocessor's
+// keys under way. docs/kernels/attention.md names the runs that chose them.
 template <class T, int kDim, int kTeams, int kSteps, int kStages, int kResident>
 using FewRows = Shape<T, kDim, 1, kTeams, kSteps, kStages, kResident>;
-template <class T, int kDim, int kTeams, int kStages, int kResident>
-using ManyRows = Shape<T, kDim, 4, kTeams, 2, kStages, kResident>;
+template <class T, int kDim, int kTeams, int kSteps, int kStages, int kResident>
+using ManyRows = Shape<T, kDim, 4, kTeams, kSteps, kStages, kResident>;
 
 /// Calls visitor.template operator()<Shape>() with the shape that fits the call.
 template <class T, class Visitor>
@@ -30,11 +30,10 @@ auto with_shape(const AttentionInputs& inputs, const AttentionOptions& options, 
            : dim <= 192 ? visitor.template operator()<FewRows<T, 192, 4, 1, 4, 1>>()
                         : visitor.template operator()<FewRows<T, 256, 4, 1, 3, 1>>();
   }
-  return dim <= 64    ? visitor.template operator()<ManyRows<T, 64, 2, 6, 1>>()
-         : dim <= 96  ? visitor.template operator()<ManyRows<T, 96, 2, 5, 1>>()
-         : dim <= 128 ? visitor.template operator()<ManyRows<T, 128, 2, 5, 1>>()
-         : dim <= 192 ? visitor.template operator()<ManyRows<T, 192, 2, 3, 1>>()
-                      : visitor.template operator()<ManyRows<T, 256, 2, 2, 1>>();
+  return dim <= 64    ? visitor.template operator()<ManyRows<T, 64, 1, 4, 6, 2>>()
+         : dim <= 128 ? visitor.template operator()<ManyRows<T, 128, 1, 4, 3, 2>>()
+         : dim <= 192 ? visitor.template operator()<ManyRows<T, 192, 2, 2, 3, 1>>()
+                      : visitor.template operator()<ManyRows<T, 256, 2, 2, 2, 1>>();
 }
 
 /// The launch for one storage type; a file each, so that they compile side by side.

@@ -89,6 +89,27 @@ TEST_F(AttentionDecodeGpu, EqualsTheReferenceAtEveryLength) {
   }
 }
 
+// Rows and keys around the borders of tiles of 64 rows and of 32 or 64 keys, whole and in parts.
+TEST_F(AttentionDecodeGpu, TilesOfManyRowsAtEveryBorder) {
+  const int64_t keys[] = {1, 31, 32, 33, 63, 64, 65, 127, 128, 129, 191, 193, 449};
+  for (const int64_t dim : {64, 80, 128, 192, 256}) {
+    size_t next = static_cast<size_t>(dim / 8);
+    for (const int64_t rows : {17, 31, 32, 33, 48, 63, 64, 65, 128, 129}) {
+      for (int i = 0; i < 3; ++i) {
+        const int64_t length = keys[next++ % std::size(keys)];
+        SCOPED_TRACE(std::to_string(dim) + ", " + std::to_string(rows) + " rows, " +
+                     std::to_string(length) + " keys");
+        DecodeCase description = {
+            .heads = rows, .key_heads = 1, .keys = length, .dim = dim, .out_dtype = DType::f32};
+        check(description);
+        description.options.execution.splits = 3;
+        description.used_key = {static_cast<int32_t>(length), static_cast<int32_t>(length / 2)};
+        check(description);
+      }
+    }
+  }
+}
+
 TEST_F(AttentionDecodeGpu, KeysBehindUsedLengthsAreInvisible) {
   const std::vector<int32_t> used = {0, 1, 15, 16, 17, 47, 48, 49, 127, 128, 129, 300};
   for (const int64_t page_size : {0, 1, 7, 16, 64}) {
@@ -118,7 +139,7 @@ TEST_F(AttentionDecodeGpu, ManySequencesOfAnyLength) {
 }
 
 TEST_F(AttentionDecodeGpu, PagesOfAnySize) {
-  for (const int64_t page_size : {1, 2, 3, 15, 16, 17, 100, 128, 4096}) {
+  for (const int64_t page_size : {1, 2, 3, 8, 15, 16, 17, 24, 48, 64, 100, 128, 4096}) {
     for (const int64_t keys : {1, 130, 1025}) {
       SCOPED_TRACE(std::to_string(page_size) + " " + std::to_string(keys));
       check({.keys = keys, .page_size = page_size});
@@ -262,13 +283,37 @@ TEST_F(AttentionDecodeGpu, RowsOfHeadsSideBySide) {
   }
 }
 
+// A stride of 0, which the copy engine's maps refuse.
+TEST_F(AttentionDecodeGpu, OneHeadOfKeysForAll) {
+  for (const int64_t queries : {1, 9}) {
+    DecodeCall call({.queries = queries, .out_dtype = DType::f32});
+    AttentionInputs inputs = call.inputs();
+    inputs.k.strides[1] = inputs.v.strides[1] = 0;
+    Tensor results[2];
+    for (const bool exact : {false, true}) {
+      AttentionOptions options = call.options();
+      options.execution.backend = exact ? AttentionBackend::reference : AttentionBackend::automatic;
+      DeviceMemory workspace(attention_forward_workspace_bytes(call.outputs(), inputs, options));
+      call.device_out->poison();
+      attention_forward(call.outputs(), inputs, workspace.span(), options);
+      call.fetch();
+      results[exact ? 1 : 0] = call.out.as(DType::f32);
+    }
+    // Results are about 0.1, of 300 values; weights are rounded at 2^-9. Another head's differ by
+    // their size.
+    EXPECT_LT(attention_test::distance(results[0], results[1]), 4e-3) << queries;
+  }
+}
+
 TEST_F(AttentionDecodeGpu, GraphsReplayWithOtherLengths) {
-  for (const int64_t queries : {1, 8}) {
-    DecodeCall call({.batch = 3,
-                     .queries = queries,
-                     .keys = 2000,
-                     .page_size = 64,
-                     .used_key = {2000, 2000, 2000}});
+  for (const auto& [queries, splits] : {std::pair<int64_t, int>{1, 0}, {8, 0}, {16, 0}, {8, 6}}) {
+    DecodeCase description = {.batch = 3,
+                              .queries = queries,
+                              .keys = 2000,
+                              .page_size = 64,
+                              .used_key = {2000, 2000, 2000}};
+    description.options.execution.splits = splits;
+    DecodeCall call(description);
     DeviceMemory workspace(
         attention_forward_workspace_bytes(call.outputs(), call.inputs(), call.options()));
     cudaStream_t stream;
@@ -301,14 +346,22 @@ TEST_F(AttentionDecodeGpu, GraphsReplayWithOtherLengths) {
 }
 
 TEST_F(AttentionDecodeGpu, ManyRunsGiveTheSameBits) {
-  for (const int64_t queries : {2, 16}) {
-    DecodeCall call(
-        {.batch = 5, .queries = queries, .keys = 3000, .used_key = {3000, 17, 1234, 0, 2999}});
-    call.run();
-    const Bits first = bits(call);
-    for (int round = 0; round < 30; ++round) {
-      call.run();
-      ASSERT_TRUE(first == bits(call)) << queries << " queries, run " << round;
+  for (const int64_t dim : {128, 256}) {
+    for (const int64_t queries : {2, 16}) {
+      for (const bool ragged : {true, false}) {  // a line of tiles; parts, in clusters
+        DecodeCase description = {.batch = 5, .queries = queries, .keys = 3000, .dim = dim};
+        if (ragged) {
+          description.used_key = {3000, 17, 1234, 0, 2999};
+        }
+        DecodeCall call(description);
+        call.run();
+        const Bits first = bits(call);
+        for (int round = 0; round < 30; ++round) {
+          call.run();
+          ASSERT_TRUE(first == bits(call))
+              << dim << ", " << queries << " queries, " << ragged << ", run " << round;
+        }
+      }
     }
   }
 }
