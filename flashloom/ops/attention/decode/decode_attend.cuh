@@ -25,8 +25,9 @@ struct Row {
 template <class Shape>
 struct RowState {
   uint32_t q[Shape::kQueriesInShared ? 1 : Shape::kDim / 16][4];
-  // (kDim / 16, 32) of this warp's rows, where queries lie in shared memory.
-  const uint4* shared_q;
+  // mma.sync: operands (kDim / 16, 32) of this warp's rows, 16 bytes a lane. wgmma: a tile of
+  // panels.
+  std::conditional_t<Shape::kWarpgroups, uint32_t, const char*> shared_q;
   float out[Shape::kDim / 8][4];
   float largest[2], sum[2];  // the sum is that of a lane's own keys
   Row row[2];
@@ -169,7 +170,7 @@ __device__ __forceinline__ void attend_by_warp(const Params& params, RowState<Sh
   for (int c = 0; c < kDim / 16; ++c) {
     uint32_t q[4];
     if constexpr (Shape::kQueriesInShared) {
-      const uint4 words = state.shared_q[c * 32 + lane];
+      const uint4 words = reinterpret_cast<const uint4*>(state.shared_q)[c * 32 + lane];
       q[0] = words.x;
       q[1] = words.y;
       q[2] = words.z;
@@ -225,8 +226,14 @@ __device__ __forceinline__ void attend_by_warpgroup(const Params& params, RowSta
 #pragma unroll
   for (int c = 0; c < kDim / 16; ++c) {
     const uint64_t b = moved_descriptor(k, k_major_step(c, kKeys));
-    ScoreProduct::template from_registers<Major::kReduced>(
-        score_registers, state.q[c][0], state.q[c][1], state.q[c][2], state.q[c][3], b, c != 0);
+    if constexpr (Shape::kQueriesInShared) {
+      const uint64_t q = k_major_descriptor(state.shared_q);
+      ScoreProduct::template from_shared<Major::kReduced, Major::kReduced>(
+          score_registers, moved_descriptor(q, k_major_step(c, Shape::kRows)), b, c != 0);
+    } else {
+      ScoreProduct::template from_registers<Major::kReduced>(
+          score_registers, state.q[c][0], state.q[c][1], state.q[c][2], state.q[c][3], b, c != 0);
+    }
   }
   wgmma_commit();
   wgmma_wait<0>();

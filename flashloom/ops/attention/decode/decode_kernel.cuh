@@ -1,6 +1,7 @@
 #pragma once
 
 #include "flashloom/ops/attention/decode/decode_attend.cuh"
+#include "flashloom/ops/attention/decode/decode_boxes.cuh"
 #include "flashloom/ops/attention/decode/decode_cluster.cuh"
 #include "flashloom/ops/attention/decode/decode_merge.cuh"
 #include "flashloom/ops/attention/decode/decode_work.cuh"
@@ -56,9 +57,15 @@ __device__ __forceinline__ void load_rows(const Params& params, const Unit& unit
   }
   state.all_first = __reduce_max_sync(0xffffffffu, state.all_first);
   state.all_last = __reduce_min_sync(0xffffffffu, state.all_last);
-  auto* shared_q = reinterpret_cast<uint4*>(memory + Shape::kBufferBytes / 4) +
-                   row_warp * (Shape::kDim / 16) * 32;
-  state.shared_q = shared_q;
+  char* shared_q = reinterpret_cast<char*>(memory) + Shape::kBufferBytes;
+  if constexpr (!Shape::kWarpgroups) {
+    shared_q += row_warp * Shape::kDim * 32;
+  }
+  if constexpr (Shape::kWarpgroups) {
+    state.shared_q = cuda::shared_address(shared_q);
+  } else {
+    state.shared_q = shared_q;
+  }
   if (Shape::kQueriesInShared && threadIdx.x >= Shape::kTeamThreads) {
     return;  // the first team's warps store what all teams read
   }
@@ -75,8 +82,16 @@ __device__ __forceinline__ void load_rows(const Params& params, const Unit& unit
         state.q[c][part] = words[part];
       }
     }
-    if constexpr (Shape::kQueriesInShared) {
-      shared_q[c * 32 + lane] = {words[0], words[1], words[2], words[3]};
+    if constexpr (Shape::kQueriesInShared && Shape::kWarpgroups) {
+#pragma unroll
+      for (int part = 0; part < 4; ++part) {
+        *reinterpret_cast<uint32_t*>(
+            shared_q + cuda::swizzled_offset(row_warp * 16 + lane / 4 + part % 2 * 8,
+                                             (c * 2 + part / 2) * 8 + lane % 4 * 2, Shape::kRows)) =
+            words[part];
+      }
+    } else if constexpr (Shape::kQueriesInShared) {
+      reinterpret_cast<uint4*>(shared_q)[c * 32 + lane] = {words[0], words[1], words[2], words[3]};
     }
   }
 }
@@ -133,6 +148,9 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
       load_rows<Shape>(params, unit, work, memory, state);
       begin();
       if constexpr (Shape::kQueriesInShared) {
+        if constexpr (Shape::kWarpgroups) {
+          cuda::fence_async_shared();
+        }
         __syncthreads();
       }
     }
@@ -152,6 +170,29 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
   }
 }
 
+/// What a thread's role is in a piece of a unit; only teams have a state afterwards.
+template <class Shape, class Begin>
+__device__ __forceinline__ void work_on_piece(const typename Shape::KernelParams& params,
+                                              const Unit& unit, const Work& work,
+                                              int32_t first_tile, int32_t last_tile, float* memory,
+                                              Barriers<Shape>& barriers, Phases& phases,
+                                              RowState<Shape>& state, Begin begin) {
+  if constexpr (Shape::kProducer) {
+    char* bytes = reinterpret_cast<char*>(memory);
+    if (threadIdx.x >= Shape::kTeamsThreads) {
+      produce_piece<Shape>(params, unit, work, first_tile, last_tile, bytes, barriers, phases);
+    } else {
+      consume_piece<Shape>(params, work, first_tile, last_tile, bytes, barriers, phases, state,
+                           [&] {
+                             load_rows<Shape>(params, unit, work, memory, state);
+                             begin();
+                           });
+    }
+  } else {
+    attend_piece<Shape>(params, unit, work, first_tile, last_tile, memory, state, begin);
+  }
+}
+
 __device__ __forceinline__ void begin_decode_block() {
   if (cuda::kDebug && threadIdx.x == 0) {
     cuda::begin_debug_block();
@@ -167,22 +208,49 @@ __device__ __forceinline__ void report_faults(const Params& params, const Work& 
   }
 }
 
+/// Before the first piece. The producer starts with all stages free.
+template <class Shape>
+__device__ __forceinline__ Phases begin_barriers(const typename Shape::KernelParams& params,
+                                                 Barriers<Shape>& barriers) {
+  Phases phases = {0, 0, 0};
+  if constexpr (Shape::kProducer) {
+    if (threadIdx.x == Shape::kTeamsThreads) {
+      cuda::prefetch_tensor_map(&params.k_map);
+      cuda::prefetch_tensor_map(&params.v_map);
+      init_barriers<Shape>(barriers);
+    }
+    phases.stages = threadIdx.x >= Shape::kTeamsThreads ? 0xffffffffu : 0;
+    __syncthreads();
+  }
+  return phases;
+}
+
 /// A part of a unit a block.
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
-    attention_decode_parts_kernel(const __grid_constant__ Params params) {
+    attention_decode_parts_kernel(const __grid_constant__ typename Shape::KernelParams params) {
   extern __shared__ __align__(1024) float memory[];
   begin_decode_block();
+  __shared__ Barriers<Shape> barriers;
   __shared__ RowStats stats[Shape::kTeams * Shape::kRows];
-  const Part own = find_part<Shape>(params);
-  report_faults(params, own.work);
+  __shared__ alignas(Part) unsigned char kept_bytes[sizeof(Part)];  // Part has initializers
+  Part& kept = *reinterpret_cast<Part*>(kept_bytes);
+  const Part found = find_part<Shape>(params);
+  report_faults(params, found.work);
+  // What only the end needs has no registers beside the sums of a block with a producer.
+  if (Shape::kProducer && threadIdx.x == 0) {
+    kept = found;
+  }
+  const Part& own = Shape::kProducer ? kept : found;
+  Phases phases = begin_barriers<Shape>(params, barriers);
   {
     RowState<Shape> state;
-    attend_piece<Shape>(params, own.unit, own.work, own.begin, own.end, memory, state, [&] {
-      if (params.parts != params.cluster && threadIdx.x == 0) {
-        begin_count(share_counter(params, own), params.nonce);
-      }
-    });
+    work_on_piece<Shape>(params, found.unit, found.work, found.begin, found.end, memory, barriers,
+                         phases, state, [&] {
+                           if (params.parts != params.cluster && threadIdx.x == 0) {
+                             begin_count(share_counter(params, found), params.nonce);
+                           }
+                         });
     if (Shape::kTeams == 1 && params.parts == 1) {
       write_whole<Shape>(params, own.unit, own.work, state);
       return;
@@ -196,9 +264,11 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
 /// A stretch of the line of all units a block.
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
-    attention_decode_line_kernel(const __grid_constant__ Params params) {
+    attention_decode_line_kernel(const __grid_constant__ typename Shape::KernelParams params) {
   extern __shared__ __align__(1024) float memory[];
   begin_decode_block();
+  __shared__ Barriers<Shape> barriers;
+  Phases phases = begin_barriers<Shape>(params, barriers);
   __shared__ RowStats stats[Shape::kTeams * Shape::kRows];
   Stretch stretch = find_stretch<Shape>(params);
   const Line& line = stretch.line;
@@ -216,16 +286,17 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
       const bool whole = last_tile - first_tile == work.tiles;
       {
         RowState<Shape> state;
-        attend_piece<Shape>(params, unit, work, first_tile, last_tile, memory, state, [&] {
-          if (!whole && threadIdx.x == 0) {
-            const Sharing sharing = sharing_of<Shape>(line, unit, work);
-            const int32_t first = sharing.group_first(static_cast<int32_t>(blockIdx.x));
-            begin_count(group_counter(params, line.slot(first, unit.start)), params.nonce);
-            if (sharing.groups() > 1) {
-              begin_count(unit_counter(params, unit), params.nonce);
-            }
-          }
-        });
+        work_on_piece<Shape>(
+            params, unit, work, first_tile, last_tile, memory, barriers, phases, state, [&] {
+              if (!whole && threadIdx.x == 0) {
+                const Sharing sharing = sharing_of<Shape>(line, unit, work);
+                const int32_t first = sharing.group_first(static_cast<int32_t>(blockIdx.x));
+                begin_count(group_counter(params, line.slot(first, unit.start)), params.nonce);
+                if (sharing.groups() > 1) {
+                  begin_count(unit_counter(params, unit), params.nonce);
+                }
+              }
+            });
         if (Shape::kTeams == 1 && whole) {
           write_whole<Shape>(params, unit, work, state);
         }
@@ -236,6 +307,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
       }
       if (Shape::kTeams > 1 || !whole) {
         finish_piece<Shape>(params, line, unit, work, whole, stats, memory);
+        if constexpr (Shape::kProducer) {
+          cuda::fence_async_shared();
+        }
         __syncthreads();  // the sums become the buffers of the next piece
       }
     }

@@ -9,11 +9,14 @@
 #include <cmath>
 #include <cstdint>
 #include <numbers>
+#include <numeric>
 #include <random>
 
 #include "flashloom/cuda/error.cuh"
+#include "flashloom/cuda/tensor_map.cuh"
 #include "flashloom/ops/attention/attention.h"
 #include "flashloom/ops/attention/decode/decode_kernel.cuh"
+#include "flashloom/ops/attention/sm90/problem.cuh"
 
 namespace flashloom::decode {
 
@@ -199,6 +202,46 @@ inline Params make_params(const AttentionOutputs& outputs, const AttentionInputs
   return params;
 }
 
+/// Rows of the boxes by which the copy engine fetches tiles of `tile_keys` keys: tiles, or what of
+/// them lies in one page; 0 where it cannot, and threads copy.
+inline int32_t box_rows(const AttentionInputs& inputs, const AttentionSequences& sequences,
+                        int32_t tile_keys) {
+  for (const ConstTensorView* view : {&inputs.k, &inputs.v}) {
+    bool mapped = view->size() > 0;
+    for (int i = 0; i + 1 < view->rank; ++i) {
+      // Bytes of a stride fit 40 bits; a stride of 0 (one head for all) is none for the engine.
+      mapped =
+          mapped && view->shape[i] < (int64_t{1} << 31) &&
+          (view->shape[i] == 1 || (view->strides[i] > 0 && view->strides[i] < (int64_t{1} << 38)));
+    }
+    if (!mapped) {
+      return 0;
+    }
+  }
+  if (!sequences.page_table) {
+    return tile_keys;
+  }
+  // The swizzle repeats every 8 rows, so boxes start at multiples of 8.
+  const auto rows = static_cast<int32_t>(std::gcd<int64_t>(sequences.page_size, tile_keys));
+  return rows % 8 == 0 ? rows : 0;
+}
+
+template <class Shape>
+typename Shape::KernelParams make_kernel_params(const AttentionOutputs& outputs,
+                                                const AttentionInputs& inputs,
+                                                const AttentionOptions& options) {
+  typename Shape::KernelParams params = {};
+  static_cast<Params&>(params) = make_params(outputs, inputs, options);
+  if constexpr (Shape::kProducer) {
+    params.box_rows = box_rows(inputs, options.sequences, Shape::kTileKeys);
+    params.keys_packed = inputs.k.rank == 3 ? 1 : 0;
+    const auto rows = static_cast<uint32_t>(params.box_rows);
+    params.k_map = cuda::make_tile_map(sm90::as_batched(inputs.k), rows);
+    params.v_map = cuda::make_tile_map(sm90::as_batched(inputs.v), rows);
+  }
+  return params;
+}
+
 /// More than half of a multiprocessor's shared memory: where all blocks can have a multiprocessor
 /// of their own, two clusters must not share some while others idle.
 template <class Shape>
@@ -246,7 +289,8 @@ int64_t clusters_at_once(const cudaLaunchConfig_t& config, int64_t cluster, cons
 }
 
 template <class Shape>
-void launch_parts(const Plan& plan, Params& params, const Device& device, cudaStream_t stream) {
+void launch_parts(const Plan& plan, typename Shape::KernelParams& params, const Device& device,
+                  cudaStream_t stream) {
   auto* kernel = &attention_decode_parts_kernel<Shape>;
   const int64_t count = multiprocessors(device);
   int64_t cluster = plan.cluster;
@@ -277,7 +321,7 @@ void launch_decode(const AttentionOutputs& outputs, const AttentionInputs& input
   if (plan.units == 0) {
     return;
   }
-  Params params = make_params(outputs, inputs, options);
+  auto params = make_kernel_params<Shape>(outputs, inputs, options);
   params.parts = static_cast<int32_t>(plan.parts);
   params.tiles_block = static_cast<int32_t>(plan.tiles_block);
   params.row_tiles = static_cast<int32_t>(plan.row_tiles);

@@ -23,7 +23,7 @@ __device__ __forceinline__ void gather_teams(const Params& params, RowState<Shap
   state.add_lanes();
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
-    if (lane % 4 == 0) {
+    if (lane % 4 == 0 && team < Shape::kTeams) {
       stats[team * Shape::kRows + first_row + r * 8] = {state.largest[r], state.sum[r]};
     }
   }
@@ -33,8 +33,8 @@ __device__ __forceinline__ void gather_teams(const Params& params, RowState<Shap
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const uint32_t row = first_row + r * 8;
-    if (static_cast<int32_t>(row) >= row_count) {
-      continue;
+    if (static_cast<int32_t>(row) >= row_count || team >= Shape::kTeams) {
+      continue;  // a producer has no sums
     }
     float factor = 1;
     if constexpr (Shape::kTeams > 1) {

@@ -1,6 +1,9 @@
 #pragma once
 
+#include <cuda.h>
+
 #include <cstdint>
+#include <type_traits>
 
 #include "flashloom/ops/attention/divisor.h"
 #include "flashloom/ops/attention/patterns/sequence_geometry.h"
@@ -65,11 +68,21 @@ struct Params {
   int32_t* status;
 };
 
+/// With what warpgroups need: the copy engine's maps of k and v, boxes of box_rows rows; 0: none,
+/// and threads copy.
+struct MappedParams : Params {
+  CUtensorMap k_map, v_map;
+  int32_t box_rows;
+  int32_t keys_packed;  // one sequence behind the other, without a dimension of their own
+};
+
 /// What a kernel is compiled for. A team of kRowWarps warps, 16 rows each, walks its own tiles of
 /// keys through its own kStages buffers; the kTeams teams of a block take tiles in turn. Teams of
-/// four warps are warpgroups and multiply by wgmma up to 128 columns; all others by mma.sync.
+/// four warps are warpgroups and multiply by wgmma up to 128 columns, all others by mma.sync. Teams
+/// copy their own tiles, or, with kHasProducer, one more warp has the copy engine fetch those of
+/// all.
 template <class T, int kDimension, int kRowWarpCount, int kTeamCount, int kKeySteps,
-          int kStageCount, int kResidentBlocks>
+          int kStageCount, int kResidentBlocks, bool kHasProducer = false>
 struct Shape {
   using Type = T;
   static constexpr int kDim = kDimension;
@@ -84,7 +97,9 @@ struct Shape {
   static constexpr int kRows = 16 * kRowWarps;
   static constexpr int kTileKeys = 16 * kSteps;
   static constexpr int kTeamThreads = 32 * kRowWarps;
-  static constexpr int kThreads = kTeams * kTeamThreads;
+  static constexpr bool kProducer = kHasProducer;
+  static constexpr int kTeamsThreads = kTeams * kTeamThreads;
+  static constexpr int kThreads = kTeamsThreads + (kProducer ? 32 : 0);
   static constexpr int kChunks = kDim / 8;  // of 16 bytes
   static constexpr int kTileBytes = kTileKeys * kDim * 2;
   static constexpr int kTeamBytes = kStages * 2 * kTileBytes;
@@ -103,9 +118,11 @@ struct Shape {
   static constexpr int kSumBytes = kTeams * kRows * kSumPitch * 4;
   static constexpr int kBufferBytes =
       kTeams * kTeamBytes > kSumBytes ? kTeams* kTeamBytes : kSumBytes;
-  // Queries as operands, 16 bytes a lane, where registers have no room for them beside the sums.
-  static constexpr bool kQueriesInShared = kDim > 128;
+  // Queries as operands, where registers have no room for them beside the sums: 168 a thread of
+  // five or nine warps, two or one block a multiprocessor.
+  static constexpr bool kQueriesInShared = kDim > (kProducer ? 64 : 128);
   static constexpr int kSharedBytes = kBufferBytes + (kQueriesInShared ? kRows * kDim * 2 : 0);
+  using KernelParams = std::conditional_t<kProducer, MappedParams, Params>;
   static_assert(kTileKeys % kRowsOnce == 0 && kChunks % kWidth == 0);
   static_assert(!kWarpgroups || (kDim % 64 == 0 && kBufferBytes % 1024 == 0));
 };

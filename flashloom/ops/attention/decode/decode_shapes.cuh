@@ -15,6 +15,8 @@ template <class T, int kDim, int kTeams, int kSteps, int kStages, int kResident>
 using FewRows = Shape<T, kDim, 1, kTeams, kSteps, kStages, kResident>;
 template <class T, int kDim, int kTeams, int kSteps, int kStages, int kResident>
 using ManyRows = Shape<T, kDim, 4, kTeams, kSteps, kStages, kResident>;
+template <class T, int kDim, int kTeams, int kSteps, int kStages, int kResident>
+using ManyRowsFetched = Shape<T, kDim, 4, kTeams, kSteps, kStages, kResident, true>;
 
 /// Calls visitor.template operator()<Shape>() with the shape that fits the call.
 template <class T, class Visitor>
@@ -29,6 +31,9 @@ auto with_shape(const AttentionInputs& inputs, const AttentionOptions& options, 
            : dim <= 128 ? visitor.template operator()<FewRows<T, 128, 4, 1, 3, 2>>()
            : dim <= 192 ? visitor.template operator()<FewRows<T, 192, 4, 1, 4, 1>>()
                         : visitor.template operator()<FewRows<T, 256, 4, 1, 3, 1>>();
+  }
+  if (dim <= 64 && box_rows(inputs, options.sequences, 64) > 0) {
+    return visitor.template operator()<ManyRowsFetched<T, 64, 2, 4, 6, 1>>();
   }
   return dim <= 64    ? visitor.template operator()<ManyRows<T, 64, 1, 4, 6, 2>>()
          : dim <= 128 ? visitor.template operator()<ManyRows<T, 128, 1, 4, 3, 2>>()
