@@ -11,13 +11,11 @@
 namespace flashloom::decode {
 
 // Tiles of K and V by the copy engine, for warpgroups: boxes of 64 columns by params.box_rows rows,
-// a lane of the producer's warp each (at most 32: a box has 8 rows or more). Where the warpgroups
-// start their copies themselves, that is part of the chain of each tile: by the copy engine a tile
-// of 64 keys took 2,500 cycles, one of 32 keys 1,700 (run dec7), and behind cp.async wgmma needs a
-// fence that waits for all copies under way.
+// a lane of the producer's warp each (at most 32: a box has 8 rows or more). Behind cp.async wgmma
+// needs a fence, which waits for all of a thread's copies under way. docs/kernels/attention.md says
+// where this pays.
 
-/// Barriers of a team's stages and what their users know of them: a bit a stage, the parity that
-/// they wait for next.
+/// What producer and warpgroups tell each other.
 template <class Shape>
 struct Barriers {
   uint64_t full[Shape::kTeams][Shape::kStages];   // bytes have come
