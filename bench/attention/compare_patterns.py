@@ -53,19 +53,30 @@ def row(name, flops, calls, bound=None):
     return result
 
 
+WINDOWS = [  # heads, heads of keys, head dimension, left, right, rows
+    (12, 12, 64, 64, 64, (1024, 2048, 4096, 8192, 16384, 32768)),  # ModernBERT's local layers
+    (12, 12, 64, 128, 128, (1024, 8192)), (12, 12, 64, 64, 0, (8192,)),
+    (64, 8, 64, 127, 0, (8192,)),  # gpt-oss's
+    (12, 12, 64, 255, 0, (8192,)), (12, 12, 128, 64, 64, (8192,)), (32, 8, 128, 127, 0, (8192,))]
+
+
 def windows(attention):
-    """ModernBERT's local layers: 12 heads of 64, 64 keys on each side, 32k tokens."""
+    """32k tokens, 16k where heads are many or wide."""
     rate = copy_rate()
     print(json.dumps(dict(case="copy, GB/s read and written", rate=round(rate / 1e6))), flush=True)
-    for seq in (1024, 8192):
-        q, k, v = tensors(32768 // seq, seq, 12, 12, 64)
-        pairs = sum(min(seq, i + 65) - max(0, i - 64) for i in range(seq))
-        calls = {"flashloom": ours(attention, q, k, v, left=64, right=64)}
-        if fa4:
-            calls["fa4"] = lambda: fa4._flash_attn_fwd(q, k, v, window_size_left=64,
-                                                       window_size_right=64)
-        yield row(f"window 64, D 64, S {seq}", 4 * q.shape[0] * 12 * pairs * 64, calls,
-                  32768 * 12 * (4 * 64 * 2 + 4) / rate)
+    for heads, group, dim, left, right, lengths in WINDOWS:
+        for seq in lengths:
+            batch = (32768 if heads * dim < 1024 else 16384) // seq
+            q, k, v = tensors(batch, seq, heads, group, dim)
+            pairs = sum(min(seq, i + right + 1) - max(0, i - left) for i in range(seq))
+            calls = {"flashloom": ours(attention, q, k, v, left=left, right=right)}
+            if fa4:  # FA3's wheel has no windows
+                calls["fa4"] = lambda: fa4._flash_attn_fwd(q, k, v, window_size_left=left,
+                                                           window_size_right=right)
+            rows = batch * seq
+            yield row(f"window {left}, {right}, D {dim}, heads {heads}/{group}, S {seq}",
+                      4 * batch * heads * pairs * dim, calls,
+                      rows * (heads * (4 * dim + 4) + group * 4 * dim) / rate)
 
 
 def packed(attention):

@@ -14,6 +14,7 @@
 #include "flashloom/ops/attention/attention_test_contract.h"
 #include "flashloom/ops/attention/attention_test_device.cuh"
 #include "flashloom/ops/attention/random_blocks_for_test.h"
+#include "flashloom/ops/attention/sm90/forward_band_call.cuh"
 
 // The same bits whenever the roles of a kernel get to their work. A debug build runs each call with
 // delays of several seeds; with FLASHLOOM_DIGESTS=FILE another build writes the bits that they must
@@ -27,9 +28,9 @@ namespace {
 
 using attention_test::Case;
 using attention_test::ContractCases;
-using attention_test::DeviceExecutor;
 using attention_test::RandomBlocks;
 using attention_test::Results;
+using attention_test::SharedOffsetsExecutor;
 using attention_test::Tensor;
 
 // FNV-1a of a result's bytes.
@@ -80,6 +81,12 @@ std::vector<NamedCase> cases() {
     masked.options.blocks = all.back().mask->blocks;
     // Several tiles of queries for each team of warpgroups.
     masked.options.execution.multiprocessor_share = 0.06F;
+    // Narrow bands, whose kernels want the same rows of queries and keys.
+    add("band", 1500, 1500, dim, {64, 64}, true).key_heads = 4;
+    add("band to the left, grouped heads", 900, 900, dim, {128, 0}, false);
+    Case& documents = add("packed band", 1000, 1000, dim, {64, 64}, true);
+    documents.packed_queries = documents.packed_keys = {0, 1, 130, 191, 700, 1000};
+    documents.batch = 1;
   }
   for (const int64_t dim : {96, 192, 256}) {
     add("causal", 700, 700, dim, {.right = 0}, false);
@@ -95,10 +102,11 @@ std::vector<NamedCase> cases() {
 using Digests = std::map<std::string, uint64_t>;
 
 Digests run_all() {
+  sm90::forward_band_always = true;  // small calls, too
   Digests digests;
   for (const NamedCase& test : cases()) {
-    const Results results = test.call.run(AttentionBackend::sm90, test.backward, DeviceExecutor(),
-                                          DType::bf16, DType::bf16);
+    const Results results = test.call.run(AttentionBackend::sm90, test.backward,
+                                          SharedOffsetsExecutor(), DType::bf16, DType::bf16);
     const std::pair<const char*, const Tensor*> parts[] = {{"out", &results.out},
                                                            {"lse", &results.lse},
                                                            {"dq", &results.dq},
@@ -110,6 +118,7 @@ Digests run_all() {
       }
     }
   }
+  sm90::forward_band_always = false;
   return digests;
 }
 

@@ -300,4 +300,30 @@ class DeviceExecutor : public Executor {
   int repeats_;
 };
 
+/// Queries and keys by one tensor of offsets and one of used lengths: kernels that want the rows of
+/// both to be the same can see that they are.
+class SharedOffsetsExecutor : public DeviceExecutor {
+ public:
+  using DeviceExecutor::DeviceExecutor;
+
+ protected:
+  void call_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                    std::span<std::byte> workspace,
+                    const AttentionOptions& options) const override {
+    DeviceExecutor::call_forward(outputs, inputs, workspace, shared(options));
+  }
+
+  void call_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
+                     const AttentionSaved& saved, std::span<std::byte> workspace,
+                     const AttentionOptions& options) const override {
+    DeviceExecutor::call_backward(gradients, inputs, saved, workspace, shared(options));
+  }
+
+  static AttentionOptions shared(AttentionOptions options) {
+    options.sequences.cu_key = options.sequences.cu_query;
+    options.sequences.used_key = options.sequences.used_query;
+    return options;
+  }
+};
+
 }  // namespace flashloom::attention_test

@@ -36,6 +36,7 @@ using attention_test::own_stream;
 using attention_test::packed_with_nan_behind;
 using attention_test::pointers_to;
 using attention_test::RandomBlocks;
+using attention_test::SharedOffsetsExecutor;
 
 class BackwardSm90 : public testing::TestWithParam<std::tuple<DType, int, int>> {};
 
@@ -152,18 +153,6 @@ TEST(BackwardSm90Borders, SumsInMemoryHoldTheLaw) {
   }
   EXPECT_EQ(expect_sm90_law(cases, true), static_cast<int>(cases.size()));
 }
-
-/// Packed queries and keys by one tensor of offsets.
-struct SharedOffsetsExecutor : DeviceExecutor {
- protected:
-  void call_backward(const AttentionGradients& gradients, const AttentionInputs& inputs,
-                     const AttentionSaved& saved, std::span<std::byte> workspace,
-                     const AttentionOptions& options) const override {
-    AttentionOptions same = options;
-    same.sequences.cu_key = same.sequences.cu_query;
-    DeviceExecutor::call_backward(gradients, inputs, saved, workspace, same);
-  }
-};
 
 // Queries and keys that are each other's neighbours: the kernel for narrow bands, which takes no
 // grouped heads.

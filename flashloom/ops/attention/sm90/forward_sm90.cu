@@ -1,5 +1,5 @@
 #include "flashloom/ops/attention/sm90/attention_sm90.h"
-#include "flashloom/ops/attention/sm90/forward_launch.cuh"
+#include "flashloom/ops/attention/sm90/forward_band_call.cuh"
 
 namespace flashloom::sm90 {
 namespace {
@@ -15,6 +15,9 @@ void forward(const ForwardCall& call) {
     launch_forward_general<T>(call, dim);
   } else if (blocks) {
     launch_forward_blocks<T>(call, dim);
+  } else if (const auto shift = forward_band_shift(call);
+             shift && forward_band_pays(call, *shift)) {
+    launch_forward_band<T>(call, *shift);
   } else if (dim <= 64) {
     launch_forward_64<T>(call);
   } else if (dim <= 128) {
