@@ -62,16 +62,44 @@ __device__ __forceinline__ JoinedRow join_many(int32_t count, float unit, Stats 
   return joined;
 }
 
-/// Four columns of a row of the cluster's sums.
+/// Statistics of the rows of a block's share, of all blocks of the cluster: fetched once, not once
+/// a column, because each is a transfer between multiprocessors.
 template <class Shape>
-__device__ __forceinline__ JoinedRow join_cluster(const Params& params, int32_t row, int32_t column,
-                                                  const RowStats* stats, const float* sums) {
-  const uint32_t stats_at = cuda::shared_address(stats + row);
+struct ShareStats {
+  // Shares cut rows, so a share has parts of up to two more than its even number.
+  RowStats of[Shape::kRows + 2 * 16];
+
+  __device__ __forceinline__ void fetch(const Params& params, const Share& share,
+                                        const RowStats* stats) {
+    constexpr int32_t kColumns = Shape::kDim / 4;
+    const int32_t first = share.first / kColumns;
+    const int32_t count = (share.end + kColumns - 1) / kColumns - first;
+#pragma unroll 1
+    for (auto at = static_cast<int32_t>(threadIdx.x); at < count * params.cluster;
+         at += Shape::kThreads) {
+      const int32_t row = at / params.cluster;
+      const uint32_t address = cuda::shared_address(stats + first + row);
+      of[at] = cuda::load_cluster_8(cuda::cluster_address(address, at - row * params.cluster));
+    }
+    __syncthreads();
+  }
+};
+
+/// Four columns of a row of the cluster's sums. Each block starts with its own, so that not all
+/// read from one at a time.
+template <class Shape>
+__device__ __forceinline__ JoinedRow join_cluster(const Params& params, const Share& share,
+                                                  int32_t row, int32_t column,
+                                                  const ShareStats<Shape>& stats,
+                                                  const float* sums) {
   const uint32_t value_at = cuda::shared_address(sums + row * Shape::kSumPitch + column);
+  const int32_t first = (row - share.first / (Shape::kDim / 4)) * params.cluster;
+  const auto turned = [&](int32_t i) {
+    return (i + static_cast<int32_t>(cuda::cluster_rank())) & (params.cluster - 1);
+  };
   return join_many(
-      params.cluster, params.unit,
-      [&](int32_t i) { return cuda::load_cluster_8(cuda::cluster_address(stats_at, i)); },
-      [&](int32_t i) { return cuda::load_cluster_16(cuda::cluster_address(value_at, i)); });
+      params.cluster, params.unit, [&](int32_t i) { return stats.of[first + turned(i)]; },
+      [&](int32_t i) { return cuda::load_cluster_16(cuda::cluster_address(value_at, turned(i))); });
 }
 
 /// A cluster's slot: the items' sums, then statistics of the rows of each share. Shares may cut a
@@ -98,6 +126,7 @@ __device__ __forceinline__ void finish_part(const Params& params, const Part& ow
   constexpr bool kJoins = Shape::kTeams > 1;
   __shared__ RowStats own_stats[kJoins ? Shape::kRows : 1];
   const RowStats* joined_stats = kJoins ? own_stats : stats;
+  __shared__ ShareStats<Shape> share_stats;
   __shared__ int is_last;
   const auto thread = static_cast<int32_t>(threadIdx.x);
   const bool whole = kJoins && params.parts == 1;
@@ -123,6 +152,7 @@ __device__ __forceinline__ void finish_part(const Params& params, const Part& ow
   cuda::cluster_wait();
   const Share share = share_of<Shape>(params, own);
   const int32_t clusters = params.parts / params.cluster;
+  share_stats.fetch(params, share, joined_stats);
   // Once over the cluster's blocks and, by the last to arrive, once over the clusters.
 #pragma unroll 1
   for (int level = 0; level < 2; ++level) {
@@ -133,7 +163,7 @@ __device__ __forceinline__ void finish_part(const Params& params, const Part& ow
       const int32_t column = item % kColumns * 4;
       JoinedRow joined;
       if (level == 0) {
-        joined = join_cluster<Shape>(params, row, column, joined_stats, sums);
+        joined = join_cluster<Shape>(params, share, row, column, share_stats, sums);
       } else {
         const ClusterSlot<Shape> first(params, own, 0);
         const int64_t step = params.slot_floats;
