@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "flashloom/core/error.h"
-#include "flashloom/ops/attention/attention.h"
+#include "flashloom/ops/attention/attention_test_gpu_call.h"
 
 // Which backend a call on a GPU takes, and why: a table. Shapes alone decide, so no GPU is needed;
 // the library assumes Hopper where there is none to ask.
@@ -13,33 +13,8 @@
 namespace flashloom {
 namespace {
 
-constexpr Device kGpu = {Device::Kind::cuda, 0};
-
-TensorView tensor(DType dtype, std::initializer_list<int64_t> shape) {
-  return TensorView(static_cast<void*>(nullptr), dtype, shape, kGpu);
-}
-
-// A call of two sequences, 8 heads over 2, 300 queries and keys.
-struct Call {
-  AttentionInputs inputs;
-  AttentionOutputs outputs;
-  AttentionSaved saved;
-  AttentionGradients gradients;
-  AttentionOptions options;
-
-  explicit Call(DType dtype = DType::bf16, int64_t dim = 128) {
-    inputs = {tensor(dtype, {2, 8, 300, dim}), tensor(dtype, {2, 2, 300, dim}),
-              tensor(dtype, {2, 2, 300, dim})};
-    outputs.out = tensor(dtype, {2, 8, 300, dim});
-    outputs.lse = tensor(DType::f32, {2, 8, 300});
-    saved.out = outputs.out;
-    saved.lse = outputs.lse;
-    saved.dout = outputs.out;
-    gradients.dq = tensor(dtype, {2, 8, 300, dim});
-    gradients.dk = tensor(dtype, {2, 2, 300, dim});
-    gradients.dv = tensor(dtype, {2, 2, 300, dim});
-  }
-};
+using attention_test::gpu_tensor;
+using Call = attention_test::GpuCall;
 
 // "sm90", "portable: <reason>", or the text of the refusal.
 template <class Choose>
@@ -84,12 +59,12 @@ const std::vector<Row>& table() {
        "portable: the sm90 backend does not cover k in f16",
        "portable: the sm90 backend does not cover k in f16"},
       {"odd head dimension", [](Call& c) { c = Call(DType::bf16, 50); }, "portable", "portable"},
-      {"bias", [](Call& c) { c.options.score.bias = tensor(DType::bf16, {2, 8, 300, 300}); },
+      {"bias", [](Call& c) { c.options.score.bias = gpu_tensor(DType::bf16, {2, 8, 300, 300}); },
        "portable", "portable"},
       {"buckets",
        [](Call& c) {
-         c.options.positions.query_bucket_offsets = tensor(DType::i32, {2, 8, 4});
-         c.options.positions.key_bucket_offsets = tensor(DType::i32, {2, 2, 4});
+         c.options.positions.query_bucket_offsets = gpu_tensor(DType::i32, {2, 8, 4});
+         c.options.positions.key_bucket_offsets = gpu_tensor(DType::i32, {2, 2, 4});
        },
        "portable", "portable"},
       {"accumulate",
@@ -123,9 +98,9 @@ const std::vector<Row>& table() {
       {"head dimension 192, values of 128",
        [](Call& c) {
          c = Call(DType::bf16, 192);
-         c.gradients.dv = tensor(DType::bf16, {2, 2, 300, 128});
+         c.gradients.dv = gpu_tensor(DType::bf16, {2, 2, 300, 128});
          c.inputs.v = c.gradients.dv;
-         c.outputs.out = tensor(DType::bf16, {2, 8, 300, 128});
+         c.outputs.out = gpu_tensor(DType::bf16, {2, 8, 300, 128});
          c.saved.out = c.saved.dout = c.outputs.out;
        },
        "sm90", "sm90"},
@@ -144,24 +119,25 @@ const std::vector<Row>& table() {
       {"a gate",
        [](Call& c) {
          c.options.gate = {.kind = AttentionGate::Kind::absolute,
-                           .threshold = tensor(DType::f32, {8, 1})};
+                           .threshold = gpu_tensor(DType::f32, {8, 1})};
        },
        "reference: the sm90 backend does not cover a gate, nor the portable one a gate",
        "no gate: it has no gradient"},
       {"decoding over pages",
        [](Call& c) {
-         c.inputs = {tensor(DType::bf16, {2, 8, 1, 128}), tensor(DType::bf16, {20, 2, 16, 128}),
-                     tensor(DType::bf16, {20, 2, 16, 128})};
-         c.outputs = {.out = tensor(DType::bf16, {2, 8, 1, 128})};
-         c.options.sequences.page_table = tensor(DType::i32, {2, 10});
+         c.inputs = {gpu_tensor(DType::bf16, {2, 8, 1, 128}),
+                     gpu_tensor(DType::bf16, {20, 2, 16, 128}),
+                     gpu_tensor(DType::bf16, {20, 2, 16, 128})};
+         c.outputs = {.out = gpu_tensor(DType::bf16, {2, 8, 1, 128})};
+         c.options.sequences.page_table = gpu_tensor(DType::i32, {2, 10});
          c.options.sequences.max_key = 160;
          c.options.sequences.page_size = 16;
        },
        "sm90", "page_table"},
       {"many queries over pages",
        [](Call& c) {
-         c.inputs.k = c.inputs.v = tensor(DType::bf16, {40, 2, 16, 128});
-         c.options.sequences.page_table = tensor(DType::i32, {2, 20});
+         c.inputs.k = c.inputs.v = gpu_tensor(DType::bf16, {40, 2, 16, 128});
+         c.options.sequences.page_table = gpu_tensor(DType::i32, {2, 20});
          c.options.sequences.max_key = 320;
          c.options.sequences.page_size = 16;
        },
@@ -174,7 +150,7 @@ const std::vector<Row>& table() {
       {"8-bit storage",
        [](Call& c) {
          c.inputs.q.dtype = c.inputs.k.dtype = c.inputs.v.dtype = DType::e4m3;
-         c.options.fp8.q_scale = tensor(DType::f32, {2, 8});
+         c.options.fp8.q_scale = gpu_tensor(DType::f32, {2, 8});
        },
        "nor the portable one q in e4m3", "nor the portable one q in e4m3"},
       {"sm90 required", [](Call& c) { c.options.execution.backend = AttentionBackend::sm90; },

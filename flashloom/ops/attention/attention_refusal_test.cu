@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "flashloom/core/error.h"
-#include "flashloom/ops/attention/attention.h"
+#include "flashloom/ops/attention/attention_test_gpu_call.h"
 
 // Everything that the Hopper kernels refuse, one row a refusal: such a call takes the portable
 // kernels (or, where those do not cover it either, the float64 reference) and
@@ -17,38 +17,18 @@
 namespace flashloom {
 namespace {
 
-constexpr Device kGpu = {Device::Kind::cuda, 0};
+using attention_test::gpu_tensor;
 
-TensorView tensor(DType dtype, std::initializer_list<int64_t> shape, uintptr_t address = 0) {
-  return TensorView(reinterpret_cast<void*>(address), dtype, shape, kGpu);
-}
-
-// Two sequences, 8 heads over 2, 300 queries and keys.
-struct Call {
-  AttentionInputs inputs;
-  AttentionOutputs outputs;
-  AttentionSaved saved;
-  AttentionGradients gradients;
-  AttentionOptions options;
-
-  explicit Call(DType dtype = DType::bf16, int64_t dim = 128) {
-    inputs = {tensor(dtype, {2, 8, 300, dim}), tensor(dtype, {2, 2, 300, dim}),
-              tensor(dtype, {2, 2, 300, dim})};
-    outputs.out = tensor(dtype, {2, 8, 300, dim});
-    outputs.lse = tensor(DType::f32, {2, 8, 300});
-    saved = {.out = outputs.out, .lse = outputs.lse, .dout = outputs.out};
-    gradients.dq = tensor(dtype, {2, 8, 300, dim});
-    gradients.dk = tensor(dtype, {2, 2, 300, dim});
-    gradients.dv = tensor(dtype, {2, 2, 300, dim});
-  }
+struct Call : attention_test::GpuCall {
+  using GpuCall::GpuCall;
 
   void mask(int64_t rows, int64_t keys) {
     AttentionBlocks& blocks = options.blocks;
     blocks.block_rows = rows;
     blocks.block_keys = keys;
-    blocks.row_offsets = tensor(DType::i32, {1, 1, (299 + rows) / rows + 1});
-    blocks.column_offsets = tensor(DType::i32, {1, 1, (299 + keys) / keys + 1});
-    blocks.columns = blocks.rows = tensor(DType::i32, {1, 1, 6});
+    blocks.row_offsets = gpu_tensor(DType::i32, {1, 1, (299 + rows) / rows + 1});
+    blocks.column_offsets = gpu_tensor(DType::i32, {1, 1, (299 + keys) / keys + 1});
+    blocks.columns = blocks.rows = gpu_tensor(DType::i32, {1, 1, 6});
   }
 };
 
@@ -104,13 +84,13 @@ const std::vector<Row>& table() {
        "dq whose rows do not start at multiples of 16 bytes"},
       {"no keys",
        [](Call& c) {
-         c.inputs.k = c.inputs.v = tensor(DType::bf16, {2, 2, 0, 128});
-         c.gradients.dk = c.gradients.dv = tensor(DType::bf16, {2, 2, 0, 128});
+         c.inputs.k = c.inputs.v = gpu_tensor(DType::bf16, {2, 2, 0, 128});
+         c.gradients.dk = c.gradients.dv = gpu_tensor(DType::bf16, {2, 2, 0, 128});
        },
        kTaken, "an empty k"},
       {"too many keys",
        [](Call& c) {
-         c.gradients.dk = c.gradients.dv = tensor(DType::bf16, {2, 2, int64_t{1} << 29, 128});
+         c.gradients.dk = c.gradients.dv = gpu_tensor(DType::bf16, {2, 2, int64_t{1} << 29, 128});
          c.inputs.k = c.inputs.v = c.gradients.dk;
        },
        "k with 536870912 rows", "k with 536870912 rows"},
@@ -124,30 +104,30 @@ const std::vector<Row>& table() {
        },
        "a position of 536870912", "a position of 536870912"},
       {"positions of queries",
-       [](Call& c) { c.options.positions.query = tensor(DType::i32, {2, 8, 300}); },
+       [](Call& c) { c.options.positions.query = gpu_tensor(DType::i32, {2, 8, 300}); },
        "explicit positions", "explicit positions"},
       {"positions of keys",
-       [](Call& c) { c.options.positions.key = tensor(DType::i32, {2, 2, 300}); },
+       [](Call& c) { c.options.positions.key = gpu_tensor(DType::i32, {2, 2, 300}); },
        "explicit positions", "explicit positions"},
       {"counts of queries",
-       [](Call& c) { c.options.positions.query_count = tensor(DType::i32, {2, 8}); },
+       [](Call& c) { c.options.positions.query_count = gpu_tensor(DType::i32, {2, 8}); },
        "explicit positions", "explicit positions"},
       {"counts of keys",
-       [](Call& c) { c.options.positions.key_count = tensor(DType::i32, {2, 2}); },
+       [](Call& c) { c.options.positions.key_count = gpu_tensor(DType::i32, {2, 2}); },
        "explicit positions", "explicit positions"},
       {"output rows",
-       [](Call& c) { c.options.positions.output_index = tensor(DType::i32, {2, 8, 300}); },
+       [](Call& c) { c.options.positions.output_index = gpu_tensor(DType::i32, {2, 8, 300}); },
        "explicit positions", "explicit positions"},
       {"buckets",
        [](Call& c) {
-         c.options.positions.query_bucket_offsets = tensor(DType::i32, {2, 8, 4});
-         c.options.positions.key_bucket_offsets = tensor(DType::i32, {2, 2, 4});
+         c.options.positions.query_bucket_offsets = gpu_tensor(DType::i32, {2, 8, 4});
+         c.options.positions.key_bucket_offsets = gpu_tensor(DType::i32, {2, 2, 4});
        },
        "buckets", "buckets"},
       {"pages",
        [](Call& c) {
-         c.inputs.k = c.inputs.v = tensor(DType::bf16, {40, 2, 16, 128});
-         c.options.sequences.page_table = tensor(DType::i32, {2, 20});
+         c.inputs.k = c.inputs.v = gpu_tensor(DType::bf16, {40, 2, 16, 128});
+         c.options.sequences.page_table = gpu_tensor(DType::i32, {2, 20});
          c.options.sequences.max_key = 320;
          c.options.sequences.page_size = 16;
        },
@@ -174,8 +154,8 @@ const std::vector<Row>& table() {
        [](Call& c) {
          c.mask(128, 128);
          AttentionBlocks& blocks = c.options.blocks;
-         blocks.partial = blocks.transposed_partial = tensor(DType::i32, {1, 1, 6});
-         blocks.bits = tensor(DType::u8, {3, 128, 16}, 8);
+         blocks.partial = blocks.transposed_partial = gpu_tensor(DType::i32, {1, 1, 6});
+         blocks.bits = gpu_tensor(DType::u8, {3, 128, 16}, 8);
        },
        "bits of blocks that do not start at a multiple of 16 bytes", kAnything},
       {"blocks with wide heads",
@@ -185,28 +165,28 @@ const std::vector<Row>& table() {
        },
        kTaken, "a block mask with head dimension 192"},
       // Scores.
-      {"a bias", [](Call& c) { c.options.score.bias = tensor(DType::bf16, {2, 8, 300, 300}); },
+      {"a bias", [](Call& c) { c.options.score.bias = gpu_tensor(DType::bf16, {2, 8, 300, 300}); },
        "a bias", "a bias"},
       {"a bias that is trained",
        [](Call& c) {
-         c.options.score.bias = tensor(DType::f32, {1, 8, 300, 300});
-         c.gradients.dbias = tensor(DType::f32, {1, 8, 300, 300});
+         c.options.score.bias = gpu_tensor(DType::f32, {1, 8, 300, 300});
+         c.gradients.dbias = gpu_tensor(DType::f32, {1, 8, 300, 300});
        },
        "a bias", "a bias"},
       {"strided sinks",
        [](Call& c) {
-         c.options.score.sinks = tensor(DType::f32, {8});
+         c.options.score.sinks = gpu_tensor(DType::f32, {8});
          c.options.score.sinks.strides[0] = 2;
        },
        "sinks that are not f32 side by side", kAnything},
       {"a gate",
        [](Call& c) {
          c.options.gate = {.kind = AttentionGate::Kind::absolute,
-                           .threshold = tensor(DType::f32, {8, 1})};
+                           .threshold = gpu_tensor(DType::f32, {8, 1})};
        },
        "a gate", kAnything},
       {"an absolute maximum of out",
-       [](Call& c) { c.options.fp8.amax_out = tensor(DType::f32, {1}); }, "8-bit scales",
+       [](Call& c) { c.options.fp8.amax_out = gpu_tensor(DType::f32, {1}); }, "8-bit scales",
        kAnything},
       {"splits", [](Call& c) { c.options.execution.splits = 2; }, "splits", "splits"},
       // Entropy.

@@ -105,13 +105,6 @@ class Cases {
     return cases_.back();
   }
 
-  template <class T>
-  static T& keep(ContractCase& to, T value) {
-    auto owned = std::make_shared<T>(std::move(value));
-    to.keep.push_back(owned);
-    return *owned;
-  }
-
   Tensor random(std::initializer_list<int64_t> shape, double deviation = 1) {
     return std::move(Tensor(DType::f32, shape).random(++seed_, deviation));
   }
@@ -156,8 +149,8 @@ TEST_P(AttentionSanitizerPortable, EveryWidth) {
     ContractCase& c = cases.add("all of the score", GetParam(), dim, 66, 70);
     c.call.options.visibility = {.left = 40, .right = 3};
     cases.add_rule(c, 2, true, true);
-    c.call.options.score.bias = Cases::keep(c, cases.random({1, 1, 66, 70}));
-    c.call.options.score.sinks = Cases::keep(c, cases.random({2}));
+    c.call.options.score.bias = keep(c, cases.random({1, 1, 66, 70}));
+    c.call.options.score.sinks = keep(c, cases.random({2}));
     c.call.with_dlse = true;
     c.call.with_entropy = true;
   }
@@ -172,7 +165,7 @@ TEST_P(AttentionSanitizerPortable, EveryPattern) {
   cases.add_blocks(cases.add("blocks with bits", dtype, 64, 70, 75), 16, 32);
   {
     ContractCase& c = cases.add("buckets, positions, output rows", dtype, 64, 72, 80);
-    const RandomBuckets& rows = Cases::keep(c, RandomBuckets(1, 2, 1, 72, 80));
+    const RandomBuckets& rows = keep(c, RandomBuckets(1, 2, 1, 72, 80));
     c.call.options.positions = {.query = rows.query,
                                 .key = rows.key,
                                 .output_index = rows.output,
@@ -218,7 +211,7 @@ TEST_P(AttentionSanitizerSm90, EveryForwardKernel) {
     cases.add_blocks(cases.add("blocks with bits", dtype, dim, 300, 300), 128, 128);
     ContractCase& rule = cases.add("the whole rule", dtype, dim, 130, 150);
     cases.add_rule(rule, 20, true, true);
-    rule.call.options.score.sinks = Cases::keep(rule, cases.random({2}));
+    rule.call.options.score.sinks = keep(rule, cases.random({2}));
     rule.call.options.visibility.right = 0;
   }
   ContractCase& packed = cases.add("packed", dtype, 128, 300, 400);
@@ -261,7 +254,7 @@ TEST_P(AttentionSanitizerSm90, EveryBackwardKernel) {
     for (const int64_t dim : {64, 128, 192, 256}) {
       ContractCase& rule = add("the whole rule", dim, 130, 150);
       cases.add_rule(rule, 20, true, true);
-      rule.call.options.score.sinks = Cases::keep(rule, cases.random({2}));
+      rule.call.options.score.sinks = keep(rule, cases.random({2}));
     }
   }
   ContractCase& packed = cases.add("packed", dtype, 128, 700, 800);
@@ -286,7 +279,7 @@ TEST_P(AttentionSanitizerSm90, EveryDecodeKernel) {
   }
   ContractCase& used = cases.add("lengths on the device", GetParam(), 128, 1, 900);
   used.call.batch = 3;
-  used.call.options.sequences.used_key = Cases::keep(used, Tensor::index({3}, {900, 0, 333}));
+  used.call.options.sequences.used_key = keep(used, Tensor::index({3}, {900, 0, 333}));
   cases.expect(AttentionBackend::sm90, false);
 }
 

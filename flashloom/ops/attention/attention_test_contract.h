@@ -20,8 +20,16 @@ namespace flashloom::attention_test {
 struct ContractCase {
   std::string name;
   Case call;
-  std::vector<std::shared_ptr<void>> keep = {};  // what the call's options point at
+  std::vector<std::shared_ptr<void>> kept = {};  // what the call's options point at
 };
+
+/// A value that lives as long as `of`.
+template <class T>
+T& keep(ContractCase& of, T value) {
+  auto owned = std::make_shared<T>(std::move(value));
+  of.kept.push_back(owned);
+  return *owned;
+}
 
 class ContractCases {
  public:
@@ -52,13 +60,6 @@ class ContractCases {
                        .dtype = dtype_,
                        .seed = ++seed_}});
     return cases_.back();
-  }
-
-  template <class T>
-  static T& keep(ContractCase& to, T value) {
-    auto owned = std::make_shared<T>(std::move(value));
-    to.keep.push_back(owned);
-    return *owned;
   }
 
   Tensor random(DType dtype, std::initializer_list<int64_t> shape, double deviation = 1) {

@@ -270,7 +270,7 @@ struct BandConsumer {
     }
     const float* lse = shared.lse(stage) + 2 * (lane % 4);
     const float* delta = shared.delta(stage) + 2 * (lane % 4);
-    near_weights<T, true>(scores, weights, params.scale * kLog2e, lse);
+    exponentials_in_place(scores, params.scale * kLog2e, lse);
     wgmma_wait<0>();
     wgmma_hold(dp);
     near_slopes<T, true>(scores, dp, weights, ds, delta);

@@ -345,12 +345,7 @@ struct BackwardConsumer : BackwardTile<Shape> {
         round_to<T>(weights, scores);
       }
       if constexpr (Shape::kAdjusts) {
-        kept = compute_here(kept);
-#pragma unroll
-        for (int i = 0; i < kScores / 2; ++i) {
-          weights[i] &= ((kept >> (2 * i) & 1) != 0 ? 0xffffu : 0u) |
-                        ((kept >> (2 * i + 1) & 1) != 0 ? 0xffff0000u : 0u);
-        }
+        drop_pairs(weights, compute_here(kept));
       }
       start_values(stage);
       start_queries();

@@ -105,12 +105,23 @@ __device__ __forceinline__ void exponentials_in_place(float (&scores)[kScores], 
   }
 }
 
+/// P -> the operand of dV.
 template <class T, int kScores>
 __device__ __forceinline__ void round_to(uint32_t (&weights)[kScores / 2],
                                          const float (&scores)[kScores]) {
 #pragma unroll
   for (int i = 0; i < kScores / 2; ++i) {
     weights[i] = cuda::pack2<T>(scores[2 * i], scores[2 * i + 1]);
+  }
+}
+
+/// Pairs that dropout does not keep -> 0.
+template <int kWords>
+__device__ __forceinline__ void drop_pairs(uint32_t (&weights)[kWords], uint32_t kept) {
+#pragma unroll
+  for (int i = 0; i < kWords; ++i) {
+    weights[i] &= ((kept >> (2 * i) & 1) != 0 ? 0xffffu : 0u) |
+                  ((kept >> (2 * i + 1) & 1) != 0 ? 0xffff0000u : 0u);
   }
 }
 

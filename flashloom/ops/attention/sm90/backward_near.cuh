@@ -100,8 +100,10 @@ __device__ __forceinline__ void near_keys(const BackwardParams& params, const Ba
       if (walk.t < borders.open || walk.t >= borders.closed) {
         hide_queries(scores, sequence, own, walk.t * Shape::kQueries, lane);
       }
-      near_weights<T, Shape::kLate>(scores, weights, scale, lse);
-      if constexpr (!Shape::kLate) {
+      if constexpr (Shape::kLate) {
+        exponentials_in_place(scores, scale, lse);
+      } else {
+        exponentials<T>(scores, weights, scale, lse);
         wgmma_hold(weights);
         near_issue_sums<Shape>(dv, weights, pair + Shape::kTileBytes);
       }

@@ -4,35 +4,14 @@
 
 #include "flashloom/cuda/tile/fragment.cuh"
 
-// P and dS of a tile of 64 keys x 64 queries in the backward kernels for few keys: dS comes from P
+// dS of a tile of 64 keys x 64 queries in the backward kernels for few keys: dS comes from P
 // as it was before it was rounded for dV. Of P rounded twice the largest errors were up to 1.6
 // times the law's, where few pairs make them.
 
 namespace flashloom::sm90 {
 
-/// Scores of 64 keys x 64 queries -> P, in place; `lse` of this thread's first column on. `kLate`:
-/// dV waits for dS, so that P need not be there both rounded and not (registers), and what it
-/// multiplies comes from near_slopes().
-template <class T, bool kLate>
-__device__ __forceinline__ void near_weights(float (&scores)[32], uint32_t (&weights)[16],
-                                             float scale, const float* lse) {
-#pragma unroll
-  for (int j = 0; j < 8; ++j) {
-    const float2 shift = *reinterpret_cast<const float2*>(lse + 8 * j);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      float& a = scores[4 * j + 2 * half];
-      float& b = scores[4 * j + 2 * half + 1];
-      a = cuda::exp2_fast(fmaf(a, scale, -shift.x));
-      b = cuda::exp2_fast(fmaf(b, scale, -shift.y));
-      if constexpr (!kLate) {
-        weights[2 * j + half] = cuda::pack2<T>(a, b);
-      }
-    }
-  }
-}
-
-/// dS from P as it was before it was rounded.
+/// dS from P as it was before it was rounded. `kLate`: dV waits for dS, so that P need not be there
+/// both rounded and not (registers), and what dV multiplies is rounded here.
 template <class T, bool kLate>
 __device__ __forceinline__ void near_slopes(const float (&scores)[32], const float (&dp)[32],
                                             uint32_t (&weights)[16], uint32_t (&ds)[16],

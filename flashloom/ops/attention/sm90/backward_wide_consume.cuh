@@ -169,13 +169,9 @@ struct WideKeysConsumer {
   /// its registers must not be touched before.
   static __device__ __forceinline__ void pack_weights(uint32_t (&weights)[kScores / 2],
                                                       const float (&p)[kScores], uint32_t kept) {
-#pragma unroll
-    for (int i = 0; i < kScores / 2; ++i) {
-      weights[i] = cuda::pack2<T>(p[2 * i], p[2 * i + 1]);
-      if constexpr (Shape::kAdjusts) {
-        weights[i] &= ((kept >> (2 * i) & 1) != 0 ? 0xffffu : 0u) |
-                      ((kept >> (2 * i + 1) & 1) != 0 ? 0xffff0000u : 0u);
-      }
+    round_to<T>(weights, p);
+    if constexpr (Shape::kAdjusts) {
+      drop_pairs(weights, kept);
     }
   }
 

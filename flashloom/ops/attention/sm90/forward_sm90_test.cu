@@ -125,7 +125,7 @@ TEST(ForwardSm90Borders, BlockMasksHoldTheLaw) {
           const auto mask = std::make_shared<RandomBlocks>(queries, keys, block_rows, block_keys,
                                                            c.call.heads, seed + cases.size());
           c.call.options.blocks = mask->blocks;
-          c.keep.push_back(mask);
+          c.kept.push_back(mask);
           // General kernels walk the same lists.
           c.call.options.score.softcap = block_rows == 256 && right == 0 ? 3 : 0;
           c.name +=
