@@ -179,6 +179,25 @@ const std::vector<Row>& table() {
          c.options.score.sinks.strides[0] = 2;
        },
        "sinks that are not f32 side by side", kAnything},
+      {"an lse in f64", [](Call& c) { c.outputs.lse.dtype = c.saved.lse.dtype = DType::f64; },
+       "an lse that is not f32", "an lse in f64"},
+      {"dlse in f64",
+       [](Call& c) {
+         c.saved.dlse = c.saved.lse;
+         c.saved.dlse.dtype = DType::f64;
+       },
+       kTaken, "dlse in f64"},
+      {"sinks in f64", [](Call& c) { c.options.score.sinks = gpu_tensor(DType::f64, {8}); },
+       "sinks that are not f32 side by side", "sinks in f64"},
+      {"gradients of sinks in f64",
+       [](Call& c) {
+         c.options.score.sinks = gpu_tensor(DType::f32, {8});
+         c.gradients.dsinks = gpu_tensor(DType::f64, {8});
+       },
+       kTaken, "dsinks in f64"},
+      {"slopes in f64",
+       [](Call& c) { c.options.score.alibi_slopes = gpu_tensor(DType::f64, {2, 8}); },
+       "ALiBi slopes that are not f32", "ALiBi slopes in f64"},
       {"a gate",
        [](Call& c) {
          c.options.gate = {.kind = AttentionGate::Kind::absolute,
@@ -196,6 +215,18 @@ const std::vector<Row>& table() {
          c.saved.entropy = c.saved.dentropy = c.outputs.lse;
        },
        "the entropy output", kTaken},
+      {"an entropy in f64",
+       [](Call& c) {
+         c.saved.entropy = c.saved.dentropy = c.outputs.lse;
+         c.saved.entropy.dtype = DType::f64;
+       },
+       kTaken, "an entropy in f64"},
+      {"dentropy in f64",
+       [](Call& c) {
+         c.saved.entropy = c.saved.dentropy = c.outputs.lse;
+         c.saved.dentropy.dtype = DType::f64;
+       },
+       kTaken, "dentropy in f64"},
       {"the gradient of an entropy of order 2",
        [](Call& c) {
          c.saved.entropy = c.saved.dentropy = c.outputs.lse;

@@ -6,6 +6,7 @@
 
 #include "flashloom/core/parallel.h"
 #include "flashloom/ops/attention/patterns/sequence_geometry.h"
+#include "flashloom/ops/attention/sm90/refusal.h"
 
 namespace flashloom::decode {
 namespace {
@@ -58,11 +59,7 @@ std::string attention_decode_refusal(const AttentionOutputs& outputs, const Atte
     return fmt::format("{} tiles of keys", tiles);
   }
   const AttentionPositions& positions = options.positions;
-
-  const struct {
-    const char* name;
-    bool used;
-  } fields[] = {
+  return sm90::first_used({
       {"explicit positions", positions.query || positions.key || positions.query_count ||
                                  positions.key_count || positions.output_index},
       {"buckets", positions.query_bucket_offsets || positions.key_bucket_offsets},
@@ -78,14 +75,7 @@ std::string attention_decode_refusal(const AttentionOutputs& outputs, const Atte
       {"sinks in f64", options.score.sinks && options.score.sinks.dtype != DType::f32},
       {"ALiBi slopes in f64",
        options.score.alibi_slopes && options.score.alibi_slopes.dtype != DType::f32},
-  };
-
-  for (const auto& [name, used] : fields) {
-    if (used) {
-      return name;
-    }
-  }
-  return "";
+  });
 }
 
 }  // namespace flashloom::decode

@@ -15,15 +15,6 @@ constexpr int64_t kMaskKeys = 128;
 constexpr int64_t kMaxGeneralColumns = 128;
 constexpr int64_t kMaxColumns = 256;
 
-std::string gradient_refusal(const char* name, const ConstTensorView& view, DType storage,
-                             int64_t dim) {
-  if (view.dtype != DType::f32) {
-    return tensor_refusal(name, view, storage, dim);
-  }
-  // Whole rows of f32 are written in 8-byte and larger pieces.
-  return tensor_refusal(name, view, DType::f32, dim);
-}
-
 std::string scalars_refusal(const char* name, const ConstTensorView& view) {
   return view && view.dtype != DType::f32 ? fmt::format("{} in {}", name, dtype_name(view.dtype))
                                           : "";
@@ -58,19 +49,14 @@ std::string attention_backward_refusal(const AttentionGradients& gradients,
   const struct {
     const char* name;
     ConstTensorView view;
-    int64_t columns;
-  } tensors[] = {{"q", inputs.q, dim},
-                 {"k", inputs.k, dim},
-                 {"v", inputs.v, value_dim},
-                 {"out", saved.out, value_dim},
-                 {"dout", saved.dout, value_dim}};
+  } tensors[] = {
+      {"q", inputs.q}, {"k", inputs.k}, {"v", inputs.v}, {"out", saved.out}, {"dout", saved.dout}};
 
-  for (const auto& [name, view, columns] : tensors) {
+  for (const auto& [name, view] : tensors) {
     if (view.size() == 0) {
       return fmt::format("an empty {}", name);
     }
-    if (std::string refusal = tensor_refusal(name, view, inputs.q.dtype, columns);
-        !refusal.empty()) {
+    if (std::string refusal = tensor_refusal(name, view, inputs.q.dtype); !refusal.empty()) {
       return refusal;
     }
   }
@@ -78,13 +64,12 @@ std::string attention_backward_refusal(const AttentionGradients& gradients,
   const struct {
     const char* name;
     ConstTensorView view;
-    int64_t columns;
-  } results[] = {
-      {"dq", gradients.dq, dim}, {"dk", gradients.dk, dim}, {"dv", gradients.dv, value_dim}};
+  } results[] = {{"dq", gradients.dq}, {"dk", gradients.dk}, {"dv", gradients.dv}};
 
-  for (const auto& [name, view, columns] : results) {
-    if (std::string refusal = gradient_refusal(name, view, inputs.q.dtype, columns);
-        !refusal.empty()) {
+  for (const auto& [name, view] : results) {
+    // Whole rows of f32 are written in 8-byte and larger pieces.
+    const DType dtype = view.dtype == DType::f32 ? DType::f32 : inputs.q.dtype;
+    if (std::string refusal = tensor_refusal(name, view, dtype); !refusal.empty()) {
       return refusal;
     }
   }

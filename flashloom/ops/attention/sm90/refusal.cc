@@ -13,7 +13,7 @@ constexpr int64_t kMaxRows = std::numeric_limits<int32_t>::max() / 8;
 
 // The copy engine wants 16-byte steps; the stores are 16 bytes wide.
 bool is_aligned(const ConstTensorView& view) {
-  if (reinterpret_cast<uintptr_t>(view.data) % 16 != 0 || view.strides[view.rank - 1] != 1) {
+  if (reinterpret_cast<uintptr_t>(view.data) % 16 != 0) {
     return false;
   }
   for (int i = 0; i + 1 < view.rank; ++i) {
@@ -45,13 +45,9 @@ std::string first_used(std::initializer_list<RefusedField> fields) {
   return "";
 }
 
-std::string tensor_refusal(const char* name, const ConstTensorView& view, DType dtype,
-                           int64_t columns) {
+std::string tensor_refusal(const char* name, const ConstTensorView& view, DType dtype) {
   if (view.dtype != dtype) {
     return fmt::format("{} in {} beside q in {}", name, dtype_name(view.dtype), dtype_name(dtype));
-  }
-  if (view.shape[view.rank - 1] != columns) {
-    return fmt::format("{} with rows of {}", name, view.shape[view.rank - 1]);
   }
   if (!is_aligned(view)) {
     return fmt::format("{} whose rows do not start at multiples of 16 bytes", name);

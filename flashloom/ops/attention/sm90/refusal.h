@@ -18,9 +18,9 @@ struct RefusedField {
 /// The name of the first field that is used; "" if none is.
 std::string first_used(std::initializer_list<RefusedField> fields);
 
-/// Why the copy engine or the 16-byte stores cannot take this tensor; "" if they can.
-std::string tensor_refusal(const char* name, const ConstTensorView& view, DType dtype,
-                           int64_t columns);
+/// Why the copy engine or the 16-byte stores cannot take this tensor of rows of whole 16 bytes; ""
+/// if they can.
+std::string tensor_refusal(const char* name, const ConstTensorView& view, DType dtype);
 
 /// What neither direction covers; "" if nothing of that is asked.
 std::string common_refusal(const AttentionInputs& inputs, const AttentionOptions& options);
