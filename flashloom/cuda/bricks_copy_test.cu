@@ -237,6 +237,34 @@ __global__ void bulk_kernel(float* sums, float* copies) {
   }
 }
 
+// Each block stores numbers in memory in the ordinary way and has the copy engine add to them.
+__global__ void stored_then_added_kernel(float* sums) {
+  __shared__ __align__(16) float numbers[256];
+  numbers[threadIdx.x] = static_cast<float>(threadIdx.x);
+  float* own = sums + 256 * blockIdx.x;
+  own[threadIdx.x] = static_cast<float>(1000 * (blockIdx.x + 1));
+  fence_async_shared();
+  fence_async_global();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    bulk_reduce_add_f32(own, numbers, sizeof(numbers));
+    bulk_commit();
+    bulk_wait<0>();
+  }
+}
+
+TEST(Bricks, BulkCopiesAddToWhatWasStoredBefore) {
+  FLASHLOOM_NEEDS_HOPPER();
+  constexpr size_t kBlocks = 500;
+  const Buffer<float> sums(std::vector<float>(256 * kBlocks, -1));
+  stored_then_added_kernel<<<kBlocks, 256>>>(sums.data());
+  std::vector<float> expected(256 * kBlocks);
+  for (size_t i = 0; i < expected.size(); ++i) {
+    expected[i] = static_cast<float>(1000 * (i / 256 + 1) + i % 256);
+  }
+  EXPECT_EQ(sums.read(), expected);
+}
+
 TEST(Bricks, BulkCopiesAddAndStoreInMemory) {
   FLASHLOOM_NEEDS_HOPPER();
   constexpr size_t kBlocks = 20;

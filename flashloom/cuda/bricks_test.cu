@@ -140,9 +140,9 @@ __global__ void matrix_moves_kernel(const uint16_t* in, uint16_t* stored, uint16
   const uint32_t address = shared_address(tile) + swizzled_offset(own.row, own.column, 16);
   stmatrix_x4(address, pair(g, t), pair(g + 8, t), pair(g, t + 8), pair(g + 8, t + 8));
   __syncwarp();
-  for (uint32_t i = lane; i < 256; i += 32) {
-    stored[i] = *reinterpret_cast<uint16_t*>(tile + swizzled_offset(i / 16, i % 16, 16));
-  }
+  const uint4 chunk =
+      load_shared_16(shared_address(tile) + swizzled_offset(lane / 2, lane % 2 * 8, 16));
+  reinterpret_cast<uint4*>(stored)[lane] = chunk;
   uint32_t words[4];
   ldmatrix_x4(words, address);
   for (uint32_t i = 0; i < 4; ++i) {
