@@ -148,6 +148,7 @@ inline BackwardRowParams backward_rows(const BackwardCall& call, const BackwardW
   }
   rows.scale = score_scale(options, inputs.q.dim(-1));
   rows.accumulate = gradients.accumulate;
+  rows.half = storage == DType::f16;
   rows.query_tiles = static_cast<int32_t>(place.query_tiles);
   return rows;
 }
@@ -226,22 +227,6 @@ inline int64_t queries_heads(const Problem& problem) {
   return int64_t{problem.cu_query != nullptr ? 1 : problem.batch} * problem.heads;
 }
 
-template <class T, int kDim, int kQueries>
-void launch_backward_prepare(const BackwardRowParams& rows, int64_t places, cudaStream_t stream) {
-  attention_backward_prepare_kernel<T, kDim, kQueries>
-      <<<static_cast<uint32_t>(places), 256, 0, stream>>>(rows);
-  cuda::check(cudaGetLastError(), "attention_backward_prepare_kernel");
-}
-
-template <int kQueries>
-void launch_backward_sinks(const BackwardRowParams& rows, cudaStream_t stream) {
-  if (rows.dsinks != nullptr) {
-    attention_backward_sinks_kernel<kQueries>
-        <<<static_cast<uint32_t>(rows.problem.heads), 256, 0, stream>>>(rows);
-    cuda::check(cudaGetLastError(), "attention_backward_sinks_kernel");
-  }
-}
-
 /// Lists of a block mask, with ranks of their entries for the deterministic mode.
 inline BackwardBlocks launch_backward_blocks(const BackwardCall& call, std::byte* memory,
                                              const BackwardWorkspace& place, int32_t queries,
@@ -252,11 +237,8 @@ inline BackwardBlocks launch_backward_blocks(const BackwardCall& call, std::byte
     blocks.ranks = reinterpret_cast<int32_t*>(memory + place.ranks);
     const RankLists lists = rank_lists(options.blocks);
     const int64_t columns = options.blocks.column_offsets.shape[2] - 1;
-    attention_backward_ranks_kernel<256>
-        <<<static_cast<uint32_t>(lists.batch * lists.heads), 256, 0, stream>>>(
-            blocks, static_cast<int32_t>(columns), lists.heads,
-            reinterpret_cast<int32_t*>(memory + place.counts));
-    cuda::check(cudaGetLastError(), "attention_backward_ranks_kernel");
+    launch_backward_ranks(blocks, static_cast<int32_t>(columns), lists.batch * lists.heads,
+                          lists.heads, reinterpret_cast<int32_t*>(memory + place.counts), stream);
   }
   return blocks;
 }
@@ -292,6 +274,7 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   const bool deterministic = options.execution.deterministic;
   BackwardRowParams rows = backward_rows(call, place, memory);
   rows.dq_sum = reinterpret_cast<float*>(memory + place.dq);
+  rows.sum_floats = Shape::kQueries * Shape::kDim;
   // Claims cost a trip to memory now and then, clearing a pass over the sums.
   constexpr int64_t kClaimedKeys = 4096;
   int64_t keys = rows.problem.key_length;
@@ -303,8 +286,7 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   if (deterministic || keys <= kClaimedKeys) {
     rows.added = reinterpret_cast<int32_t*>(memory + place.added);
   }
-  launch_backward_prepare<typename Shape::T, Shape::kDim, Shape::kQueries>(rows, place.places,
-                                                                           stream);
+  launch_backward_prepare<row_lanes(Shape::kDim), Shape::kQueries>(rows, place.places, stream);
   BackwardParams params = backward_params(call, rows, Shape::kKeys);
   if (Shape::kLists && options.blocks.rows) {
     params.blocks = launch_backward_blocks(call, memory, place, Shape::kQueries, stream);
@@ -335,10 +317,9 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   launch_backward_kernel<Shape>(&attention_backward_kernel<Shape>, "attention_backward_kernel",
                                 static_cast<uint32_t>(params.key_tiles * heads), params, maps, true,
                                 stream);
-  cuda::launch_overlapping(&attention_backward_finish_kernel<Shape>,
-                           "attention_backward_finish_kernel", static_cast<uint32_t>(place.places),
-                           256, 0, stream, rows);
-  launch_backward_sinks<Shape::kQueries>(rows, stream);
+  static_assert(Shape::kQueryColumns == sum_columns(Shape::kDim, Shape::kQueries, Shape::kSwapped));
+  launch_backward_finish<Shape::kDim, Shape::kQueries, Shape::kSwapped>(rows, place.places, stream);
+  launch_backward_sinks(rows, Shape::kQueries, stream);
 }
 
 }  // namespace flashloom::sm90

@@ -10,7 +10,7 @@ void launch(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   const BackwardWorkspace place =
       backward_workspace(inputs, call.saved, call.options, kQueryPlace, 0);
   const BackwardRowParams rows = backward_rows(call, place, memory);
-  launch_backward_prepare<typename Shape::T, Shape::kDim, kQueryPlace>(rows, place.places, stream);
+  launch_backward_prepare<row_lanes(Shape::kDim), kQueryPlace>(rows, place.places, stream);
   NearParams params = {};
   params.keys = backward_params(call, rows, Shape::kKeys);
   params.queries = queries_params(call, rows, Shape::kQueries);
@@ -24,7 +24,7 @@ void launch(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   launch_backward_kernel<Shape>(&attention_backward_kernel_near<Shape>,
                                 "attention_backward_kernel_near", grid, params, inputs,
                                 call.saved.dout, stream);
-  launch_backward_sinks<kQueryPlace>(rows, stream);
+  launch_backward_sinks(rows, kQueryPlace, stream);
 }
 
 }  // namespace

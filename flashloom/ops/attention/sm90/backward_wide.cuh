@@ -49,10 +49,10 @@ void launch_wide(const BackwardCall& call, std::byte* memory, cudaStream_t strea
   const BackwardWorkspace place =
       backward_workspace(call.inputs, call.saved, call.options, kQueryPlace, 0);
   const BackwardRowParams rows = backward_rows(call, place, memory);
-  launch_backward_prepare<T, kDim, kQueryPlace>(rows, place.places, stream);
+  launch_backward_prepare<row_lanes(kDim), kQueryPlace>(rows, place.places, stream);
   launch_wide_queries<WideQueriesShape<T, kDim, kAdjusts>>(call, rows, stream);
   launch_wide_keys<WideKeysShape<T, kDim, kAdjusts>>(call, rows, stream);
-  launch_backward_sinks<kQueryPlace>(rows, stream);
+  launch_backward_sinks(rows, kQueryPlace, stream);
 }
 
 template <bool kAdjusts>
