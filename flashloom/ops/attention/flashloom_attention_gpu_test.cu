@@ -77,9 +77,10 @@ class GpuCall {
     std::copy_n(host.shape.begin(), host.rank, to.shape);
     std::copy_n(host.strides.begin(), host.rank, to.strides);
     to.data = allocate(static_cast<size_t>(host.bytes()));
-    cuda::check(
-        cudaMemcpy(to.data, host.data, static_cast<size_t>(host.bytes()), cudaMemcpyHostToDevice),
-        "cudaMemcpy");
+    cuda::check(cudaMemcpyAsync(to.data, host.data, static_cast<size_t>(host.bytes()),
+                                cudaMemcpyHostToDevice, stream_),
+                "cudaMemcpyAsync");
+    cuda::check(cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
   }
 
   void allocate_tensors() {
