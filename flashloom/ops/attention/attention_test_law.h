@@ -317,16 +317,14 @@ class RoundedLoops : public Executor {
 /// drawn again, up to kMostDraws times in all, before it counts as a failure.
 class Law {
  public:
-  Law(const Case& call, bool with_backward, double factor = 2)
-      : Law(call, with_backward, factor, std::make_shared<Executor>(),
-            std::make_shared<RoundedLoops>()) {}
+  Law(const Case& call, bool with_backward)
+      : Law(call, with_backward, std::make_shared<Executor>(), std::make_shared<RoundedLoops>()) {}
 
   /// The two runs that do not depend on the kernel, on another device.
-  Law(const Case& call, bool with_backward, double factor, std::shared_ptr<const Executor> exact,
+  Law(const Case& call, bool with_backward, std::shared_ptr<const Executor> exact,
       std::shared_ptr<const Executor> loops)
       : call_(call),
         with_backward_(with_backward),
-        factor_(factor),
         exact_(std::move(exact)),
         loops_(std::move(loops)) {
     add_draw();
@@ -445,7 +443,7 @@ class Law {
         c.allowed = std::max(c.allowed, distance(draws_[i].loops.*result, draws_[i].exact.*result));
         c.numbers += own.size();
       }
-      c.allowed = factor_ * c.allowed + 1e-5;
+      c.allowed = 2 * c.allowed + 1e-5;
       all.push_back(c);
     }
     return all;
@@ -455,7 +453,6 @@ class Law {
 
   Case call_;
   bool with_backward_;
-  double factor_;
   std::shared_ptr<const Executor> exact_, loops_;
   mutable std::vector<Draw> draws_;  // expect() may draw more
 };

@@ -64,7 +64,7 @@ inline Law law_of(const Case& call, bool with_backward) {
   if (call.dtype == DType::f32 || call.deviation > 1) {
     loops = std::make_shared<RoundedLoops>();
   }
-  return Law(quick, with_backward, 2, std::make_shared<DeviceExecutor>(), loops);
+  return Law(quick, with_backward, std::make_shared<DeviceExecutor>(), loops);
 }
 
 inline std::vector<const ContractCase*> pointers_to(const std::vector<ContractCase>& cases) {

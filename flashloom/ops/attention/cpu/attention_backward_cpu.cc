@@ -85,7 +85,7 @@ void backward_sinks(const BackwardPlan& plan) {
       const HeadGeometry geometry = resolve_head(plan.source, rows, b, static_cast<int32_t>(head));
       const int64_t first = head * plan.total_rows + plan.first_row(b, rows);
       for (int64_t i = first; i < first + geometry.outer.count; ++i) {
-        const double x = sink - plan.log_sums[i] * std::numbers::ln2;
+        const double x = sink - plan.log_sums[i];
         const double p = std::exp(x);
         sum -= p > 0 ? p * plan.deltas[i] : 0;
         if (plan.with_entropy && p > 0) {

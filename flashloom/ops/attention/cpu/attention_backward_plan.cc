@@ -41,7 +41,7 @@ BackwardPlan backward_plan(const AttentionGradients& gradients, const AttentionI
       (plan.source.cu_query != nullptr ? int64_t{plan.source.total_query}
                                        : int64_t{plan.source.sequences} * plan.source.max_query) +
       plan.source.sequences * kRowPadding;
-  plan.score = CpuScore(options, plan.head_dim);
+  plan.score = CpuScore(options, plan.head_dim, true);
   plan.with_entropy = static_cast<bool>(saved.dentropy);
   plan.scratch_floats = BackwardScratch(plan, nullptr).floats;
   FloatArena arena(memory);

@@ -39,7 +39,7 @@ struct BackwardPlan {
   CpuScore score;
   bool with_entropy;
   // In the workspace:
-  float* log_sums;   // (H, rows): lse in base 2, +inf for rows that see nothing
+  float* log_sums;   // (H, rows): lse, +inf for rows that see nothing
   float* deltas;     // (H, rows): sum of dout o out, less dlse
   float* entropies;  // (H, rows), as dentropies only with dentropy
   float* dentropies;

@@ -16,7 +16,7 @@ DecodePlan decode_plan(const AttentionOutputs& outputs, const AttentionInputs& i
   plan.value_dim = inputs.v.dim(-1);
   plan.head_padded = padded_depth(plan.head_dim);
   plan.value_padded = padded_depth(plan.value_dim);
-  plan.score = CpuScore(options, plan.head_dim);
+  plan.score = CpuScore(options, plan.head_dim, true);
   plan.group = plan.source.heads / plan.source.key_heads;
   plan.rows = plan.group * plan.source.max_query;
   const int64_t row_bytes =

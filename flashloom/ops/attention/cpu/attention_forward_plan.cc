@@ -49,7 +49,8 @@ ForwardPlan forward_plan(const AttentionOutputs& outputs, const AttentionInputs&
   if (plan.gated) {
     plan.tile = {static_cast<int32_t>(options.gate.rows), static_cast<int32_t>(options.gate.keys)};
   }
-  plan.score = CpuScore(options, plan.head_dim);
+  // A gate compares scores with thresholds.
+  plan.score = CpuScore(options, plan.head_dim, !plan.gated);
   return plan;
 }
 

@@ -76,7 +76,7 @@ inline void prepare_rows(const BackwardPlan& plan, int32_t sequence, int32_t hea
         sum = hn::MulAdd(hn::Load(d, a + c), hn::Load(d, b + c), sum);
       }
     }
-    plan.log_sums[to + i] = log_sum * std::numbers::log2e_v<float>;
+    plan.log_sums[to + i] = log_sum;
     plan.deltas[to + i] = hn::GetLane(hn::SumOfLanes(d, sum)) - scalar(dlse, i);
     if (plan.with_entropy) {
       plan.entropies[to + i] = scalar(entropy, i);

@@ -31,11 +31,13 @@ struct BackwardScores {
 
   void softmax(const PanelRange& range) const {
     const Lanes d;
+    const auto unit = hn::Set(d, plan.score.unit_natural);
+    const auto base2 = hn::Set(d, std::numbers::log2e_v<float>);
     for (int64_t i = range.first; i < range.last; ++i) {
       float* row = scratch.probabilities + i * kWidth;
       const auto log_sum = hn::Set(d, scratch.log_sums[i]);
       for (int c = 0; c < kWidth; c += kLanes) {
-        const auto x = hn::Sub(hn::Load(d, row + c), log_sum);
+        const auto x = hn::Mul(hn::MulSub(hn::Load(d, row + c), unit, log_sum), base2);
         if (plan.with_entropy) {
           hn::Store(x, d, scratch.centred + i * kWidth + c);
         }

@@ -5,13 +5,26 @@
 
 namespace flashloom {
 
-CpuScore::CpuScore(const AttentionOptions& all, int64_t head_dim) : options(&all) {
+namespace {
+
+constexpr float kLeastRawScale = 1e-30f;  // far from where floats lose bits
+
+}  // namespace
+
+CpuScore::CpuScore(const AttentionOptions& all, int64_t head_dim, bool raw) : options(&all) {
   constexpr float kLog2E = std::numbers::log2e_v<float>;
   const AttentionScore& rule = all.score;
   scale = rule.scale != 0 ? rule.scale : 1 / std::sqrt(static_cast<float>(head_dim));
   softcap = rule.softcap * kLog2E;
   panel_scale = rule.softcap > 0 ? scale / rule.softcap : scale * kLog2E;
   plain = rule.softcap == 0 && !rule.alibi_slopes && !rule.bias;
+  unit_natural = std::numbers::ln2_v<float>;
+  // The greatest product is that of the greatest score, and hidden ones are -inf.
+  if (raw && plain && scale > kLeastRawScale) {
+    panel_scale = 1;
+    unit = scale * kLog2E;
+    unit_natural = scale;
+  }
   dropout = all.dropout.probability;
   if (dropout > 0 && all.dropout.seed.data != nullptr) {
     seed = *static_cast<const uint64_t*>(all.dropout.seed.data);

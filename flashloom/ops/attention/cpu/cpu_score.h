@@ -6,20 +6,27 @@
 
 namespace flashloom {
 
-/// What happens to q.k before the softmax, in the kernels' units: scores carry a factor of log2(e),
-/// so that the exponential is one of base 2.
+/// What happens to q.k before the softmax, in the kernels' units.
+///
+/// Where nothing but the scale does, scores are raw products, and only their difference from a
+/// row's maximum or lse is multiplied, in one fused step: a score of some hundreds that is rounded
+/// after the scale and again as the lse goes to base 2 loses 2^-16 each time. Other scores carry
+/// the scale and a factor of log2(e).
 struct CpuScore {
   const AttentionOptions* options = nullptr;
-  float scale = 1;        // of the contract
-  float panel_scale = 1;  // factor that the panel's rows carry
-  float softcap = 0;      // in base 2; the panel then holds score / softcap
-  bool plain = true;      // nothing but the scale
+  float scale = 1;         // of the contract
+  float panel_scale = 1;   // factor that the panel's rows carry
+  float unit = 1;          // what scores are multiplied by to be in base 2,
+  float unit_natural = 1;  // and natural
+  float softcap = 0;       // in base 2; the panel then holds score / softcap
+  bool plain = true;       // nothing but the scale
   float dropout = 0;
   uint64_t seed = 0;
   uint64_t offset = 0;
 
   CpuScore() = default;
-  CpuScore(const AttentionOptions& all, int64_t head_dim);
+  /// `raw`: scores may be raw products.
+  CpuScore(const AttentionOptions& all, int64_t head_dim, bool raw);
 };
 
 /// The score rule of one (sequence, head).

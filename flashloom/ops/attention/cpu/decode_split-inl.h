@@ -234,8 +234,8 @@ class DecodeSplit {
     }
   }
 
-  // Replaces scores of a row by exp2(score - largest), updates largest and sum, leaves the factor
-  // by which what was summed before shrinks.
+  // Replaces scores of a row by exp2(unit score - largest), updates largest and sum, leaves
+  // the factor by which what was summed before shrinks.
   void soften(int64_t row, int64_t key, int64_t count) {
     const Lanes d;
     float* scores = scores_[row];
@@ -248,15 +248,17 @@ class DecodeSplit {
     constexpr float kHidden = -std::numeric_limits<float>::infinity();
     std::fill(scores, scores + from, kHidden);
     std::fill(scores + to, scores + padded, kHidden);
-    auto top = hn::Set(d, largest_[row]);
+    auto top = hn::Set(d, kHidden);
     for (int64_t c = 0; c < padded; c += kLanes) {
       top = hn::Max(top, hn::Load(d, scores + c));
     }
-    top = hn::MaxOfLanes(d, top);
-    const auto factor = exp2_f32(d, hn::Sub(hn::Set(d, largest_[row]), top));
+    const auto unit = hn::Set(d, plan_.score.unit);
+    const auto largest = hn::Set(d, largest_[row]);
+    top = hn::Max(largest, hn::Mul(hn::MaxOfLanes(d, top), unit));
+    const auto factor = exp2_f32(d, hn::Sub(largest, top));
     auto total = hn::Mul(factor, hn::Load(d, totals_[row]));
     for (int64_t c = 0; c < padded; c += kLanes) {
-      const auto p = exp2_f32(d, hn::Sub(hn::Load(d, scores + c), top));
+      const auto p = exp2_f32(d, hn::MulSub(hn::Load(d, scores + c), unit, top));
       hn::Store(p, d, scores + c);
       total = hn::Add(total, p);
     }

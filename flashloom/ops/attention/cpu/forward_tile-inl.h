@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 
 #include "flashloom/core/parallel.h"
 #include "flashloom/ops/attention/cpu/attention_forward_plan.h"
@@ -230,22 +231,26 @@ class ForwardTile {
     }
   }
 
-  // Replaces scores by exp2(score - largest), updates largest and sum, leaves the factor by which
-  // what was summed before shrinks.
+  // Replaces scores by exp2(unit score - largest), updates largest and sum, leaves the factor by
+  // which what was summed before shrinks.
   void softmax(int64_t state, const PanelRange& range, float* scores) {
     const Lanes d;
+    const auto unit = hn::Set(d, plan_.score.unit);
     float* largest = scratch_.largest + state * kWidth;
     float* sum = scratch_.sum + state * kWidth;
     Vector top[NV];
     Vector total[NV];
     for (int c = 0; c < NV; ++c) {
-      top[c] = hn::Load(d, largest + c * kLanes);
+      top[c] = hn::Set(d, -std::numeric_limits<float>::infinity());
     }
     for (int64_t k = range.first; k < range.last; ++k) {
       const float* row = scores + k * kWidth;
       for (int c = 0; c < NV; ++c) {
         top[c] = hn::Max(top[c], hn::Load(d, row + c * kLanes));
       }
+    }
+    for (int c = 0; c < NV; ++c) {
+      top[c] = hn::Max(hn::Load(d, largest + c * kLanes), hn::Mul(top[c], unit));
     }
     if (plan_.outputs->entropy) {
       update_moment(state, range, scores, top);
@@ -259,7 +264,7 @@ class ForwardTile {
     for (int64_t k = range.first; k < range.last; ++k) {
       float* row = scores + k * kWidth;
       for (int c = 0; c < NV; ++c) {
-        const auto p = exp2_f32(d, hn::Sub(hn::Load(d, row + c * kLanes), top[c]));
+        const auto p = exp2_f32(d, hn::MulSub(hn::Load(d, row + c * kLanes), unit, top[c]));
         hn::Store(p, d, row + c * kLanes);
         total[c] = hn::Add(total[c], p);
       }
@@ -274,6 +279,7 @@ class ForwardTile {
   void update_moment(int64_t state, const PanelRange& range, const float* scores,
                      const Vector* top) {
     const Lanes d;
+    const auto unit = hn::Set(d, plan_.score.unit);
     const bool shannon = plan_.outputs->entropy_order == 1;
     const auto order = hn::Set(d, plan_.outputs->entropy_order);
     for (int c = 0; c < NV; ++c) {
@@ -285,7 +291,7 @@ class ForwardTile {
       moment = shannon ? hn::Mul(exp2_f32(d, moved), hn::MulAdd(moved, sum, moment))
                        : hn::Mul(exp2_f32(d, hn::Mul(order, moved)), moment);
       for (int64_t k = range.first; k < range.last; ++k) {
-        const auto x = hn::Sub(hn::Load(d, scores + k * kWidth + c * kLanes), top[c]);
+        const auto x = hn::MulSub(hn::Load(d, scores + k * kWidth + c * kLanes), unit, top[c]);
         const auto p = exp2_f32(d, shannon ? x : hn::Mul(order, x));
         const auto term = shannon ? hn::Mul(p, x) : p;
         moment = hn::Add(moment, hn::IfThenElseZero(hn::Gt(p, hn::Zero(d)), term));
