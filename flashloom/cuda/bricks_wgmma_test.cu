@@ -11,6 +11,7 @@
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/wgmma.cuh"
 #include "flashloom/cuda/tile/fragment_layout.h"
+#include "flashloom/cuda/tile/narrow_layout.h"
 #include "flashloom/cuda/tile/shared_layout.h"
 
 // Products of a warpgroup, in every shape, from shared memory and registers, in both majors.
@@ -21,23 +22,26 @@ namespace {
 constexpr int kRows = 64;     // of A: one warpgroup
 constexpr int kReduced = 64;  // four steps
 
-template <class T>
+template <class T, bool kNarrow = false>
 __device__ void store_swizzled(unsigned char* tile, const T* source, int rows, int columns) {
   for (int i = static_cast<int>(threadIdx.x); i < rows * columns;
        i += static_cast<int>(blockDim.x)) {
-    *reinterpret_cast<T*>(tile + swizzled_offset(i / columns, i % columns, rows)) = source[i];
+    const uint32_t place = kNarrow ? narrow_offset(i / columns, i % columns, rows)
+                                   : swizzled_offset(i / columns, i % columns, rows);
+    *reinterpret_cast<T*>(tile + place) = source[i];
   }
 }
 
-// a: (64, 64) if its reduced dimension runs along rows, else transposed; b: (N, 64) or (64, N).
-template <class T, int kN, Major kMajorA, Major kMajorB, bool kFromRegisters>
+// a: (64, 64) if its reduced dimension runs along rows, else transposed; b: (N, 64) or (64, N), the
+// latter in narrow panels if kNarrow.
+template <class T, int kN, Major kMajorA, Major kMajorB, bool kFromRegisters, bool kNarrow>
 __global__ void wgmma_kernel(const T* a, const T* b, float* c) {
   extern __shared__ __align__(1024) unsigned char memory[];
   unsigned char* tile_a = memory;
   unsigned char* tile_b = memory + kRows * kReduced * 2;
   const bool b_reduced = kMajorB == Major::kReduced;
   store_swizzled(tile_a, a, 64, 64);
-  store_swizzled(tile_b, b, b_reduced ? kN : kReduced, b_reduced ? kReduced : kN);
+  store_swizzled<T, kNarrow>(tile_b, b, b_reduced ? kN : kReduced, b_reduced ? kReduced : kN);
   fence_async_shared();
   __syncthreads();
   const uint32_t address_a = shared_address(tile_a);
@@ -58,7 +62,8 @@ __global__ void wgmma_kernel(const T* a, const T* b, float* c) {
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
-    const uint64_t desc_b = b_reduced
+    const uint64_t desc_b = kNarrow ? narrow_descriptor(address_b + narrow_step(step), kReduced)
+                            : b_reduced
                                 ? k_major_descriptor(address_b + k_major_step(step, kN))
                                 : mn_major_descriptor(address_b + mn_major_step(step), kReduced);
     if constexpr (kFromRegisters) {
@@ -80,14 +85,15 @@ __global__ void wgmma_kernel(const T* a, const T* b, float* c) {
   }
 }
 
-template <class T, int kN, Major kMajorA, Major kMajorB, bool kFromRegisters = false>
+template <class T, int kN, Major kMajorA, Major kMajorB, bool kFromRegisters = false,
+          bool kNarrow = false>
 void check_wgmma() {
   const std::vector<T> a = integers<T>(kRows * kReduced, 1);
   const std::vector<T> b = integers<T>(kN * kReduced, 2);
   const Buffer<T> device_a(a);
   const Buffer<T> device_b(b);
   const Buffer<float> c(std::vector<float>(kRows * kN, -1));
-  auto* kernel = &wgmma_kernel<T, kN, kMajorA, kMajorB, kFromRegisters>;
+  auto* kernel = &wgmma_kernel<T, kN, kMajorA, kMajorB, kFromRegisters, kNarrow>;
   const int bytes = kRows * kReduced * 2 + (kN + 63) / 64 * 64 * kReduced * 2;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "set");
   kernel<<<1, 128, static_cast<size_t>(bytes)>>>(device_a.data(), device_b.data(), c.data());
@@ -107,7 +113,8 @@ void check_wgmma() {
     }
   }
   EXPECT_EQ(wrong, 0) << "N " << kN << ", majors " << static_cast<int>(kMajorA) << ", "
-                      << static_cast<int>(kMajorB) << (kFromRegisters ? ", A in registers" : "");
+                      << static_cast<int>(kMajorB) << (kFromRegisters ? ", A in registers" : "")
+                      << (kNarrow ? ", B in narrow panels" : "");
 }
 
 template <class T, int kN>
@@ -130,6 +137,13 @@ TEST(Bricks, WgmmaMultipliesInAllShapesAndMajors) {
   FLASHLOOM_NEEDS_HOPPER();
   check_shapes<__nv_bfloat16, 32, 64, 80, 96, 112, 128, 144, 160, 176, 192, 256>();
   check_shapes<__half, 32, 64, 96, 128, 256>();
+}
+
+TEST(Bricks, WgmmaReadsNarrowPanels) {
+  FLASHLOOM_NEEDS_HOPPER();
+  check_wgmma<__nv_bfloat16, 80, Major::kOther, Major::kOther, false, true>();
+  check_wgmma<__half, 80, Major::kReduced, Major::kOther, false, true>();
+  check_wgmma<__half, 32, Major::kReduced, Major::kOther, true, true>();
 }
 
 }  // namespace

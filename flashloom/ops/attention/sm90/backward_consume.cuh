@@ -182,14 +182,16 @@ struct BackwardConsumer : BackwardTile<Shape> {
       }
     };
     // dS for both warpgroups.
-    auto share_gradients = [&] {
-      if constexpr (Shape::kLate && Shape::kScoreBuffers < 4) {
+    auto store_ds = [&] {
+      if constexpr (Shape::kLate) {
         mbarrier_wait(&barriers.ds_empty[ds_place.stage], ds_place.parity ^ 1,
                       {"a consumer", "ds_empty"});
       }
       // Lane l of stmatrix: row l % 16, columns 8 (l / 16).
       const uint32_t row = group * 64 + warp * 16 + lane % 16;
       store_gradients(ds, shared_address(shared.ds(ds_place.stage)), row, lane);
+    };
+    auto tell_ds = [&] {
       if constexpr (Shape::kLate) {
         fence_async_shared();
         __syncwarp();
@@ -327,6 +329,10 @@ struct BackwardConsumer : BackwardTile<Shape> {
         wgmma_fence();
         issue_values(dp, own_v, shared_address(shared.dout(stage)));
       }
+      if constexpr (Shape::kTellsBehind) {
+        // The assembler would move the wait up before the rows' sums are read.
+        block_fence(params.query_tiles);
+      }
       wgmma_wait<0>();
       wgmma_hold(dp);
       uint32_t counted = kept;
@@ -339,7 +345,10 @@ struct BackwardConsumer : BackwardTile<Shape> {
         }
       }
       gradients(ds, scores, dp, delta, slopes, counted, keep);
-      share_gradients();
+      store_ds();
+      if constexpr (!Shape::kTellsBehind) {
+        tell_ds();
+      }
       pass_turn();
       if constexpr (!Shape::kEarly) {
         round_to<T>(weights, scores);
@@ -350,8 +359,13 @@ struct BackwardConsumer : BackwardTile<Shape> {
       start_values(stage);
       start_queries();
       start_keys(stage);
-      if constexpr (Shape::kEarly) {
+      if constexpr (Shape::kTellsBehind) {
+        tell_ds();
+      }
+      if constexpr (Shape::kSeeks) {
         next();
+      }
+      if constexpr (Shape::kEarly) {
         wait_for_values();
       }
       wgmma_wait<1>();
@@ -359,7 +373,7 @@ struct BackwardConsumer : BackwardTile<Shape> {
       wgmma_hold(weights);
       wgmma_hold(dq);
       release_values(stage);
-      if (Shape::kLate && Shape::kScoreBuffers < 4 && given && lane == 0) {
+      if (Shape::kLate && given && lane == 0) {
         mbarrier_arrive(&barriers.ds_empty[dq_place.stage]);
       }
       dq_place.advance();
@@ -374,7 +388,7 @@ struct BackwardConsumer : BackwardTile<Shape> {
         give_queries();
         if constexpr (Shape::kEarly) {
           read_rows();
-        } else {
+        } else if constexpr (!Shape::kSeeks) {
           next();
         }
         wgmma_wait<0>();

@@ -37,6 +37,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const BackwardWork found = backward_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
   if (found.key >= found.sequence.key_rows) {
     wait_for_earlier_kernel();  // so that whoever waits for this kernel has waited for that one
+    if (params.ended != nullptr && threadIdx.x < 2) {
+      add_release(params.ended + head_of_work(params, found));
+    }
     return;
   }
   // The first tiles, which need nothing of what follows, nor of those that prepare rows.
@@ -78,7 +81,16 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         let_next_kernel_start();
       }
     }
-    if (work.begin < work.end) {
+    if (threadIdx.x >= 64 && threadIdx.x % 32 == 0) {
+      if (work.begin < work.end) {
+        backward_add<Shape>(params, work, walk, more, shared,
+                            static_cast<int32_t>(threadIdx.x / 32) - 2);
+      }
+      if (params.ended != nullptr) {
+        bulk_wait<0>();
+        add_release(params.ended + head_of_work(params, work));
+      }
+    } else if (work.begin < work.end) {
       if (threadIdx.x == 0) {
         backward_produce<Shape>(params, work, walk, more, &maps.q, params.lse, nullptr, shared.q(0),
                                 shared.lse(0), barriers.q_full, barriers.q_empty,
@@ -87,9 +99,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         backward_produce<Shape>(params, work, walk, more, &maps.dout, params.delta,
                                 Shape::kAdjusts ? params.dentropy : nullptr, shared.dout(0),
                                 shared.delta(0), barriers.dout_full, barriers.dout_empty, nullptr);
-      } else if (threadIdx.x % 32 == 0) {
-        backward_add<Shape>(params, work, walk, more, shared,
-                            static_cast<int32_t>(threadIdx.x / 32) - 2);
       }
     }
   } else {

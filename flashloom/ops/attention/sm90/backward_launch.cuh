@@ -31,7 +31,7 @@ inline RankLists rank_lists(const AttentionBlocks& mask) {
 }
 
 struct BackwardWorkspace {
-  int64_t lse, delta, dentropy, dq, added, ranks, counts, end;
+  int64_t lse, delta, dentropy, dq, added, ended, ranks, counts, end;
   int64_t query_tiles;  // a head
   int64_t places;
 };
@@ -54,7 +54,8 @@ inline BackwardWorkspace backward_workspace(const AttentionInputs& inputs,
   workspace.dq =
       workspace.dentropy + (saved.dentropy ? aligned(workspace.places * queries * 4) : 0);
   workspace.added = workspace.dq + workspace.places * queries * sums * 4;
-  workspace.ranks = workspace.added + aligned(workspace.places * 8);
+  workspace.ended = workspace.added + aligned(workspace.places * 8);
+  workspace.ranks = workspace.ended + aligned(int64_t{problem.batch} * problem.heads * 4);
   const AttentionBlocks& mask = options.blocks;
   workspace.counts = workspace.ranks;
   if (mask.rows) {
@@ -189,6 +190,7 @@ inline BackwardParams backward_params(const BackwardCall& call, const BackwardRo
   params.dentropy = rows.padded_dentropy;
   params.dq = rows.dq_sum;
   params.added = rows.added;
+  params.ended = rows.ended;
   params.scale = rows.scale;
   params.accumulate = rows.accumulate;
   params.in_turn = call.options.execution.deterministic;
@@ -286,12 +288,19 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   if (deterministic || keys <= kClaimedKeys) {
     rows.added = reinterpret_cast<int32_t*>(memory + place.added);
   }
+  const bool masks = Shape::kLists && options.blocks.rows;
+  const bool full = !masks && options.visibility.left < 0 && options.visibility.right < 0;
+  if (full) {
+    // Blocks are equally long, so that the last ones leave multiprocessors idle.
+    rows.ended = reinterpret_cast<int32_t*>(memory + place.ended);
+  }
   launch_backward_prepare<row_lanes(Shape::kDim), Shape::kQueries>(rows, place.places, stream);
   BackwardParams params = backward_params(call, rows, Shape::kKeys);
-  if (Shape::kLists && options.blocks.rows) {
+  rows.ends = 2 * params.key_tiles;  // two adders a block
+  if (masks) {
     params.blocks = launch_backward_blocks(call, memory, place, Shape::kQueries, stream);
   } else {
-    params.cyclic = !deterministic && options.visibility.left < 0 && options.visibility.right < 0;
+    params.cyclic = !deterministic && full;
   }
   params.circle = device_multiprocessors();
   const int64_t heads = backward_heads(rows.problem);

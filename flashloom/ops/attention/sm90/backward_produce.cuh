@@ -7,6 +7,7 @@
 #include "flashloom/cuda/ptx/barrier.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/tma.cuh"
+#include "flashloom/ops/attention/sm90/backward_counts.cuh"
 #include "flashloom/ops/attention/sm90/backward_schedule.cuh"
 
 // The backward kernel's producer warpgroup, one thread in each of four warps: two stream tiles, two
@@ -74,50 +75,6 @@ __device__ __forceinline__ void backward_produce(
     mbarrier_wait(&empty[place.stage], place.parity ^ 1, {"a producer", "q_empty or dout_empty"});
     steps[place.stage].t = -1;
     mbarrier_arrive(&full[place.stage]);
-  }
-}
-
-__device__ __forceinline__ int32_t load_acquire(const int32_t* place) {
-  int32_t value;
-  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(place) : "memory");
-  return value;
-}
-
-__device__ __forceinline__ void add_release(int32_t* place) {
-  asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(place) : "memory");
-}
-
-__device__ __forceinline__ void store_release(int32_t* place, int32_t value) {
-  asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(place), "r"(value) : "memory");
-}
-
-/// What `place` held; takes `value` if that was 0.
-__device__ __forceinline__ int32_t claim(int32_t* place, int32_t value) {
-  int32_t found;
-  asm volatile("atom.acquire.gpu.global.cas.b32 %0, [%1], 0, %2;"
-               : "=r"(found)
-               : "l"(place), "r"(value)
-               : "memory");
-  return found;
-}
-
-/// Polls after which a wait is given up: more than 10 s. Lengths that contradict each other could
-/// make a turn never come.
-inline constexpr int32_t kMostPolls = 1 << 25;
-
-/// Waits until `count` is `value`.
-__device__ __forceinline__ void wait_for_count(const int32_t* count, int32_t value,
-                                               int32_t* status) {
-  const cuda::HangGuard guard;
-  int32_t polls = 0;
-  while (load_acquire(count) != value) {
-    guard.poll({"a thread that adds", "other blocks"}, static_cast<uint32_t>(value));
-    if (++polls > kMostPolls) {
-      if (status != nullptr) {
-        *status = 1;
-      }
-      break;
-    }
   }
 }
 

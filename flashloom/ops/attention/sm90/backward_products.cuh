@@ -4,6 +4,7 @@
 
 #include "flashloom/cuda/ptx/barrier.cuh"
 #include "flashloom/cuda/ptx/wgmma.cuh"
+#include "flashloom/cuda/tile/narrow_layout.h"
 #include "flashloom/cuda/tile/shared_layout.h"
 
 // Matrix products of the backward kernels, by a warpgroup: issued and committed, not waited for.
@@ -50,18 +51,20 @@ __device__ __forceinline__ void issue_registers_by_tile(float (&d)[kDim / 2],
   wgmma_commit();
 }
 
-/// d (64 x kN) = a^T b, or that much more; both tiles of kReduced rows.
-template <class T, int kReduced, int kN, bool kAdds = false>
+/// d (64 x kN) = a^T b, or that much more; both tiles of kReduced rows, b in narrow panels if
+/// kNarrow.
+template <class T, int kReduced, int kN, bool kAdds = false, bool kNarrow = false>
 __device__ __forceinline__ void issue_columns_by_columns(float (&d)[kN / 2], uint32_t a,
                                                          uint32_t b) {
   using namespace cuda;
   const uint64_t left = mn_major_descriptor(a, kReduced);
-  const uint64_t right = mn_major_descriptor(b, kReduced);
+  const uint64_t right =
+      kNarrow ? narrow_descriptor(b, kReduced) : mn_major_descriptor(b, kReduced);
 #pragma unroll
   for (int step = 0; step < kReduced / 16; ++step) {
+    const uint32_t right_step = kNarrow ? narrow_step(step) : mn_major_step(step);
     Wgmma<T, kN>::template from_shared<Major::kOther, Major::kOther>(
-        d, left + (mn_major_step(step) >> 4), right + (mn_major_step(step) >> 4),
-        kAdds || step != 0);
+        d, left + (mn_major_step(step) >> 4), right + (right_step >> 4), kAdds || step != 0);
   }
   wgmma_commit();
 }

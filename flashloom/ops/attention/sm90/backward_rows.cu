@@ -2,6 +2,7 @@
 #include "flashloom/cuda/launch.cuh"
 #include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/cuda/tile/fragment.cuh"
+#include "flashloom/ops/attention/sm90/backward_counts.cuh"
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_rows.cuh"
 #include "flashloom/ops/attention/sm90/backward_schedule.cuh"
@@ -39,12 +40,40 @@ __device__ __forceinline__ RowTile row_tile(const BackwardRowParams& params, int
   return result;
 }
 
+/// Those of packed sequences count once.
+__device__ __forceinline__ int32_t key_value_heads(const Problem& problem) {
+  return (problem.cu_query != nullptr ? 1 : problem.batch) * problem.heads / problem.heads_per_key;
+}
+
+/// Waits until the sums of a tile's head are complete: where the last blocks of the kernel before
+/// leave multiprocessors idle, other heads can be done meanwhile. One block waits for that kernel's
+/// end all the same, so that whoever waits for this one has waited for that one.
+__device__ __forceinline__ void wait_for_sums(const BackwardRowParams& params,
+                                              const RowTile& tile) {
+  if (params.ended == nullptr || blockIdx.x == gridDim.x - 1) {
+    cuda::wait_for_earlier_kernel();
+    return;
+  }
+  if (threadIdx.x == 0) {
+    const Problem& problem = params.problem;
+    const int32_t head = (problem.cu_query != nullptr ? 0 : tile.batch * problem.heads) + tile.head;
+    wait_for_count(params.ended + head / problem.heads_per_key, params.ends, problem.status);
+  }
+  __syncthreads();
+}
+
 /// delta = sum(dout * out) - dlse and lse in powers of two, in rows padded to whole tiles; nothing
 /// has been added to dQ. A block a place.
 template <int kLanes, int kQueries>
 __global__ void __launch_bounds__(kThreads)
     attention_backward_prepare_kernel(const __grid_constant__ BackwardRowParams params) {
   cuda::let_next_kernel_start();
+  if (params.ended != nullptr && threadIdx.x == 0) {
+    for (auto i = static_cast<int32_t>(blockIdx.x); i < key_value_heads(params.problem);
+         i += static_cast<int32_t>(gridDim.x)) {
+      params.ended[i] = 0;
+    }
+  }
   const RowTile tile = row_tile(params, static_cast<int32_t>(blockIdx.x), kQueries);
   if (tile.first >= tile.sequence.query_rows) {
     return;
@@ -110,7 +139,7 @@ __global__ void __launch_bounds__(kThreads)
   constexpr int kPitch = kDim + 4;  // rows of a column in other banks
   __shared__ float rows[kQueries * kPitch];
   const RowTile tile = row_tile(params, static_cast<int32_t>(blockIdx.x), kQueries);
-  cuda::wait_for_earlier_kernel();
+  wait_for_sums(params, tile);
   if (tile.first >= tile.sequence.query_rows) {
     return;
   }
@@ -129,7 +158,7 @@ __global__ void __launch_bounds__(kThreads)
   float4 sum[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    sum[i] = i < vectors && any ? sums[128 * i] : make_float4(0, 0, 0, 0);
+    sum[i] = i < vectors && any ? __ldcg(sums + 128 * i) : make_float4(0, 0, 0, 0);
   }
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
@@ -259,6 +288,7 @@ void launch_backward_prepare(const BackwardRowParams& rows, int64_t places, cuda
 template void launch_backward_prepare<8, 64>(const BackwardRowParams&, int64_t, cudaStream_t);
 template void launch_backward_prepare<8, 128>(const BackwardRowParams&, int64_t, cudaStream_t);
 template void launch_backward_prepare<16, 64>(const BackwardRowParams&, int64_t, cudaStream_t);
+template void launch_backward_prepare<16, 80>(const BackwardRowParams&, int64_t, cudaStream_t);
 template void launch_backward_prepare<32, 64>(const BackwardRowParams&, int64_t, cudaStream_t);
 
 template <int kColumns, int kQueries, bool kSwapped>
@@ -275,6 +305,8 @@ template void launch_backward_finish<96, 64, false>(const BackwardRowParams&, in
                                                     cudaStream_t);
 template void launch_backward_finish<128, 64, false>(const BackwardRowParams&, int64_t,
                                                      cudaStream_t);
+template void launch_backward_finish<128, 80, true>(const BackwardRowParams&, int64_t,
+                                                    cudaStream_t);
 
 void launch_backward_sinks(const BackwardRowParams& rows, int32_t queries, cudaStream_t stream) {
   if (rows.dsinks != nullptr) {

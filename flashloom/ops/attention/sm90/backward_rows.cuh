@@ -23,6 +23,8 @@ struct BackwardRowParams {
   float* dq_sum;           // or null: no kernel adds up dQ in memory
   int32_t sum_floats;      // of a place of dq_sum
   int32_t* added;          // two a place, or null
+  int32_t* ended;          // a key-value head of a sequence, or null
+  int32_t ends;            // what `ended` comes to
   const float* sinks;
   float* dsinks;
   int64_t sinks_stride, dsinks_stride;

@@ -106,6 +106,14 @@ __device__ __forceinline__ BackwardWork backward_work_at(const BackwardParams& p
   return work;
 }
 
+/// The key-value head of a block among those of all sequences.
+__device__ __forceinline__ int32_t head_of_work(const BackwardParams& params,
+                                                const BackwardWork& work) {
+  return params.problem.cu_key != nullptr
+             ? work.head
+             : work.batch * static_cast<int32_t>(params.order.heads.divisor) + work.head;
+}
+
 /// The work of block `index`.
 template <class Shape>
 __device__ __forceinline__ BackwardWork backward_work(const BackwardParams& params, int32_t index) {

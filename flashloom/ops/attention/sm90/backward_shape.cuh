@@ -43,6 +43,7 @@ struct BackwardParams {
   const float* dentropy;  // by place, in general scores; or null
   float* dq;              // by place: sums in the order of accumulator fragments
   int32_t* added;         // by place, one a warpgroup, zero: how far the sums are; or null
+  int32_t* ended;         // by key-value head, zero: takes 2 of each block that is done; or null
   float scale;
   bool accumulate;      // add to dk, dv (f32)
   bool sends;           // dk and dv leave through the copy engine
@@ -92,12 +93,14 @@ struct BackwardShape {
   static constexpr bool kSends = !(kDim == 128 && (kLate || kAdjusts));
   // Whether the next scores are issued before a step's dK is ready.
   static constexpr bool kAhead = kDim == 64 && (kLate || kLists);
+  // Whether the next step is found while a step's last products run.
+  static constexpr bool kSeeks = kEarly || (kLate && !kAhead);
+  // Whether the other warpgroup is told of dS behind the issue of the step's products: it needs it
+  // a step later.
+  static constexpr bool kTellsBehind = kLate && kDim == 128;
   // Whether the warpgroups take turns with the exponentials, so that they stay half a step apart.
   static constexpr bool kAlternates = kLate && kDim == 64;
-  // Buffers for dS. Late dQ with four of them needs no word that one is free: who stores dS of a
-  // step has seen that of two steps before, which the other warpgroup stored behind its products of
-  // four steps before.
-  static constexpr int kScoreBuffers = !kLate ? 2 : kDim == 64 ? 3 : 4;
+  static constexpr int kScoreBuffers = kLate && kDim == 64 ? 3 : 2;  // for dS
   static_assert(!kEarly || !kAhead);
   static constexpr BackwardTurns kTurns = kForm.turns;
   // A warpgroup's part of dQ: 64 columns x queries if swapped, else 64 queries x 64 columns. The
@@ -108,6 +111,9 @@ struct BackwardShape {
   static_assert(kDim > 64 || kSwapped || kQueries == 128);
   static_assert(kDim != 96 || !kSwapped);
   static constexpr int kPanels = (kDim + 63) / 64;
+  // Whether dS lies in panels of 16 queries.
+  static constexpr bool kNarrowScores = kQueries % 64 != 0;
+  static_assert(!kNarrowScores || (kSwapped && kDim > 64));
   // Buffers a warpgroup for its part of dQ on its way to memory; one more where it may wait for
   // its turn.
   static constexpr int kSumStages = kTurns == BackwardTurns::never || kLate ? 1 : 2;

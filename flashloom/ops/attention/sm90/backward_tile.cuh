@@ -36,8 +36,8 @@ struct BackwardTile {
   /// This warpgroup's part of dQ from dS (keys x queries) and K: 64 queries x 64 columns, or
   /// 64 columns x queries if swapped.
   static __device__ __forceinline__ void issue_queries(float (&d)[kSums], uint32_t ds, uint32_t k) {
-    issue_columns_by_columns<T, Shape::kKeys, Shape::kQueryColumns>(d, Shape::kSwapped ? k : ds,
-                                                                    Shape::kSwapped ? ds : k);
+    issue_columns_by_columns<T, Shape::kKeys, Shape::kQueryColumns, false, Shape::kNarrowScores>(
+        d, Shape::kSwapped ? k : ds, Shape::kSwapped ? ds : k);
   }
 
   /// -delta in each place of dP.
@@ -111,8 +111,11 @@ struct BackwardTile {
                                                          uint32_t lane) {
 #pragma unroll
     for (int i = 0; i < kQueries / 16; ++i) {
-      cuda::stmatrix_x4(buffer + cuda::swizzled_offset(row, 16 * i + 8 * (lane / 16), Shape::kKeys),
-                        ds[4 * i], ds[4 * i + 1], ds[4 * i + 2], ds[4 * i + 3]);
+      const uint32_t column = 16 * i + 8 * (lane / 16);
+      const uint32_t place = Shape::kNarrowScores
+                                 ? cuda::narrow_offset(row, column, Shape::kKeys)
+                                 : cuda::swizzled_offset(row, column, Shape::kKeys);
+      cuda::stmatrix_x4(buffer + place, ds[4 * i], ds[4 * i + 1], ds[4 * i + 2], ds[4 * i + 3]);
     }
   }
 

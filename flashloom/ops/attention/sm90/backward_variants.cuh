@@ -7,17 +7,28 @@
 
 namespace flashloom::sm90 {
 
-template <class T, bool kExact, BackwardTurns kTurns>
+template <class T, bool kExact>
 using Backward128 =
     BackwardShape<T, BackwardForm{.dim = 128,
                                   .queries = 64,
                                   .swapped = false,
-                                  .late = (kExact && kTurns == BackwardTurns::never),
+                                  .late = false,
                                   .early = kExact,
                                   .lists = false,
                                   .adjusts = false,
                                   .exact = kExact,
-                                  .turns = kTurns}>;
+                                  .turns = kExact ? BackwardTurns::always : BackwardTurns::maybe}>;
+/// 80 queries read keys and values a fifth less often from shared memory than 64.
+template <class T>
+using Backward128Fast = BackwardShape<T, BackwardForm{.dim = 128,
+                                                      .queries = 80,
+                                                      .swapped = true,
+                                                      .late = true,
+                                                      .early = false,
+                                                      .lists = false,
+                                                      .adjusts = false,
+                                                      .exact = true,
+                                                      .turns = BackwardTurns::never}>;
 template <class T>
 using Backward96 = BackwardShape<T, BackwardForm{.dim = 96,
                                                  .queries = 64,
@@ -109,10 +120,31 @@ void with_storage(DType storage, Launch&& launch) {
   }
 }
 
+template <class Shape>
+bool is_exact(const AttentionInputs& inputs) {
+  return inputs.q.dim(-1) == Shape::kDim && inputs.v.dim(-1) == Shape::kDim;
+}
+
+/// Tiles of queries that a block walks for a head, on average.
+inline int64_t steps_of_block(const AttentionInputs& inputs, const AttentionOptions& options,
+                              int64_t tile) {
+  const int64_t documents = options.sequences.cu_query ? options.sequences.cu_query.dim(0) - 1 : 1;
+  const int64_t rows = inputs.q.dim(-2) / std::max<int64_t>(documents, 1);
+  return rows / tile / (options.visibility.right >= 0 ? 2 : 1);
+}
+
+/// The deterministic kernel, for either mode.
+template <class InTurn>
+void launch_backward_in_turn(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
+  AttentionOptions options = call.options;
+  options.execution.deterministic = true;
+  launch_backward<InTurn>({call.gradients, call.inputs, call.saved, options}, memory, stream);
+}
+
 /// The kernel for the mode of a call: one for any width below, or one of two for this width.
 template <class Any, class Fast, class InTurn>
 void launch_backward_mode(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
-  if (call.inputs.q.dim(-1) != Fast::kDim || call.inputs.v.dim(-1) != Fast::kDim) {
+  if (!is_exact<Fast>(call.inputs)) {
     launch_backward<Any>(call, memory, stream);
   } else if (call.options.execution.deterministic) {
     launch_backward<InTurn>(call, memory, stream);
