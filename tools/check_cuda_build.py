@@ -6,9 +6,10 @@ Usage: check_cuda_build.py LOG BUILD_FOLDER [CUOBJDUMP]
 Fails on
 - registers spilled to memory (ptxas -v in the log),
 - ptxas's notes C75xx: it serialised wgmma, or ignored setmaxnreg,
-- in objects of a folder sm90/: a kernel of matrix products that holds no HGMMA, one that holds HMMA
-  (the older, slower tensor core instructions), and shapes of HGMMA other than 64 x 32 to 256 x 16
-  (8 for tf32) with sums in f32. A narrower product than was asked for has halved such kernels before
+- in objects of a folder sm90/: a kernel of matrix products that holds no HGMMA, and one that holds
+  HMMA (the older, slower tensor core instructions),
+- there and in those of decode/: shapes of HGMMA other than 64 x 32 to 256 x 16 (8 for tf32) with
+  sums in f32. A narrower product than was asked for has halved such kernels before
   (Dao-AILab/flash-attention #1432).
 """
 import pathlib
@@ -21,7 +22,8 @@ SPILLS = re.compile(r"(\d+) bytes spill stores, (\d+) bytes spill loads")
 NOTE = re.compile(r"\(C75\d\d\)|\bC75\d\d\b")
 SASS_FUNCTION = re.compile(r"^\s*Function : (\S+)")
 HGMMA = re.compile(r"\bHGMMA\.(\d+)x(\d+)x(\d+)\.(\S+)")
-PRODUCTS = re.compile(r"attention_(forward|backward)_kernel")  # kernels that must use wgmma
+# Kernels that must use wgmma: all but those that surround them.
+PRODUCTS = re.compile(r"attention_(forward|backward)_(?!prepare|finish|sinks|ranks)\w*kernel")
 
 
 def log_faults(log: str) -> tuple:
@@ -64,7 +66,8 @@ def main() -> int:
     log, build = pathlib.Path(sys.argv[1]).read_text(errors="replace"), pathlib.Path(sys.argv[2])
     cuobjdump = sys.argv[3] if len(sys.argv) > 3 else "cuobjdump"
     faults, kernels = log_faults(log)
-    objects = [path for path in sorted(build.rglob("*.cu.o")) if path.parent.name == "sm90"]
+    objects = [path for path in sorted(build.rglob("*.cu.o"))
+               if path.parent.name in ("sm90", "decode")]
     products = 0
     for path in objects:
         sass = subprocess.run([cuobjdump, "-sass", str(path)], capture_output=True, text=True,
@@ -74,7 +77,7 @@ def main() -> int:
         products += count
     if kernels == 0 or (objects and products == 0):
         faults.append(f"nothing to check: {kernels} kernels in the log, {products} HGMMA in "
-                      f"{len(objects)} objects of sm90/")
+                      f"{len(objects)} objects of sm90/ and decode/")
     for fault in faults:
         print(fault)
     print(f"CUDA code: {kernels} kernels compiled, {products} HGMMA in {len(objects)} objects, "
