@@ -102,23 +102,21 @@ void check_workspace(std::string_view op, std::span<std::byte> workspace, int64_
         "alignment to 64 bytes", "less");
 }
 
-// Few queries a sequence: the sm90 backend's kernel for them, where it covers the call.
-bool decodes(const AttentionOutputs& outputs, const AttentionInputs& inputs,
-             const AttentionOptions& options) {
-  return decode::attention_decode_refusal(outputs, inputs, options).empty();
-}
+struct ForwardChoice : AttentionChoice {
+  bool decodes = false;  // of sm90: the kernel for few queries a sequence
+};
 
-AttentionChoice forward_choice(const AttentionOutputs& outputs, const AttentionInputs& inputs,
-                               const AttentionOptions& options) {
-  if (!inputs.q.device.is_cpu()) {
-    return choose_cuda(kForward, options,
-                       {refusal_of_device(inputs.q.device, decodes(outputs, inputs, options)
-                                                               ? ""
-                                                               : sm90::attention_forward_refusal(
-                                                                     outputs, inputs, options)),
-                        portable::attention_forward_refusal(outputs, inputs, options)});
+ForwardChoice forward_choice(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                             const AttentionOptions& options) {
+  if (inputs.q.device.is_cpu()) {
+    return {choose(kForward, options, attention_forward_cpu_refusal(outputs, inputs, options))};
   }
-  return choose(kForward, options, attention_forward_cpu_refusal(outputs, inputs, options));
+  const bool decodes = decode::attention_decode_refusal(outputs, inputs, options).empty();
+  const Refusals refusals = {
+      refusal_of_device(inputs.q.device,
+                        decodes ? "" : sm90::attention_forward_refusal(outputs, inputs, options)),
+      portable::attention_forward_refusal(outputs, inputs, options)};
+  return {choose_cuda(kForward, options, refusals), decodes};
 }
 
 AttentionChoice backward_choice(const AttentionGradients& gradients, const AttentionInputs& inputs,
@@ -144,7 +142,7 @@ void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& i
                        std::span<std::byte> workspace, const AttentionOptions& options,
                        Stream stream) {
   validate_attention_forward(outputs, inputs, options);
-  const AttentionChoice choice = forward_choice(outputs, inputs, options);
+  const ForwardChoice choice = forward_choice(outputs, inputs, options);
   if (inputs.q.device.is_cpu()) {
     validate_attention_index_data(kForward, inputs, options);
   }
@@ -160,7 +158,7 @@ void attention_forward(const AttentionOutputs& outputs, const AttentionInputs& i
       portable::attention_forward_reference(outputs, inputs, workspace, options, stream);
       return;
     }
-    if (choice.backend == AttentionBackend::sm90 && decodes(outputs, inputs, options)) {
+    if (choice.backend == AttentionBackend::sm90 && choice.decodes) {
       check_workspace(kForward, workspace, decode::attention_decode_bytes(inputs, options));
       decode::attention_decode(outputs, inputs, workspace, options, stream);
       return;
@@ -222,18 +220,19 @@ int64_t attention_forward_workspace_bytes(const AttentionOutputs& outputs,
                                           const AttentionInputs& inputs,
                                           const AttentionOptions& options) {
   validate_attention_forward(outputs, inputs, options);
-  const AttentionBackend backend = forward_choice(outputs, inputs, options).backend;
+  const ForwardChoice choice = forward_choice(outputs, inputs, options);
   if constexpr (kWithCuda) {
-    if (backend == AttentionBackend::reference && !inputs.q.device.is_cpu()) {
+    if (choice.backend == AttentionBackend::reference && !inputs.q.device.is_cpu()) {
       return portable::attention_reference_forward_bytes(inputs, options);
     }
-    if (backend == AttentionBackend::sm90) {
-      return decodes(outputs, inputs, options) ? decode::attention_decode_bytes(inputs, options)
-                                               : sm90::attention_forward_bytes(inputs, options);
+    if (choice.backend == AttentionBackend::sm90) {
+      return choice.decodes ? decode::attention_decode_bytes(inputs, options)
+                            : sm90::attention_forward_bytes(inputs, options);
     }
   }
-  return backend == AttentionBackend::cpu ? attention_forward_cpu_bytes(outputs, inputs, options)
-                                          : 0;
+  return choice.backend == AttentionBackend::cpu
+             ? attention_forward_cpu_bytes(outputs, inputs, options)
+             : 0;
 }
 
 int64_t attention_backward_workspace_bytes(const AttentionGradients& gradients,
