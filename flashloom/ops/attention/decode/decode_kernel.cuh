@@ -2,7 +2,7 @@
 
 #include "flashloom/ops/attention/decode/decode_attend.cuh"
 #include "flashloom/ops/attention/decode/decode_boxes.cuh"
-#include "flashloom/ops/attention/decode/decode_cluster.cuh"
+#include "flashloom/ops/attention/decode/decode_join.cuh"
 #include "flashloom/ops/attention/decode/decode_merge.cuh"
 #include "flashloom/ops/attention/decode/decode_work.cuh"
 
@@ -111,6 +111,9 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
   const int32_t end = work.first < work.last ? last_tile : first_tile;
   const int32_t own = first_tile + static_cast<int32_t>(team);
   const int32_t count = own < end ? (end - own + Shape::kTeams - 1) / Shape::kTeams : 0;
+  // Teams at named barriers meet equally often: racecheck loses count otherwise.
+  constexpr bool kNamed = Shape::kTeams > 1 && Shape::kRowWarps > 1;
+  const int32_t turns = kNamed ? (end - first_tile + Shape::kTeams - 1) / Shape::kTeams : count;
   constexpr int32_t kStep = Shape::kTeams * Shape::kTileKeys;
   int32_t key = work.base + own * Shape::kTileKeys;  // of the tile that is worked on
   int32_t ahead = key;                               // of the tile that is loaded
@@ -127,7 +130,7 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
   state.clear();
   // The first turns only load: one copy of the code that starts loads is fetched, not three.
 #pragma unroll 1
-  for (int32_t n = 1 - Shape::kStages; n < count; ++n) {
+  for (int32_t n = 1 - Shape::kStages; n < turns; ++n) {
     if (n >= 0) {
       cuda::cp_async_wait<Shape::kStages - 2>();
       if constexpr (Shape::kWarpgroups) {
@@ -154,7 +157,7 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
         __syncthreads();
       }
     }
-    if (n < 0) {
+    if (n < 0 || (kNamed && n >= count)) {
       continue;
     }
     if constexpr (Shape::kWarpgroups) {
@@ -247,18 +250,25 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     RowState<Shape> state;
     work_on_piece<Shape>(params, found.unit, found.work, found.begin, found.end, memory, barriers,
                          phases, state, [&] {
-                           if (params.parts != params.cluster && threadIdx.x == 0) {
-                             begin_count(share_counter(params, found), params.nonce);
+                           if (params.parts.divisor > 1 && threadIdx.x == 0) {
+                             begin_count(params.counters + found.index, params.nonce);
                            }
                          });
-    if (Shape::kTeams == 1 && params.parts == 1) {
-      write_whole<Shape>(params, own.unit, own.work, state);
-      return;
+    if constexpr (Shape::kTeams == 1) {
+      if (params.parts.divisor == 1) {
+        write_whole<Shape>(params, own.unit, own.work, state);
+      } else {
+        write_part<Shape>(params, own.work.row_count, state);
+      }
+    } else {
+      __syncthreads();  // the buffers become the sums'
+      gather_teams<Shape>(params, state, own.work.row_count, stats, memory);
+      write_teams<Shape>(params, own, stats, memory);
     }
-    __syncthreads();  // the buffers become the sums'
-    gather_teams<Shape>(params, state, own.work.row_count, stats, memory);
   }
-  finish_part<Shape>(params, own, stats, memory);
+  if (params.parts.divisor > 1) {
+    join_unit<Shape>(params, own, memory);
+  }
 }
 
 /// A stretch of the line of all units a block.

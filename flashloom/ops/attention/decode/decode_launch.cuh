@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <numbers>
@@ -23,7 +22,6 @@ namespace flashloom::decode {
 /// How a call is cut and where its workspace goes; from host shapes alone.
 struct Plan {
   int64_t units, parts, blocks, tiles_block, row_tiles, slot_rows;
-  int64_t cluster;  // most blocks that join in shared memory, if the device runs so many together
   int64_t slot_floats;
   int64_t counter_bytes, slot_bytes;
 
@@ -35,18 +33,6 @@ inline int64_t multiprocessors(const Device& device) {
   cuda::check(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index),
               "cudaDeviceGetAttribute");
   return count;
-}
-
-/// Blocks of a cluster for `parts` parts of a unit: a power of two that divides them, or would if
-/// an eighth of them at most were left out; then they are.
-inline int64_t choose_cluster(int64_t& parts) {
-  for (int64_t cluster = 16; cluster > 1; cluster /= 2) {
-    if (parts >= cluster && parts % cluster <= parts / 8) {
-      parts -= parts % cluster;
-      return cluster;
-    }
-  }
-  return 1;
 }
 
 template <class Shape>
@@ -82,22 +68,18 @@ Plan make_plan(const AttentionInputs& inputs, const AttentionOptions& options) {
   const bool uniform =
       !sequences.cu_query && !sequences.cu_key && !sequences.used_query && !sequences.used_key;
   plan.tiles_block = kTilesBlock;
-  plan.cluster = 1;
   if (uniform || options.execution.splits > 0) {
     const int64_t least = filled / plan.units;
     plan.parts = least * plan.units * 4 >= filled * 3 ? least : least + 1;
     plan.parts = std::min(plan.parts, ceil_div(tiles, plan.units * kTilesBlock));
-    plan.cluster = choose_cluster(plan.parts);
     if (options.execution.splits > 0) {
       plan.parts = std::min<int64_t>({options.execution.splits, tiles / plan.units, kMaxParts});
-      plan.cluster = int64_t{1} << std::min(4, std::countr_zero(static_cast<uint64_t>(plan.parts)));
     }
     plan.blocks = plan.units * plan.parts;
   } else {
     plan.blocks = std::clamp<int64_t>(ceil_div(tiles, kTilesBlock), 1, filled * Shape::kResident);
   }
-  // As if no cluster ran: the size must not depend on what the device can do.
-  plan.slot_floats = ceil_div(plan.slot_rows * (Shape::kDim + 2) + 2 * plan.cluster, 4) * 4;
+  plan.slot_floats = ceil_div(plan.slot_rows * (Shape::kDim + 2), 4) * 4;
   const int64_t slots = plan.parts == 1 ? 0 : plan.parts > 0 ? plan.blocks : 2 * plan.blocks;
   plan.counter_bytes = slots > 0 ? ceil_div((plan.units + slots) * 8, 64) * 64 : 0;
   plan.slot_bytes = ceil_div(slots * plan.slot_floats * 4, 64) * 64;
@@ -242,74 +224,45 @@ typename Shape::KernelParams make_kernel_params(const AttentionOutputs& outputs,
   return params;
 }
 
-/// More than half of a multiprocessor's shared memory: where all blocks can have a multiprocessor
-/// of their own, two clusters must not share some while others idle.
+/// Blocks of the kernel of parts that the device runs at once; asked once.
 template <class Shape>
-inline constexpr int kSharedAlone = std::max(Shape::kSharedBytes, 116 << 10);
-
-/// A launch of the kernel of parts; `attribute` holds what `config` points at.
-template <class Shape>
-cudaLaunchConfig_t parts_config(const Plan& plan, int64_t cluster, int64_t multiprocessors,
-                                cudaLaunchAttribute& attribute, cudaStream_t stream) {
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<uint32_t>(cluster);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<uint32_t>(plan.blocks));
-  config.blockDim = dim3(Shape::kThreads);
-  config.dynamicSmemBytes =
-      cluster > 1 && plan.blocks <= multiprocessors ? kSharedAlone<Shape> : Shape::kSharedBytes;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = cluster > 1 ? 1 : 0;
-  return config;
-}
-
-/// Clusters of a launch that the device runs at once; asked once for each size.
-template <class Shape>
-int64_t clusters_at_once(const cudaLaunchConfig_t& config, int64_t cluster, const Device& device) {
+int64_t blocks_at_once(const Device& device, int64_t multiprocessors) {
   constexpr int kDevices = 16;
-  static std::array<std::array<std::atomic<int>, 2 * 17>, kDevices> known = {};  // and 1
+  static std::array<std::atomic<int>, kDevices> known = {};  // and 1
   std::atomic<int> none = 0;
   std::atomic<int>& answer =
-      device.index < kDevices
-          ? known[static_cast<size_t>(device.index)][static_cast<size_t>(
-                2 * cluster + (config.dynamicSmemBytes > Shape::kSharedBytes ? 1 : 0))]
-          : none;
+      device.index < kDevices ? known[static_cast<size_t>(device.index)] : none;
   if (answer == 0) {
     int count = 0;
-    if (cudaOccupancyMaxActiveClusters(&count, &attention_decode_parts_kernel<Shape>, &config) !=
-        cudaSuccess) {
-      count = 0;
-      (void)cudaGetLastError();
-    }
+    cuda::check(
+        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, &attention_decode_parts_kernel<Shape>,
+                                                      Shape::kThreads, Shape::kSharedBytes),
+        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     answer = count + 1;
   }
-  return answer - 1;
+  return (answer - 1) * multiprocessors;
 }
 
 template <class Shape>
 void launch_parts(const Plan& plan, typename Shape::KernelParams& params, const Device& device,
                   cudaStream_t stream) {
   auto* kernel = &attention_decode_parts_kernel<Shape>;
-  const int64_t count = multiprocessors(device);
-  int64_t cluster = plan.cluster;
-  cudaLaunchAttribute attribute = {};
-  cudaLaunchConfig_t config = parts_config<Shape>(plan, cluster, count, attribute, stream);
   cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   kSharedAlone<Shape>),
+                                   Shape::kSharedBytes),
               "cudaFuncSetAttribute");
-  if (cluster > 8) {
-    cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
-                "cudaFuncSetAttribute");
-  }
-  // Clusters of which not all run at once would leave multiprocessors idle.
-  while (cluster > 1 && clusters_at_once<Shape>(config, cluster, device) * cluster <
-                            std::min(plan.blocks, count - cluster)) {
-    cluster /= 2;
-    config = parts_config<Shape>(plan, cluster, count, attribute, stream);
-  }
-  params.cluster = static_cast<int32_t>(cluster);
+  const bool meets =
+      plan.parts > 1 && plan.blocks <= blocks_at_once<Shape>(device, multiprocessors(device));
+  params.meets = meets ? 1 : 0;
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeCooperative;
+  attribute.val.cooperative = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<uint32_t>(plan.blocks));
+  config.blockDim = dim3(Shape::kThreads);
+  config.dynamicSmemBytes = Shape::kSharedBytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = meets ? 1 : 0;
   cuda::check(cudaLaunchKernelEx(&config, kernel, params), "attention_decode_parts_kernel");
 }
 
@@ -322,7 +275,9 @@ void launch_decode(const AttentionOutputs& outputs, const AttentionInputs& input
     return;
   }
   auto params = make_kernel_params<Shape>(outputs, inputs, options);
-  params.parts = static_cast<int32_t>(plan.parts);
+  params.parts = Divisor(std::max<int64_t>(plan.parts, 1));
+  params.row_tile_count = Divisor(plan.row_tiles);
+  params.key_heads = Divisor(params.source.key_heads);
   params.tiles_block = static_cast<int32_t>(plan.tiles_block);
   params.row_tiles = static_cast<int32_t>(plan.row_tiles);
   params.slot_rows = static_cast<int32_t>(plan.slot_rows);

@@ -6,7 +6,7 @@
 namespace flashloom::decode {
 
 // Joining, always in the order of the keys' owners: teams of a block, then blocks of a unit that
-// cross the line's cuts (decode_cluster.cuh joins parts).
+// cross the line's cuts (decode_join.cuh joins parts).
 
 /// Largest score and sum of a row.
 using RowStats = float2;

@@ -24,9 +24,10 @@ struct Params {
   GeometrySource source;  // starts resolved to an offset; offset and bounds within 2^40
   Divisor group;          // query heads a key-value head
   int32_t row_tiles;      // tiles of rows a (sequence, key-value head), by the host's bound
-  int32_t parts;          // blocks a unit; 0: stretches of the line of all units
-  int32_t cluster;        // blocks of a unit that join in shared memory; it divides parts
-  int32_t tiles_block;    // fewest tiles of keys a stretch
+  Divisor parts;          // blocks a unit, where each unit has as many
+  Divisor row_tile_count, key_heads;  // of a block's number
+  int32_t meets;        // all blocks run at once, so that those of a unit may wait for each other
+  int32_t tiles_block;  // fewest tiles of keys a stretch
 
   const void* q;
   int64_t q_sequence, q_head, q_row;  // elements
@@ -58,11 +59,11 @@ struct Params {
   int64_t sinks_head;
 
   // Each slot_floats: sums (slot_rows, kDim), then statistics (slot_rows, 2). Two a block of the
-  // line, one a cluster of a unit's parts.
+  // line, one a part of a unit.
   float* slots;
   int32_t slot_rows;
   int32_t slot_floats;                 // a multiple of 4
-  unsigned long long* counters;        // one a unit of the line, or a block of a unit's cluster
+  unsigned long long* counters;        // one a unit
   unsigned long long* group_counters;  // one a slot of the line
   unsigned long long nonce;            // 48 bits, not 0
   int32_t* status;

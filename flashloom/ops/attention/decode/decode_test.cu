@@ -348,7 +348,7 @@ TEST_F(AttentionDecodeGpu, GraphsReplayWithOtherLengths) {
 TEST_F(AttentionDecodeGpu, ManyRunsGiveTheSameBits) {
   for (const int64_t dim : {128, 256}) {
     for (const int64_t queries : {2, 16}) {
-      for (const bool ragged : {true, false}) {  // a line of tiles; parts, in clusters
+      for (const bool ragged : {true, false}) {  // a line of tiles; parts
         DecodeCase description = {.batch = 5, .queries = queries, .keys = 3000, .dim = dim};
         if (ragged) {
           description.used_key = {3000, 17, 1234, 0, 2999};
@@ -363,6 +363,54 @@ TEST_F(AttentionDecodeGpu, ManyRunsGiveTheSameBits) {
         }
       }
     }
+  }
+}
+
+// 160 blocks, two a unit: at 256 columns a multiprocessor has room for one, so that they cannot
+// wait for each other.
+TEST_F(AttentionDecodeGpu, MoreBlocksThanRunAtOnce) {
+  for (const int64_t dim : {128, 256}) {
+    for (const int64_t queries : {1, 16}) {
+      SCOPED_TRACE(std::to_string(dim) + " " + std::to_string(queries));
+      check({.batch = 10,
+             .heads = 16,
+             .key_heads = 8,
+             .queries = queries,
+             .keys = 700,
+             .dim = dim,
+             .sinks = true});
+    }
+  }
+}
+
+// Blocks of a unit wait for each other: two launches must not keep each other from starting.
+TEST_F(AttentionDecodeGpu, TwoStreamsAtOnce) {
+  DecodeCall few({.batch = 1, .keys = 9000}, 7);
+  DecodeCall many({.batch = 1, .heads = 32, .key_heads = 8, .queries = 16, .keys = 3000}, 8);
+  DecodeCall* calls[] = {&few, &many};
+  Bits expected[2];
+  std::unique_ptr<DeviceMemory> workspaces[2];
+  cudaStream_t streams[2];
+  for (int i = 0; i < 2; ++i) {
+    calls[i]->run();
+    calls[i]->expect_law();
+    expected[i] = bits(*calls[i]);
+    calls[i]->device_out->poison();
+    workspaces[i] = std::make_unique<DeviceMemory>(attention_forward_workspace_bytes(
+        calls[i]->outputs(), calls[i]->inputs(), calls[i]->options()));
+    cuda::check(cudaStreamCreate(&streams[i]), "cudaStreamCreate");
+  }
+  cuda::check(cudaDeviceSynchronize(), "cudaDeviceSynchronize");
+  for (int round = 0; round < 200; ++round) {
+    for (int i = 0; i < 2; ++i) {
+      attention_forward(calls[i]->outputs(), calls[i]->inputs(), workspaces[i]->span(),
+                        calls[i]->options(), {streams[i]});
+    }
+  }
+  for (int i = 0; i < 2; ++i) {
+    calls[i]->fetch();
+    EXPECT_TRUE(expected[i] == bits(*calls[i])) << i;
+    cudaStreamDestroy(streams[i]);
   }
 }
 

@@ -5,7 +5,7 @@
 namespace flashloom::decode {
 
 // Units are (sequence, key-value head, tile of rows). Where all have the host's lengths, each is
-// cut into `parts` equal parts, a block each; clusters of blocks join theirs in shared memory.
+// cut into `parts` equal parts, a block each (decode_join.cuh joins them).
 // Where lengths lie on the device, the work of a launch is one line of tiles of keys, units one
 // behind the other, each as long as the tiles that its rows see, and block n of N owns the n-th of
 // N equal stretches: blocks end together whatever the lengths are. A unit that several blocks have
@@ -122,16 +122,17 @@ template <class Shape>
 __device__ __forceinline__ Part find_part(const Params& params) {
   const auto block = static_cast<int32_t>(blockIdx.x);
   Part own;
-  own.index = block / params.parts;
-  own.part = block - own.index * params.parts;
-  const int32_t head = own.index / params.row_tiles;
-  own.unit.sequence = head / params.source.key_heads;
+  const auto parts = static_cast<int32_t>(params.parts.divisor);
+  own.index = params.parts.quotient(block);
+  own.part = block - own.index * parts;
+  const int32_t head = params.row_tile_count.quotient(own.index);
+  own.unit.sequence = params.key_heads.quotient(head);
   own.unit.key_head = head - own.unit.sequence * params.source.key_heads;
   own.unit.row_tile = own.index - head * params.row_tiles;
   own.unit.start = 0;
   own.work = resolve<Shape>(params, own.unit.sequence, own.unit.row_tile);
-  const int32_t each = own.work.tiles / params.parts;
-  const int32_t longer = own.work.tiles - each * params.parts;
+  const int32_t each = params.parts.quotient(own.work.tiles);
+  const int32_t longer = own.work.tiles - each * parts;
   own.begin = own.part * each + min(own.part, longer);
   own.end = own.begin + each + (own.part < longer ? 1 : 0);
   return own;
