@@ -58,13 +58,13 @@ __device__ __forceinline__ void write_part(const Params& params, int32_t row_cou
   }
 }
 
-/// Joins parts first, first + step, ... below `count` of four columns of a row, many loads at a
-/// time: each is a trip to the L2 cache.
+/// Joins parts first, first + step, ... below `count` of four columns of a row, some loads at a
+/// time: each is a trip to the L2 cache, but the instructions of more take as long to arrive.
 template <class Shape>
 __device__ __forceinline__ JoinedRow join_parts(const Params& params, const float* slots,
                                                 int32_t first, int32_t count, int32_t step,
                                                 int32_t item) {
-  constexpr int kOnce = 16;
+  constexpr int kOnce = 4;
   const int32_t row = item / (Shape::kDim / 4);
   const float* stats = slots + params.slot_rows * Shape::kDim + row * 2;
   const float* values = slots + item * 4;
