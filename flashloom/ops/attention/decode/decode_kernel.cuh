@@ -240,11 +240,12 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
   Part& kept = *reinterpret_cast<Part*>(kept_bytes);
   const Part found = find_part<Shape>(params);
   report_faults(params, found.work);
-  // What only the end needs has no registers beside the sums of a block with a producer.
-  if (Shape::kProducer && threadIdx.x == 0) {
+  // What only the end needs has no registers beside the sums of blocks that fill them.
+  constexpr bool kKept = Shape::kProducer || Shape::kQueriesInShared;
+  if (kKept && threadIdx.x == 0) {
     kept = found;
   }
-  const Part& own = Shape::kProducer ? kept : found;
+  const Part& own = kKept ? kept : found;
   Phases phases = begin_barriers<Shape>(params, barriers);
   {
     RowState<Shape> state;
