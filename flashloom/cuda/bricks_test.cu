@@ -8,7 +8,6 @@
 
 #include "flashloom/cuda/bricks_test.cuh"
 #include "flashloom/cuda/ptx/barrier.cuh"
-#include "flashloom/cuda/ptx/cluster.cuh"
 #include "flashloom/cuda/ptx/ldmatrix.cuh"
 #include "flashloom/cuda/ptx/mma.cuh"
 #include "flashloom/cuda/ptx/stmatrix.cuh"
@@ -76,52 +75,6 @@ TEST(Bricks, TeamsMeetAsOftenAsTheyLike) {
   const Buffer<int> wrong(std::vector<int>(1, 0));
   teams_kernel<<<1, 256>>>(wrong.data());
   EXPECT_EQ(wrong.read()[0], 0);
-}
-
-// Blocks of a cluster write, meet, and read each other's shared memory, many times over.
-__global__ void cluster_kernel(int* wrong) {
-  __shared__ float4 wide[128];
-  __shared__ float2 narrow[128];
-  const uint32_t blocks = gridDim.x;
-  const auto number = [](int round, uint32_t block, uint32_t thread) {
-    return static_cast<float>(round * 10'000 + static_cast<int>(block * 1'000 + thread));
-  };
-  for (int round = 0; round < 50; ++round) {
-    const float own = number(round, cluster_rank(), threadIdx.x);
-    wide[threadIdx.x] = {own, own + 0.25f, own + 0.5f, own + 0.75f};
-    narrow[threadIdx.x] = {-own, own};
-    cluster_arrive();
-    cluster_wait();
-    const uint32_t other = 127 - threadIdx.x;
-    for (uint32_t block = 0; block < blocks; ++block) {
-      const float want = number(round, block, other);
-      const float4 four = load_cluster_16(cluster_address(shared_address(&wide[other]), block));
-      const float2 two = load_cluster_8(cluster_address(shared_address(&narrow[other]), block));
-      if (four.x != want || four.w != want + 0.75f || two.x != -want || two.y != want) {
-        atomicAdd(wrong, 1);
-      }
-    }
-    cluster_arrive();
-    cluster_wait();
-  }
-}
-
-TEST(Bricks, BlocksOfAClusterReadEachOther) {
-  FLASHLOOM_NEEDS_HOPPER();
-  for (const unsigned blocks : {1, 2, 8}) {
-    const Buffer<int> wrong(std::vector<int>(1, 0));
-    cudaLaunchAttribute attribute = {};
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = blocks;
-    attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-    cudaLaunchConfig_t config = {};
-    config.gridDim = dim3(blocks);
-    config.blockDim = dim3(128);
-    config.attrs = &attribute;
-    config.numAttrs = 1;
-    check(cudaLaunchKernelEx(&config, cluster_kernel, wrong.data()), "cluster_kernel");
-    EXPECT_EQ(wrong.read()[0], 0) << blocks;
-  }
 }
 
 // A 16 x 16 tile from fragments to shared memory with stmatrix and back with ldmatrix, straight and

@@ -265,7 +265,7 @@ TEST_P(AttentionSanitizerSm90, EveryBackwardKernel) {
 }
 
 // Few queries: up to 16 rows of a group, more rows, more rows over pages of a size that only
-// threads can copy; parts that join in a cluster and through memory.
+// threads can copy; parts that join.
 TEST_P(AttentionSanitizerSm90, EveryDecodeKernel) {
   FLASHLOOM_NEEDS_GPU();
   Cases cases(fresh_seed());
