@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
+#include "flashloom/cuda/ptx/ldmatrix.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/ops/attention/sm90/backward_produce.cuh"
 #include "flashloom/ops/attention/sm90/backward_score.cuh"
@@ -29,10 +31,11 @@ struct BackwardConsumer : BackwardTile<Shape> {
   using Tile::shift;
   using Tile::store_gradients;
 
-  /// dk and dv of this thread's places, unscaled.
+  /// dk and dv of this thread's places, unscaled, of one tile of keys; `parity` of its K and V.
   __device__ __forceinline__ void run(const BackwardParams& params, const BackwardWork& work,
                                       const BackwardShared<Shape>& shared, int32_t group,
-                                      float (&dk)[kDim / 2], float (&dv)[kDim / 2]) {
+                                      uint32_t parity, float (&dk)[kDim / 2],
+                                      float (&dv)[kDim / 2]) {
     using namespace cuda;
     const uint32_t thread = threadIdx.x % 128;
     const uint32_t lane = threadIdx.x % 32;
@@ -41,7 +44,6 @@ struct BackwardConsumer : BackwardTile<Shape> {
     const Problem& problem = params.problem;
     const Sequence& sequence = work.sequence;
     BackwardBarriers<Shape>& barriers = shared.barriers();
-    PipelineState<Shape::kStages> place;
 #pragma unroll
     for (int i = 0; i < kDim / 2; ++i) {
       dk[i] = dv[i] = 0;
@@ -50,11 +52,11 @@ struct BackwardConsumer : BackwardTile<Shape> {
     auto find_key = [&] {
       return static_cast<int32_t>(work.key + group * 64 + warp * 16 + lane / 4);
     };
-    BackwardWalk<Shape> walk = {};
+    std::conditional_t<Shape::kStays, BackwardCount<Shape>, BackwardWalk<Shape>> walk = {};
     bool more = work.begin < work.end;
-    if (more) {
-      mbarrier_wait(&barriers.k_full, 0, {"a consumer", "k_full"});
-      mbarrier_wait(&barriers.v_full, 0, {"a consumer", "v_full"});
+    if (more || Shape::kStays) {
+      mbarrier_wait(&barriers.k_full, parity, {"a consumer", "k_full"});
+      mbarrier_wait(&barriers.v_full, parity, {"a consumer", "v_full"});
       if constexpr (Shape::kLists) {
         mbarrier_wait(&barriers.q_full[0], 0, {"a consumer", "q_full"});
         more = barriers.steps[0].t >= 0;
@@ -78,6 +80,11 @@ struct BackwardConsumer : BackwardTile<Shape> {
       if constexpr (!Shape::kSends) {
         store_sums();
       }
+      if constexpr (Shape::kStays) {
+        give_place_back(&barriers.k_empty, lane);
+        give_place_back(&barriers.v_empty, lane);
+        take_room_back();
+      }
       return;
     }
     const uint32_t k = shared_address(shared.k());
@@ -89,8 +96,22 @@ struct BackwardConsumer : BackwardTile<Shape> {
     const uint32_t dq_ds = Shape::kSplitQueries            ? group * panel_bytes(Shape::kKeys)
                            : Shape::kSwapped && kDim == 64 ? group * Shape::kQueryColumns * 2
                                                            : 0;
+    // Tiles [inner_begin, inner_end) hide nothing from these 64 keys; where `work` is in shared
+    // memory.
+    int32_t inner_begin = 0, inner_end = 0;
+    if constexpr (Shape::kStays) {
+      const int32_t first_key = work.key + group * 64;
+      const int32_t visible_end = sequence.query_end(first_key);
+      inner_begin = first_key + 64 > sequence.key_length
+                        ? INT32_MAX
+                        : (sequence.query_begin(first_key + 63) + kQueries - 1) / kQueries;
+      inner_end = visible_end < sequence.query_length ? visible_end / kQueries : INT32_MAX;
+    }
     // Whether a tile hides something from these 64 keys.
     auto is_border = [&](int32_t t) {
+      if constexpr (Shape::kStays) {
+        return t < inner_begin || t >= inner_end;
+      }
       const int32_t first_key = work.key + group * 64;
       const int32_t visible_end = sequence.query_end(first_key);
       return first_key + 64 > sequence.key_length ||
@@ -105,15 +126,7 @@ struct BackwardConsumer : BackwardTile<Shape> {
     float scores[kScores], dp[kScores], dq[kSums];
     uint32_t weights[kScores / 2], ds[kScores / 2];
     uint32_t slopes[kScores / 2] = {};  // in general scores
-    PipelineState<Shape::kScoreBuffers> ds_place;
-    // Of dS whose dQ comes next. Late, that is the step before; the first step computes dQ of what
-    // is there, and nobody takes it.
-    PipelineState<Shape::kScoreBuffers> dq_place;
-    if constexpr (Shape::kLate) {
-      dq_place = {Shape::kScoreBuffers - 1, 1};
-    }
-    bool given = !Shape::kLate;  // whether this step has a dQ to give
-    PipelineState<Shape::kSumStages> sum_place;
+    bool given = !Shape::kLate;         // whether this step has a dQ to give
 
     auto step_at = [&](uint32_t stage) -> BackwardStep {
       return Shape::kLists ? barriers.steps[stage] : walk;
@@ -145,10 +158,29 @@ struct BackwardConsumer : BackwardTile<Shape> {
       zero_rows<Shape::kPanels>(shared.k(), keys, Shape::kKeys, row_barrier);
       zero_rows<Shape::kPanels>(shared.v(), keys, Shape::kKeys, row_barrier);
     }
+    uint32_t own_values[kDim / 16][4];  // where blocks stay
+    if constexpr (Shape::kStays) {
+      const uint32_t row = group * 64 + warp * 16 + lane % 16;
+#pragma unroll
+      for (int i = 0; i < kDim / 16; ++i) {
+        ldmatrix_x4(own_values[i],
+                    v + swizzled_offset(row, 16 * i + 8 * (lane / 16), Shape::kKeys));
+      }
+      give_place_back(&barriers.v_empty, lane);
+      take_room_back();
+    }
     auto start_scores = [&] {
       wgmma_hold(scores);
       wgmma_fence();
       issue_scores(scores, own_k, shared_address(shared.q(place.stage)));
+    };
+    auto start_dp = [&](uint32_t stage) {
+      const uint32_t dout = shared_address(shared.dout(stage));
+      if constexpr (Shape::kStays) {
+        issue_registers_by_rows<T, kDim, kQueries>(dp, own_values, dout);
+      } else {
+        issue_values(dp, own_v, dout);
+      }
     };
     auto start_keys = [&](uint32_t stage) {
       wgmma_hold(ds);
@@ -201,18 +233,8 @@ struct BackwardConsumer : BackwardTile<Shape> {
       }
       ds_place.advance();
     };
-    // A warp alternates with that of the other warpgroup that has the same scheduler.
-    auto wait_for_turn = [&] {
-      if constexpr (Shape::kAlternates) {
-        named_barrier_sync(4 + static_cast<uint32_t>(group) * 4 + warp, 64,
-                           {"a consumer", "its turn"});
-      }
-    };
-    auto pass_turn = [&] {
-      if constexpr (Shape::kAlternates) {
-        named_barrier_arrive(4 + static_cast<uint32_t>(group ^ 1) * 4 + warp, 64);
-      }
-    };
+    auto wait_for_turn = [&] { this->wait_for_turn(group); };
+    auto pass_turn = [&] { this->pass_turn(group); };
     // The next step, whose tile of queries has come.
     auto next = [&] {
       place.advance();
@@ -238,15 +260,12 @@ struct BackwardConsumer : BackwardTile<Shape> {
       load_rows<kScores>(lse, shared.lse(place.stage) + 2 * (lane % 4));
       shift(dp, shared.delta(place.stage) + 2 * (lane % 4));
     };
-    wait_for(&barriers.q_full[0], shared.q(0), step_at(0).t);
+    wait_for(&barriers.q_full[place.stage], shared.q(place.stage), step_at(place.stage).t);
     if constexpr (Shape::kAhead) {
       start_scores();
     } else if constexpr (Shape::kEarly) {
       wait_for_values();
       read_rows();
-    }
-    if (group == 1) {
-      pass_turn();
     }
     while (true) {
       const uint32_t stage = place.stage;
@@ -268,7 +287,7 @@ struct BackwardConsumer : BackwardTile<Shape> {
           wgmma_hold(dp);
           wgmma_fence();
         }
-        issue_values(dp, own_v, shared_address(shared.dout(stage)));
+        start_dp(stage);
       }
       if constexpr (!Shape::kAhead) {
         wgmma_wait<Shape::kAdjusts ? 0 : 1>();
@@ -327,7 +346,7 @@ struct BackwardConsumer : BackwardTile<Shape> {
         wait_for_values();
         wgmma_hold(dp);  // not before: its registers would not suffice
         wgmma_fence();
-        issue_values(dp, own_v, shared_address(shared.dout(stage)));
+        start_dp(stage);
       }
       if constexpr (Shape::kTellsBehind) {
         // The assembler would move the wait up before the rows' sums are read.
@@ -412,14 +431,65 @@ struct BackwardConsumer : BackwardTile<Shape> {
       }
       wgmma_wait<0>();
       wgmma_hold(dq);
+      if constexpr (Shape::kStays) {
+        give_place_back(&barriers.ds_empty[dq_place.stage], lane);
+        give_place_back(&barriers.k_empty, lane);
+      }
       give_queries();
     } else if constexpr (!Shape::kSends) {
       store_sums();
     }
-    if (group == 0) {
-      wait_for_turn();  // the other's last
+  }
+
+  /// A warp alternates with that of the other warpgroup that has the same scheduler: that of the
+  /// second one passes the turn on before its first step, that of the first one waits for the
+  /// other's last.
+  __device__ __forceinline__ void wait_for_turn(int32_t group) {
+    if constexpr (Shape::kAlternates) {
+      cuda::named_barrier_sync(4 + static_cast<uint32_t>(group) * 4 + threadIdx.x % 128 / 32, 64,
+                               {"a consumer", "its turn"});
     }
   }
+
+  __device__ __forceinline__ void pass_turn(int32_t group) {
+    if constexpr (Shape::kAlternates) {
+      cuda::named_barrier_arrive(4 + static_cast<uint32_t>(group ^ 1) * 4 + threadIdx.x % 128 / 32,
+                                 64);
+    }
+  }
+
+  /// Where blocks stay: the buffer of the next dS, through which results may leave before. A warp
+  /// writes both to the same rows.
+  __device__ __forceinline__ char* room_for_results(const BackwardShared<Shape>& shared) {
+    static_assert(Shape::kScoreBuffers < 4 && Shape::kScoreBytes == 2 * Shape::kKeyBytes);
+    cuda::mbarrier_wait(&shared.barriers().ds_empty[ds_place.stage], ds_place.parity ^ 1,
+                        {"a consumer", "ds_empty"});
+    return shared.ds(ds_place.stage);
+  }
+
+  /// The results that this warp sent have been read.
+  static __device__ __forceinline__ void take_room_back() {
+    cuda::bulk_wait_read<0>();
+    __syncwarp();
+  }
+
+ private:
+  /// This warp has read all that it needs of a place.
+  static __device__ __forceinline__ void give_place_back(uint64_t* empty, uint32_t lane) {
+    __syncwarp();
+    if (lane == 0) {
+      cuda::mbarrier_arrive(empty);
+    }
+  }
+
+  cuda::PipelineState<Shape::kStages> place;
+  cuda::PipelineState<Shape::kScoreBuffers> ds_place;
+  // Of dS whose dQ comes next. Late, that is the step before; the first step computes dQ of what
+  // is there, and nobody takes it.
+  cuda::PipelineState<Shape::kScoreBuffers> dq_place =
+      Shape::kLate ? cuda::PipelineState<Shape::kScoreBuffers>{Shape::kScoreBuffers - 1, 1}
+                   : cuda::PipelineState<Shape::kScoreBuffers>{};
+  cuda::PipelineState<Shape::kSumStages> sum_place;
 };
 
 }  // namespace flashloom::sm90

@@ -62,6 +62,9 @@ class DelayCases {
     }
     add("wide window", {.left = 600, .right = 30});
     add("packed", {.right = 0}, {0, 1, 130, 700});
+    // Blocks that stay take several tiles of keys each.
+    add("few blocks", {.right = 0}).options.execution.multiprocessor_share = 0.02F;
+    add("few blocks, packed", {}, {0, 1, 130, 700}).options.execution.multiprocessor_share = 0.02F;
     add("near window", {.left = 64, .right = 64});
     add("near packed", {.right = 0}, {0, 65, 66, 300});
     Case& band = add("band", {.left = 64, .right = 20});

@@ -31,16 +31,28 @@ inline RankLists rank_lists(const AttentionBlocks& mask) {
 }
 
 struct BackwardWorkspace {
-  int64_t lse, delta, dentropy, dq, added, ended, ranks, counts, end;
+  int64_t lse, delta, dentropy, dq, added, ended, next, works, ranks, counts, end;
   int64_t query_tiles;  // a head
   int64_t places;
 };
 
-/// `sums`: columns of the sums of dQ, 0 without them.
+/// Tiles of `keys` keys of a key-value head, of all sequences if packed.
+inline int64_t backward_key_tiles(const Problem& problem, int64_t keys) {
+  return problem.cu_key != nullptr ? problem.total_key / keys + problem.batch
+                                   : (problem.key_length + keys - 1) / keys;
+}
+
+/// Sequences and key-value heads whose keys are neighbours in the order of blocks.
+inline int64_t backward_heads(const Problem& problem) {
+  return int64_t{problem.cu_key != nullptr ? 1 : problem.batch} *
+         (problem.heads / problem.heads_per_key);
+}
+
+/// `sums`: columns of the sums of dQ, 0 without them; `keys`: of a tile, where blocks stay.
 inline BackwardWorkspace backward_workspace(const AttentionInputs& inputs,
                                             const AttentionSaved& saved,
                                             const AttentionOptions& options, int64_t queries,
-                                            int64_t sums) {
+                                            int64_t sums, int64_t keys = 0) {
   const ConstTensorView q = as_batched(inputs.q);
   const Problem problem = make_problem(q, as_batched(inputs.k), options);
   const bool packed = options.sequences.cu_query.rank > 0;
@@ -49,13 +61,16 @@ inline BackwardWorkspace backward_workspace(const AttentionInputs& inputs,
                                  : (problem.query_length + queries - 1) / queries;
   workspace.places = int64_t{packed ? 1 : problem.batch} * problem.heads * workspace.query_tiles;
   const auto aligned = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+  const int64_t works = keys != 0 ? backward_key_tiles(problem, keys) * backward_heads(problem) : 0;
   workspace.delta = workspace.lse + aligned(workspace.places * queries * 4);
   workspace.dentropy = workspace.delta + aligned(workspace.places * queries * 4);
   workspace.dq =
       workspace.dentropy + (saved.dentropy ? aligned(workspace.places * queries * 4) : 0);
   workspace.added = workspace.dq + workspace.places * queries * sums * 4;
   workspace.ended = workspace.added + aligned(workspace.places * 8);
-  workspace.ranks = workspace.ended + aligned(int64_t{problem.batch} * problem.heads * 4);
+  workspace.next = workspace.ended + aligned(int64_t{problem.batch} * problem.heads * 4);
+  workspace.works = workspace.next + 64;
+  workspace.ranks = workspace.works + works * static_cast<int64_t>(sizeof(BackwardWork));
   const AttentionBlocks& mask = options.blocks;
   workspace.counts = workspace.ranks;
   if (mask.rows) {
@@ -154,12 +169,6 @@ inline BackwardRowParams backward_rows(const BackwardCall& call, const BackwardW
   return rows;
 }
 
-/// Sequences and key-value heads whose keys are neighbours in the order of blocks.
-inline int64_t backward_heads(const Problem& problem) {
-  return int64_t{problem.cu_key != nullptr ? 1 : problem.batch} *
-         (problem.heads / problem.heads_per_key);
-}
-
 /// `section` heads are worked on together; 0: tiles of a head are neighbours.
 inline BackwardOrder backward_order(const Problem& problem, int32_t key_tiles, int32_t section) {
   const int64_t heads = backward_heads(problem);
@@ -196,10 +205,7 @@ inline BackwardParams backward_params(const BackwardCall& call, const BackwardRo
   params.in_turn = call.options.execution.deterministic;
   params.query_tiles = rows.query_tiles;
   params.score = backward_score(call.options);
-  const bool packed = rows.problem.cu_key != nullptr;
-  params.key_tiles =
-      static_cast<int32_t>(packed ? rows.problem.total_key / keys + rows.problem.batch
-                                  : (rows.problem.key_length + keys - 1) / keys);
+  params.key_tiles = static_cast<int32_t>(backward_key_tiles(rows.problem, keys));
   params.order = backward_order(rows.problem, params.key_tiles, 0);
   return params;
 }
@@ -271,8 +277,8 @@ template <class Shape>
 void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   const AttentionInputs& inputs = call.inputs;
   const AttentionOptions& options = call.options;
-  const BackwardWorkspace place =
-      backward_workspace(inputs, call.saved, options, Shape::kQueries, Shape::kDim);
+  const BackwardWorkspace place = backward_workspace(inputs, call.saved, options, Shape::kQueries,
+                                                     Shape::kDim, Shape::kStays ? Shape::kKeys : 0);
   const bool deterministic = options.execution.deterministic;
   BackwardRowParams rows = backward_rows(call, place, memory);
   rows.dq_sum = reinterpret_cast<float*>(memory + place.dq);
@@ -290,11 +296,13 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   }
   const bool masks = Shape::kLists && options.blocks.rows;
   const bool full = !masks && options.visibility.left < 0 && options.visibility.right < 0;
-  if (full) {
+  if (full && !Shape::kStays) {
     // Blocks are equally long, so that the last ones leave multiprocessors idle.
     rows.ended = reinterpret_cast<int32_t*>(memory + place.ended);
   }
-  launch_backward_prepare<row_lanes(Shape::kDim), Shape::kQueries>(rows, place.places, stream);
+  if constexpr (!Shape::kStays) {
+    launch_backward_prepare<row_lanes(Shape::kDim), Shape::kQueries>(rows, place.places, stream);
+  }
   BackwardParams params = backward_params(call, rows, Shape::kKeys);
   rows.ends = 2 * params.key_tiles;  // two adders a block
   if (masks) {
@@ -323,9 +331,21 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
     maps.dk = cuda::make_tile_map(as_batched(call.gradients.dk), 16);
     maps.dv = cuda::make_tile_map(as_batched(call.gradients.dv), 16);
   }
-  launch_backward_kernel<Shape>(&attention_backward_kernel<Shape>, "attention_backward_kernel",
-                                static_cast<uint32_t>(params.key_tiles * heads), params, maps, true,
-                                stream);
+  if constexpr (Shape::kStays) {
+    params.works = reinterpret_cast<BackwardWork*>(memory + place.works);
+    params.next = reinterpret_cast<int32_t*>(memory + place.next);
+    params.work_count = static_cast<int32_t>(params.key_tiles * heads);
+    launch_backward_prepare_staying<row_lanes(Shape::kDim), Shape::kQueries>(rows, params,
+                                                                             place.places, stream);
+    const int32_t blocks = std::min(multiprocessors(options), params.work_count);
+    launch_backward_kernel<Shape>(&attention_backward_staying_kernel<Shape>,
+                                  "attention_backward_staying_kernel",
+                                  static_cast<uint32_t>(blocks), params, maps, true, stream);
+  } else {
+    launch_backward_kernel<Shape>(&attention_backward_kernel<Shape>, "attention_backward_kernel",
+                                  static_cast<uint32_t>(params.key_tiles * heads), params, maps,
+                                  true, stream);
+  }
   static_assert(Shape::kQueryColumns == sum_columns(Shape::kDim, Shape::kQueries, Shape::kSwapped));
   launch_backward_finish<Shape::kDim, Shape::kQueries, Shape::kSwapped>(rows, place.places, stream);
   launch_backward_sinks(rows, Shape::kQueries, stream);

@@ -5,10 +5,12 @@
 #include <cstdint>
 
 #include "flashloom/cuda/ptx/barrier.cuh"
+#include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/ops/attention/sm90/backward_counts.cuh"
 #include "flashloom/ops/attention/sm90/backward_schedule.cuh"
+#include "flashloom/ops/attention/sm90/backward_start.cuh"
 
 // The backward kernel's producer warpgroup, one thread in each of four warps: two stream tiles, two
 // add up dQ.
@@ -48,10 +50,10 @@ template <class Shape>
 __device__ __forceinline__ void backward_produce(
     const BackwardParams& params, const BackwardWork& work, BackwardWalk<Shape>& walk, bool more,
     const CUtensorMap* map, const float* rows, const float* more_rows, char* tiles,
-    float* row_tiles, uint64_t* full, uint64_t* empty, BackwardStep* steps) {
+    float* row_tiles, uint64_t* full, uint64_t* empty, BackwardStep* steps,
+    cuda::PipelineState<Shape::kStages>& place, bool first_begun) {
   using namespace cuda;
-  PipelineState<Shape::kStages> place;
-  for (bool begun = true; more; more = walk.advance(params, work), begun = false) {
+  for (bool begun = first_begun; more; more = walk.advance(params, work), begun = false) {
     const int64_t first = first_place(params.problem, work.sequence, work.batch, walk.head,
                                       params.query_tiles, Shape::kQueries);
     if (!begun) {
@@ -86,13 +88,13 @@ __device__ __forceinline__ void backward_produce(
 template <class Shape>
 __device__ __forceinline__ void backward_add(const BackwardParams& params, const BackwardWork& work,
                                              BackwardWalk<Shape>& walk, bool more,
-                                             const BackwardShared<Shape>& shared, int32_t group) {
+                                             const BackwardShared<Shape>& shared, int32_t group,
+                                             cuda::PipelineState<Shape::kSumStages>& place) {
   using namespace cuda;
   constexpr int32_t kClaimed = 1, kStored = 2;
   BackwardBarriers<Shape>& barriers = shared.barriers();
   const bool turns = takes_turns<Shape>(params);
   const bool claims = !turns && params.added != nullptr;
-  PipelineState<Shape::kSumStages> place;
   uint32_t part = 0;    // of the sums
   int32_t awaited = 0;  // what its count is to be
   int32_t count = 0;    // what it was
@@ -131,8 +133,9 @@ __device__ __forceinline__ void backward_add(const BackwardParams& params, const
       fence_async_global();
     }
     const char* from = shared.sum(group, place.stage);
+    // The group is in `part`: no register is left for its product.
     float* to = params.dq + int64_t{part / 2} * (Shape::kQueries * Shape::kDim) +
-                group * (Shape::kSumBytes / 4);
+                part % 2 * (Shape::kSumBytes / 4);
     if (first) {  // the sums hold anything
       bulk_store(to, from, Shape::sum_bytes(group));
     } else {
@@ -155,6 +158,108 @@ __device__ __forceinline__ void backward_add(const BackwardParams& params, const
         store_release(params.added + before, kStored);
       }
     }
+  }
+}
+
+/// Fetches K or V of a tile of keys; `parity` of its turn.
+template <class Shape>
+__device__ __forceinline__ void backward_load_keys(const BackwardParams& params,
+                                                   const BackwardWork& work, const CUtensorMap* map,
+                                                   char* tile, uint64_t* full, uint64_t* empty,
+                                                   uint32_t parity) {
+  cuda::mbarrier_wait(empty, parity ^ 1, {"a producer", "k_empty or v_empty"});
+  cuda::mbarrier_arrive_expect(full, Shape::kKeyBytes);
+  backward_load<Shape>(tile, map, full, Shape::kKeys, work.sequence.key_first + work.key, work.head,
+                       params.problem.cu_key != nullptr ? 0 : work.batch);
+}
+
+/// The first thread of a block that stays: takes tiles of keys, fetches K, streams q and lse. The
+/// first tile is there.
+template <class Shape>
+__device__ __forceinline__ void backward_lead(const BackwardParams& params,
+                                              const BackwardMaps& maps,
+                                              const BackwardShared<Shape>& shared) {
+  using namespace cuda;
+  BackwardBarriers<Shape>& barriers = shared.barriers();
+  PipelineState<Shape::kStages> place;
+  for (uint32_t n = 0;; ++n) {
+    mbarrier_wait(&barriers.work_full[n % 2], n / 2 % 2, {"a producer", "work_full"});
+    const BackwardWork& work = shared.work(n % 2);
+    if (work.key < 0) {
+      break;
+    }
+    BackwardWalk<Shape> walk;
+    const bool more = walk.start(params, work);
+    if (more) {
+      mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1, {"a producer", "q_empty"});
+      backward_begin_step<Shape>(params, work, walk, &maps.q, Shape::kQueryBytes + Shape::kRowBytes,
+                                 shared.q(place.stage), &barriers.q_full[place.stage], nullptr);
+    }
+    backward_load_keys<Shape>(params, work, &maps.k, shared.k(), &barriers.k_full,
+                              &barriers.k_empty, n % 2);
+    wait_for_earlier_kernel();  // at the first tile
+    let_next_kernel_start();
+    backward_produce<Shape>(params, work, walk, more, &maps.q, params.lse, nullptr, shared.q(0),
+                            shared.lse(0), barriers.q_full, barriers.q_empty, nullptr, place, true);
+    const auto index = static_cast<int32_t>(gridDim.x) + atomicAdd(params.next, 1);
+    mbarrier_wait(&barriers.work_empty[(n + 1) % 2], (n + 1) / 2 % 2 ^ 1,
+                  {"a producer", "work_empty"});
+    uint64_t* full = &barriers.work_full[(n + 1) % 2];
+    if (index < params.work_count) {
+      mbarrier_arrive_expect(full, sizeof(BackwardWork));
+      bulk_load(&shared.work((n + 1) % 2), params.works + index, sizeof(BackwardWork), full);
+    } else {
+      shared.work((n + 1) % 2).key = -1;
+      mbarrier_arrive(full);
+    }
+  }
+}
+
+/// The first thread of the second warp: fetches V, streams dout and delta.
+template <class Shape>
+__device__ __forceinline__ void backward_follow(const BackwardParams& params,
+                                                const BackwardMaps& maps,
+                                                const BackwardShared<Shape>& shared) {
+  using namespace cuda;
+  BackwardBarriers<Shape>& barriers = shared.barriers();
+  PipelineState<Shape::kStages> place;
+  for (uint32_t n = 0;; ++n) {
+    mbarrier_wait(&barriers.work_full[n % 2], n / 2 % 2, {"a producer", "work_full"});
+    const BackwardWork& work = shared.work(n % 2);
+    if (work.key < 0) {
+      break;
+    }
+    backward_load_keys<Shape>(params, work, &maps.v, shared.v(), &barriers.v_full,
+                              &barriers.v_empty, n % 2);
+    wait_for_earlier_kernel();  // at the first tile
+    BackwardWalk<Shape> walk;
+    const bool more = walk.start(params, work);
+    backward_produce<Shape>(params, work, walk, more, &maps.dout, params.delta, nullptr,
+                            shared.dout(0), shared.delta(0), barriers.dout_full,
+                            barriers.dout_empty, nullptr, place, false);
+    mbarrier_arrive(&barriers.work_empty[n % 2]);
+  }
+}
+
+/// The first threads of the other warps add up dQ, one a consumer warpgroup.
+template <class Shape>
+__device__ __forceinline__ void backward_add_all(const BackwardParams& params,
+                                                 const BackwardShared<Shape>& shared,
+                                                 int32_t group) {
+  using namespace cuda;
+  BackwardBarriers<Shape>& barriers = shared.barriers();
+  PipelineState<Shape::kSumStages> place;
+  for (uint32_t n = 0;; ++n) {
+    mbarrier_wait(&barriers.work_full[n % 2], n / 2 % 2, {"a producer", "work_full"});
+    const BackwardWork& work = shared.work(n % 2);
+    if (work.key < 0) {
+      break;
+    }
+    wait_for_earlier_kernel();  // at the first tile
+    BackwardWalk<Shape> walk;
+    const bool more = walk.start(params, work);
+    backward_add<Shape>(params, work, walk, more, shared, group, place);
+    mbarrier_arrive(&barriers.work_empty[n % 2]);
   }
 }
 

@@ -35,6 +35,22 @@ __device__ __forceinline__ void issue_rows_by_rows(float (&d)[kN / 2], uint32_t 
   wgmma_commit();
 }
 
+/// d (64 x kN) = a b^T over kDim columns; a in registers, b rows of a tile of kN rows.
+template <class T, int kDim, int kN>
+__device__ __forceinline__ void issue_registers_by_rows(float (&d)[kN / 2],
+                                                        const uint32_t (&a)[kDim / 16][4],
+                                                        uint32_t b) {
+  using namespace cuda;
+  const uint64_t right = k_major_descriptor(b);
+#pragma unroll
+  for (int step = 0; step < kDim / 16; ++step) {
+    Wgmma<T, kN>::template from_registers<Major::kReduced>(
+        d, a[step][0], a[step][1], a[step][2], a[step][3], right + (k_major_step(step, kN) >> 4),
+        step != 0);
+  }
+  wgmma_commit();
+}
+
 /// d (64 x kDim) += a (64 x kReduced, registers) b (rows of a tile of kReduced rows).
 template <class T, int kDim, int kReduced>
 __device__ __forceinline__ void issue_registers_by_tile(float (&d)[kDim / 2],

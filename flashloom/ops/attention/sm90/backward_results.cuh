@@ -43,13 +43,14 @@ __device__ __forceinline__ void send_rows(const float (&sum)[Shape::kDim / 2], f
   }
 }
 
-/// By both consumer warpgroups, which have done with the block's keys and values: they go where
-/// those lie. Rows of f32 leave from registers, as do those of a packed sequence's end, behind
-/// which another one's lie. Sums of rows that are stored but not used are those of nothing.
+/// By both consumer warpgroups, which have done with what lies in the two tiles of keys in shared
+/// memory through which the results leave. Rows of f32 leave from registers, as do those of a
+/// packed sequence's end, behind which another one's lie. Sums of rows that are stored but not used
+/// are those of nothing.
 template <class Shape>
 __device__ __forceinline__ void store_results(const BackwardParams& params,
                                               const BackwardMaps& maps, const BackwardWork& work,
-                                              const BackwardShared<Shape>& shared, int32_t group,
+                                              int32_t group, char* dk_room, char* dv_room,
                                               const float (&dk)[Shape::kDim / 2],
                                               const float (&dv)[Shape::kDim / 2]) {
   using T = typename Shape::T;
@@ -60,12 +61,16 @@ __device__ __forceinline__ void store_results(const BackwardParams& params,
   const int32_t batch = packed ? 0 : work.batch;
   const float value_factor = Shape::kAdjusts ? params.score.keep : 1;
   const auto first = work.key + static_cast<int32_t>(tile_row);
-  cuda::named_barrier_sync(1, 256, {"a consumer", "the other's last product"});
+  if constexpr (!Shape::kStays) {  // there they are no operand
+    cuda::named_barrier_sync(1, 256, {"a consumer", "the other's last product"});
+  }
   if (params.sends && (!packed || first + 16 <= sequence.key_rows)) {
     const int32_t row = sequence.key_first + first;
-    send_rows<Shape>(dv, value_factor, &maps.dv, shared.v(), tile_row, row, work.head, batch, lane);
-    send_rows<Shape>(dk, params.scale, &maps.dk, shared.k(), tile_row, row, work.head, batch, lane);
-    cuda::bulk_wait_read<0>();
+    send_rows<Shape>(dv, value_factor, &maps.dv, dv_room, tile_row, row, work.head, batch, lane);
+    send_rows<Shape>(dk, params.scale, &maps.dk, dk_room, tile_row, row, work.head, batch, lane);
+    if constexpr (!Shape::kStays) {  // else before the tiles are written again
+      cuda::bulk_wait_read<0>();
+    }
     return;
   }
   const auto own_key = first + static_cast<int32_t>(lane / 4);

@@ -65,8 +65,7 @@ __device__ __forceinline__ void wait_for_sums(const BackwardRowParams& params,
 /// delta = sum(dout * out) - dlse and lse in powers of two, in rows padded to whole tiles; nothing
 /// has been added to dQ. A block a place.
 template <int kLanes, int kQueries>
-__global__ void __launch_bounds__(kThreads)
-    attention_backward_prepare_kernel(const __grid_constant__ BackwardRowParams params) {
+__device__ __forceinline__ void prepare_rows(const BackwardRowParams& params) {
   cuda::let_next_kernel_start();
   if (params.ended != nullptr && threadIdx.x == 0) {
     for (auto i = static_cast<int32_t>(blockIdx.x); i < key_value_heads(params.problem);
@@ -131,6 +130,40 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <int kLanes, int kQueries>
+__global__ void __launch_bounds__(kThreads)
+    attention_backward_prepare_kernel(const __grid_constant__ BackwardRowParams params) {
+  prepare_rows<kLanes, kQueries>(params);
+}
+
+/// What the work of a block depends on where blocks stay.
+template <int kQueries_>
+struct StayingShape {
+  static constexpr int32_t kKeys = 128;
+  static constexpr int32_t kQueries = kQueries_;
+  static constexpr bool kLists = false;
+  static constexpr BackwardTurns kTurns = BackwardTurns::maybe;
+};
+
+template <int kLanes, int kQueries>
+__global__ void __launch_bounds__(kThreads)
+    attention_backward_prepare_staying_kernel(const __grid_constant__ BackwardRowParams params,
+                                              const __grid_constant__ BackwardParams next) {
+  if (blockIdx.x == 0 && threadIdx.x == 0) {
+    *next.next = 0;
+  }
+  // One a warp, whose lanes look for its sequence together.
+  const auto warp = static_cast<int32_t>(blockIdx.x + threadIdx.x / 32 * gridDim.x);
+  for (int32_t i = warp; i < next.work_count;
+       i += static_cast<int32_t>(gridDim.x) * kThreads / 32) {
+    const BackwardWork work = backward_work<StayingShape<kQueries>>(next, i);
+    if (threadIdx.x % 32 == 0) {
+      next.works[i] = work;
+    }
+  }
+  prepare_rows<kLanes, kQueries>(params);
+}
+
 /// dq = scale * sums. They lie in the order of accumulator fragments, one part a warpgroup of the
 /// backward kernel, and take the order of rows in shared memory. A block a place.
 template <int kDim, int kQueries, bool kSwapped>
@@ -138,7 +171,11 @@ __global__ void __launch_bounds__(kThreads)
     attention_backward_finish_kernel(const __grid_constant__ BackwardRowParams params) {
   constexpr int kPitch = kDim + 4;  // rows of a column in other banks
   __shared__ float rows[kQueries * kPitch];
-  const RowTile tile = row_tile(params, static_cast<int32_t>(blockIdx.x), kQueries);
+  // The last sums first, which the cache still holds, unless heads are waited for one by one.
+  const auto block = static_cast<int32_t>(blockIdx.x);
+  const int32_t index =
+      params.ended != nullptr ? block : static_cast<int32_t>(gridDim.x) - 1 - block;
+  const RowTile tile = row_tile(params, index, kQueries);
   wait_for_sums(params, tile);
   if (tile.first >= tile.sequence.query_rows) {
     return;
@@ -290,6 +327,17 @@ template void launch_backward_prepare<8, 128>(const BackwardRowParams&, int64_t,
 template void launch_backward_prepare<16, 64>(const BackwardRowParams&, int64_t, cudaStream_t);
 template void launch_backward_prepare<16, 80>(const BackwardRowParams&, int64_t, cudaStream_t);
 template void launch_backward_prepare<32, 64>(const BackwardRowParams&, int64_t, cudaStream_t);
+
+template <int kLanes, int kQueries>
+void launch_backward_prepare_staying(const BackwardRowParams& rows, const BackwardParams& next,
+                                     int64_t places, cudaStream_t stream) {
+  attention_backward_prepare_staying_kernel<kLanes, kQueries>
+      <<<static_cast<uint32_t>(places), kThreads, 0, stream>>>(rows, next);
+  cuda::check(cudaGetLastError(), "attention_backward_prepare_staying_kernel");
+}
+
+template void launch_backward_prepare_staying<8, 128>(const BackwardRowParams&,
+                                                      const BackwardParams&, int64_t, cudaStream_t);
 
 template <int kColumns, int kQueries, bool kSwapped>
 void launch_backward_finish(const BackwardRowParams& rows, int64_t places, cudaStream_t stream) {

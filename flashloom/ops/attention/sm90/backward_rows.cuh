@@ -43,6 +43,12 @@ constexpr int row_lanes(int columns) {
 template <int kLanes, int kQueries>
 void launch_backward_prepare(const BackwardRowParams& rows, int64_t places, cudaStream_t stream);
 
+/// The same before a kernel whose blocks stay: and the works of its tiles of keys, of which none
+/// are taken.
+template <int kLanes, int kQueries>
+void launch_backward_prepare_staying(const BackwardRowParams& rows, const BackwardParams& next,
+                                     int64_t places, cudaStream_t stream);
+
 /// A warpgroup's columns of the sums of a place (rows, if swapped are queries): BackwardShape's.
 constexpr int sum_columns(int columns, int queries, bool swapped) {
   return !swapped ? 64 : columns > 64 ? queries : queries / 2;

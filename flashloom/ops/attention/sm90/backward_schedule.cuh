@@ -210,6 +210,33 @@ struct BackwardWalk : BackwardStep {
   }
 };
 
+/// The same for the consumers of blocks that stay, which need the tiles of queries only, in few
+/// registers.
+template <class Shape>
+struct BackwardCount : BackwardStep {
+  int32_t left;   // steps
+  int32_t heads;  // in turn: that are left at this tile
+
+  __device__ __forceinline__ bool start(const BackwardParams& params, const BackwardWork& work) {
+    t = work.first;
+    heads = params.problem.heads_per_key;
+    left = (work.end - work.begin) * heads;
+    return left > 0;
+  }
+
+  __device__ __forceinline__ bool advance(const BackwardParams& params, const BackwardWork& work) {
+    if (takes_turns<Shape>(params)) {
+      if (--heads == 0) {
+        heads = params.problem.heads_per_key;
+        t += params.late_first ? 1 : -1;
+      }
+    } else if (++t == work.end) {
+      t = work.begin;
+    }
+    return --left > 0;
+  }
+};
+
 /// How many other tiles of keys add to the dQ of the walk's tile before this one does. Blocks start
 /// in the order of their index, and those that come before have a lower one, so none waits for a
 /// block that cannot start. Early keys come first and all walk from the last queries to the first,

@@ -34,6 +34,8 @@ struct BackwardOrder {
   Divisor heads;        // of a sequence
 };
 
+struct BackwardWork;
+
 struct BackwardParams {
   Problem problem;
   int32_t columns, value_columns;  // of q and k, of v and dout; a kernel's may be more
@@ -44,6 +46,9 @@ struct BackwardParams {
   float* dq;              // by place: sums in the order of accumulator fragments
   int32_t* added;         // by place, one a warpgroup, zero: how far the sums are; or null
   int32_t* ended;         // by key-value head, zero: takes 2 of each block that is done; or null
+  BackwardWork* works;    // where blocks stay: of all tiles of keys, in their order
+  int32_t* next;          // and how many are taken behind the first of each block
+  int32_t work_count;
   float scale;
   bool accumulate;      // add to dk, dv (f32)
   bool sends;           // dk and dv leave through the copy engine
@@ -73,6 +78,8 @@ struct BackwardForm {
   bool adjusts;  // softcap, ALiBi, dropout, exclude_self, dentropy
   bool exact;    // tensors have just these columns
   BackwardTurns turns;
+  bool stays = false;  // blocks stay, one a multiprocessor, and take tiles of keys as they come; V
+                       // is an operand from registers, which spares shared memory, the busiest part
 };
 
 template <class T_, BackwardForm kForm>
@@ -88,6 +95,8 @@ struct BackwardShape {
   static constexpr bool kAdjusts = kForm.adjusts;
   static constexpr bool kExact = kForm.exact;
   static constexpr bool kEarly = kForm.early;
+  static constexpr bool kStays = kForm.stays;
+  static_assert(!kStays || (kLate && kDim == 64 && !kLists && !kAdjusts));
   // Whether dK and dV leave through shared memory, behind the loop. Kernels that have no register
   // left store them from registers: their loops would be compiled otherwise, and spill.
   static constexpr bool kSends = !(kDim == 128 && (kLate || kAdjusts));
@@ -99,7 +108,7 @@ struct BackwardShape {
   // a step later.
   static constexpr bool kTellsBehind = kLate && kDim == 128;
   // Whether the warpgroups take turns with the exponentials, so that they stay half a step apart.
-  static constexpr bool kAlternates = kLate && kDim == 64;
+  static constexpr bool kAlternates = kStays;
   static constexpr int kScoreBuffers = kLate && kDim == 64 ? 3 : 2;  // for dS
   static_assert(!kEarly || !kAhead);
   static constexpr BackwardTurns kTurns = kForm.turns;
@@ -146,7 +155,7 @@ struct BackwardShape {
 };
 
 /// A block's keys and the tiles of queries [begin, end) that may see them.
-struct BackwardWork {
+struct alignas(16) BackwardWork {
   int32_t batch, head, key;  // key-value head; first key
   int32_t begin, end;
   int32_t first;  // where the walk starts; it wraps at the end
@@ -168,6 +177,7 @@ struct BackwardBarriers {
   uint64_t ds_full[Shape::kScoreBuffers], ds_empty[Shape::kScoreBuffers];    // where dQ is late
   uint64_t sum_full[2][Shape::kSumStages], sum_empty[2][Shape::kSumStages];  // by warpgroup
   BackwardStep steps[Shape::kStages];  // of each tile of q, where lists may be walked
+  uint64_t work_full[2], work_empty[2], k_empty, v_empty;  // where blocks stay
 };
 
 template <class Shape>
@@ -178,9 +188,11 @@ struct BackwardShared {
     return *reinterpret_cast<BackwardBarriers<Shape>*>(base);
   }
 
-  __device__ __forceinline__ BackwardWork& work() const {
-    static_assert(sizeof(BackwardBarriers<Shape>) + sizeof(BackwardWork) <= Shape::kBarrierBytes);
-    return *reinterpret_cast<BackwardWork*>(base + Shape::kBarrierBytes - sizeof(BackwardWork));
+  __device__ __forceinline__ BackwardWork& work(uint32_t buffer = 0) const {
+    static_assert(sizeof(BackwardBarriers<Shape>) + 2 * sizeof(BackwardWork) <=
+                  Shape::kBarrierBytes);
+    return reinterpret_cast<BackwardWork*>(base +
+                                           Shape::kBarrierBytes)[-1 - static_cast<int>(buffer)];
   }
 
   __device__ __forceinline__ float* lse(uint32_t stage) const {

@@ -39,16 +39,17 @@ using Backward96 = BackwardShape<T, BackwardForm{.dim = 96,
                                                  .adjusts = false,
                                                  .exact = false,
                                                  .turns = BackwardTurns::maybe}>;
-template <class T, bool kExact, BackwardTurns kTurns, bool kLate = kExact>
+template <class T, bool kExact, BackwardTurns kTurns>
 using Backward64 = BackwardShape<T, BackwardForm{.dim = 64,
                                                  .queries = 128,
                                                  .swapped = false,
-                                                 .late = kLate,
+                                                 .late = kExact,
                                                  .early = false,
                                                  .lists = false,
                                                  .adjusts = false,
                                                  .exact = kExact,
-                                                 .turns = kTurns}>;
+                                                 .turns = kTurns,
+                                                 .stays = kExact}>;
 template <class T>
 using BackwardGeneral128 = BackwardShape<T, BackwardForm{.dim = 128,
                                                          .queries = 64,
@@ -107,7 +108,9 @@ inline int64_t backward_width(const AttentionInputs& inputs) {
 template <class Shape>
 int64_t workspace_of(const AttentionInputs& inputs, const AttentionSaved& saved,
                      const AttentionOptions& options) {
-  return backward_workspace(inputs, saved, options, Shape::kQueries, Shape::kDim).end;
+  return backward_workspace(inputs, saved, options, Shape::kQueries, Shape::kDim,
+                            Shape::kStays ? Shape::kKeys : 0)
+      .end;
 }
 
 /// Calls launch(T()) with the storage type.
