@@ -158,8 +158,8 @@ struct BackwardConsumer : BackwardTile<Shape> {
       zero_rows<Shape::kPanels>(shared.k(), keys, Shape::kKeys, row_barrier);
       zero_rows<Shape::kPanels>(shared.v(), keys, Shape::kKeys, row_barrier);
     }
-    uint32_t own_values[kDim / 16][4];  // where blocks stay
-    if constexpr (Shape::kStays) {
+    uint32_t own_values[kDim / 16][4];
+    if constexpr (Shape::kHoldsValues) {
       const uint32_t row = group * 64 + warp * 16 + lane % 16;
 #pragma unroll
       for (int i = 0; i < kDim / 16; ++i) {
@@ -176,7 +176,7 @@ struct BackwardConsumer : BackwardTile<Shape> {
     };
     auto start_dp = [&](uint32_t stage) {
       const uint32_t dout = shared_address(shared.dout(stage));
-      if constexpr (Shape::kStays) {
+      if constexpr (Shape::kHoldsValues) {
         issue_registers_by_rows<T, kDim, kQueries>(dp, own_values, dout);
       } else {
         issue_values(dp, own_v, dout);
@@ -331,7 +331,7 @@ struct BackwardConsumer : BackwardTile<Shape> {
       wait_for_turn();
       if constexpr (Shape::kEarly) {
         exponentials<T>(scores, weights, factor, lse);
-      } else {
+      } else if constexpr (!Shape::kExpsBehind) {
         exponentials_in_place(scores, factor, shared.lse(stage) + 2 * (lane % 4));
       }
       if constexpr (Shape::kAdjusts) {
@@ -354,6 +354,13 @@ struct BackwardConsumer : BackwardTile<Shape> {
       }
       wgmma_wait<0>();
       wgmma_hold(dp);
+      if constexpr (Shape::kExpsBehind) {
+        // 0, but only dP tells: else the assembler moves half of the exponentials before the wait.
+        const auto nothing =
+            __float_as_uint(dp[0]) & static_cast<uint32_t>(params.blocks.partial_count);
+        exponentials_in_place(scores, __uint_as_float(__float_as_uint(factor) | nothing),
+                              shared.lse(stage) + 2 * (lane % 4));
+      }
       uint32_t counted = kept;
       float keep = params.score.keep;
       if constexpr (Shape::kAdjusts) {
@@ -424,9 +431,12 @@ struct BackwardConsumer : BackwardTile<Shape> {
       wgmma_wait<0>();
       wgmma_hold(scores);
     }
+    if constexpr (Shape::kStays && !Shape::kHoldsValues) {
+      give_place_back(&barriers.v_empty, lane);
+    }
     if constexpr (Shape::kLate) {
       start_queries();
-      if constexpr (!Shape::kSends) {
+      if constexpr (!Shape::kSends && !Shape::kStays) {
         store_sums();
       }
       wgmma_wait<0>();
@@ -436,6 +446,9 @@ struct BackwardConsumer : BackwardTile<Shape> {
         give_place_back(&barriers.k_empty, lane);
       }
       give_queries();
+      if constexpr (!Shape::kSends && Shape::kStays) {
+        store_sums();  // while the next keys are on their way
+      }
     } else if constexpr (!Shape::kSends) {
       store_sums();
     }

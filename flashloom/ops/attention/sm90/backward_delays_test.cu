@@ -61,6 +61,9 @@ class DelayCases {
       return;
     }
     add("wide window", {.left = 600, .right = 30});
+    if (dim == 128) {
+      add("many steps, so that blocks do not stay", {}).queries = 1700;
+    }
     add("packed", {.right = 0}, {0, 1, 130, 700});
     // Blocks that stay take several tiles of keys each.
     add("few blocks", {.right = 0}).options.execution.multiprocessor_share = 0.02F;

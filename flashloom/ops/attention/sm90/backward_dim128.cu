@@ -3,16 +3,19 @@
 namespace flashloom::sm90 {
 namespace {
 
-// Causal, blocks of so few steps lose more where late dQ starts and ends than it gains: at S 1024
-// (6 steps of 80 queries) 310 TFLOP/s with it in turn and not late, 292 late; at 2048 (12) 394 and
-// 401.
-constexpr int64_t kFewSteps = 9;
+// Steps of a block up to which blocks that stay are the faster ones: what they gain between two
+// tiles of keys is more than what their loop loses. All visible: S 1024 (12 steps of 80 queries)
+// 440 TFLOP/s, with blocks that stay 454, 2048 (25) 518 and 517. Causal: 2048 (12) 400 and 417,
+// 4096 (25) 510 and 518, 16384 (102) 593 and 588.
+constexpr int64_t kFewSteps = 20, kFewHalfSteps = 40;
 
+/// Whether the fast kernel's blocks stay.
 template <class Fast>
-bool is_short(const BackwardCall& call) {
-  const auto& [left, right] = call.options.visibility;
-  return is_exact<Fast>(call.inputs) && left < 0 && right >= 0 &&
-         steps_of_block(call.inputs, call.options, Fast::kQueries) < kFewSteps;
+bool stays(const BackwardCall& call) {
+  const bool half = call.options.visibility.right >= 0;
+  return is_exact<Fast>(call.inputs) && !call.options.execution.deterministic &&
+         steps_of_block(call.inputs, call.options, Fast::kQueries) <
+             (half ? kFewHalfSteps : kFewSteps);
 }
 
 }  // namespace
@@ -20,12 +23,12 @@ bool is_short(const BackwardCall& call) {
 void launch_backward_128(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   with_storage(call.inputs.q.dtype, [&](auto storage) {
     using T = decltype(storage);
-    using Fast = Backward128Fast<T>;
-    using InTurn = Backward128<T, true>;
-    if (is_short<Fast>(call)) {
-      launch_backward_in_turn<InTurn>(call, memory, stream);
+    using Staying = Backward128Fast<T, true>;
+    if (stays<Staying>(call)) {
+      launch_backward<Staying>(call, memory, stream);
     } else {
-      launch_backward_mode<Backward128<T, false>, Fast, InTurn>(call, memory, stream);
+      launch_backward_mode<Backward128<T, false>, Backward128Fast<T, false>, Backward128<T, true>>(
+          call, memory, stream);
     }
   });
 }

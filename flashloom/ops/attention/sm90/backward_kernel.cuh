@@ -185,9 +185,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
         break;
       }
       consumer.run(params, work, shared, warpgroup - 1, n % 2, dk, dv);
-      char* room = consumer.room_for_results(shared);
-      store_results<Shape>(params, maps, work, warpgroup - 1, room, room + Shape::kKeyBytes, dk,
-                           dv);
+      if constexpr (Shape::kSends) {
+        char* room = consumer.room_for_results(shared);
+        store_results<Shape>(params, maps, work, warpgroup - 1, room, room + Shape::kKeyBytes, dk,
+                             dv);
+      }
       __syncwarp();
       if (threadIdx.x % 32 == 0) {
         mbarrier_arrive(&barriers.work_empty[n % 2]);

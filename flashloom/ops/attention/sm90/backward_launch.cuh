@@ -335,12 +335,12 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
     params.works = reinterpret_cast<BackwardWork*>(memory + place.works);
     params.next = reinterpret_cast<int32_t*>(memory + place.next);
     params.work_count = static_cast<int32_t>(params.key_tiles * heads);
+    params.staying = std::min(multiprocessors(options), params.work_count);
     launch_backward_prepare_staying<row_lanes(Shape::kDim), Shape::kQueries>(rows, params,
                                                                              place.places, stream);
-    const int32_t blocks = std::min(multiprocessors(options), params.work_count);
-    launch_backward_kernel<Shape>(&attention_backward_staying_kernel<Shape>,
-                                  "attention_backward_staying_kernel",
-                                  static_cast<uint32_t>(blocks), params, maps, true, stream);
+    launch_backward_kernel<Shape>(
+        &attention_backward_staying_kernel<Shape>, "attention_backward_staying_kernel",
+        static_cast<uint32_t>(params.staying), params, maps, true, stream);
   } else {
     launch_backward_kernel<Shape>(&attention_backward_kernel<Shape>, "attention_backward_kernel",
                                   static_cast<uint32_t>(params.key_tiles * heads), params, maps,

@@ -9,6 +9,7 @@
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/ops/attention/sm90/backward_counts.cuh"
+#include "flashloom/ops/attention/sm90/backward_products.cuh"
 #include "flashloom/ops/attention/sm90/backward_schedule.cuh"
 #include "flashloom/ops/attention/sm90/backward_start.cuh"
 
@@ -201,7 +202,7 @@ __device__ __forceinline__ void backward_lead(const BackwardParams& params,
     let_next_kernel_start();
     backward_produce<Shape>(params, work, walk, more, &maps.q, params.lse, nullptr, shared.q(0),
                             shared.lse(0), barriers.q_full, barriers.q_empty, nullptr, place, true);
-    const auto index = static_cast<int32_t>(gridDim.x) + atomicAdd(params.next, 1);
+    const auto index = atomicAdd(params.next, 1);
     mbarrier_wait(&barriers.work_empty[(n + 1) % 2], (n + 1) / 2 % 2 ^ 1,
                   {"a producer", "work_empty"});
     uint64_t* full = &barriers.work_full[(n + 1) % 2];
@@ -259,7 +260,7 @@ __device__ __forceinline__ void backward_add_all(const BackwardParams& params,
     BackwardWalk<Shape> walk;
     const bool more = walk.start(params, work);
     backward_add<Shape>(params, work, walk, more, shared, group, place);
-    mbarrier_arrive(&barriers.work_empty[n % 2]);
+    mbarrier_arrive(&barriers.work_empty[compute_here(n) % 2]);
   }
 }
 

@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kThreads)
     attention_backward_prepare_staying_kernel(const __grid_constant__ BackwardRowParams params,
                                               const __grid_constant__ BackwardParams next) {
   if (blockIdx.x == 0 && threadIdx.x == 0) {
-    *next.next = 0;
+    *next.next = next.staying;
   }
   // One a warp, whose lanes look for its sequence together.
   const auto warp = static_cast<int32_t>(blockIdx.x + threadIdx.x / 32 * gridDim.x);
@@ -337,6 +337,8 @@ void launch_backward_prepare_staying(const BackwardRowParams& rows, const Backwa
 }
 
 template void launch_backward_prepare_staying<8, 128>(const BackwardRowParams&,
+                                                      const BackwardParams&, int64_t, cudaStream_t);
+template void launch_backward_prepare_staying<16, 80>(const BackwardRowParams&,
                                                       const BackwardParams&, int64_t, cudaStream_t);
 
 template <int kColumns, int kQueries, bool kSwapped>

@@ -47,8 +47,8 @@ struct BackwardParams {
   int32_t* added;         // by place, one a warpgroup, zero: how far the sums are; or null
   int32_t* ended;         // by key-value head, zero: takes 2 of each block that is done; or null
   BackwardWork* works;    // where blocks stay: of all tiles of keys, in their order
-  int32_t* next;          // and how many are taken behind the first of each block
-  int32_t work_count;
+  int32_t* next;          // and the first that no block has taken yet
+  int32_t work_count, staying;  // tiles of keys; blocks
   float scale;
   bool accumulate;      // add to dk, dv (f32)
   bool sends;           // dk and dv leave through the copy engine
@@ -78,8 +78,7 @@ struct BackwardForm {
   bool adjusts;  // softcap, ALiBi, dropout, exclude_self, dentropy
   bool exact;    // tensors have just these columns
   BackwardTurns turns;
-  bool stays = false;  // blocks stay, one a multiprocessor, and take tiles of keys as they come; V
-                       // is an operand from registers, which spares shared memory, the busiest part
+  bool stays = false;  // blocks stay, one a multiprocessor, and take tiles of keys as they come
 };
 
 template <class T_, BackwardForm kForm>
@@ -96,7 +95,9 @@ struct BackwardShape {
   static constexpr bool kExact = kForm.exact;
   static constexpr bool kEarly = kForm.early;
   static constexpr bool kStays = kForm.stays;
-  static_assert(!kStays || (kLate && kDim == 64 && !kLists && !kAdjusts));
+  static_assert(!kStays || (kLate && !kLists && !kAdjusts));
+  // Whether V is an operand from registers, which spares shared memory, the busiest part.
+  static constexpr bool kHoldsValues = kStays && kDim == 64;
   // Whether dK and dV leave through shared memory, behind the loop. Kernels that have no register
   // left store them from registers: their loops would be compiled otherwise, and spill.
   static constexpr bool kSends = !(kDim == 128 && (kLate || kAdjusts));
@@ -107,8 +108,10 @@ struct BackwardShape {
   // Whether the other warpgroup is told of dS behind the issue of the step's products: it needs it
   // a step later.
   static constexpr bool kTellsBehind = kLate && kDim == 128;
+  // Whether exponentials wait for dP.
+  static constexpr bool kExpsBehind = kStays && kDim == 128;
   // Whether the warpgroups take turns with the exponentials, so that they stay half a step apart.
-  static constexpr bool kAlternates = kStays;
+  static constexpr bool kAlternates = kHoldsValues;
   static constexpr int kScoreBuffers = kLate && kDim == 64 ? 3 : 2;  // for dS
   static_assert(!kEarly || !kAhead);
   static constexpr BackwardTurns kTurns = kForm.turns;

@@ -60,7 +60,7 @@ Choice choose(const AttentionInputs& inputs, const AttentionSaved& saved,
   if (width > 96) {
     return {launch_backward_128,
             std::max(workspace_of<Backward128<__half, false>>(inputs, saved, options),
-                     workspace_of<Backward128Fast<__half>>(inputs, saved, options))};
+                     workspace_of<Backward128Fast<__half, true>>(inputs, saved, options))};
   }
   if (width > 64) {
     return {launch_backward_96, workspace_of<Backward96<__half>>(inputs, saved, options)};

@@ -145,6 +145,9 @@ TEST(BackwardSm90Borders, SumsInMemoryHoldTheLaw) {
                                                        c.call.heads, c.call.seed));
         c.call.options.blocks = masks.back()->blocks;
       }
+      if (dim == 128 && (i == 0 || i == 4)) {  // so many steps that blocks do not stay
+        c.call.queries += i == 0 ? 1600 : 6400;
+      }
       c.call.options.execution.deterministic = random.below(2) == 0;
       if (i % 2 == 0) {  // blocks that stay take several tiles of keys each
         c.call.options.execution.multiprocessor_share = 0.02F;

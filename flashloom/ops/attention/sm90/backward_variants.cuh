@@ -19,7 +19,7 @@ using Backward128 =
                                   .exact = kExact,
                                   .turns = kExact ? BackwardTurns::always : BackwardTurns::maybe}>;
 /// 80 queries read keys and values a fifth less often from shared memory than 64.
-template <class T>
+template <class T, bool kStays>
 using Backward128Fast = BackwardShape<T, BackwardForm{.dim = 128,
                                                       .queries = 80,
                                                       .swapped = true,
@@ -28,7 +28,8 @@ using Backward128Fast = BackwardShape<T, BackwardForm{.dim = 128,
                                                       .lists = false,
                                                       .adjusts = false,
                                                       .exact = true,
-                                                      .turns = BackwardTurns::never}>;
+                                                      .turns = BackwardTurns::never,
+                                                      .stays = kStays}>;
 template <class T>
 using Backward96 = BackwardShape<T, BackwardForm{.dim = 96,
                                                  .queries = 64,
@@ -134,14 +135,6 @@ inline int64_t steps_of_block(const AttentionInputs& inputs, const AttentionOpti
   const int64_t documents = options.sequences.cu_query ? options.sequences.cu_query.dim(0) - 1 : 1;
   const int64_t rows = inputs.q.dim(-2) / std::max<int64_t>(documents, 1);
   return rows / tile / (options.visibility.right >= 0 ? 2 : 1);
-}
-
-/// The deterministic kernel, for either mode.
-template <class InTurn>
-void launch_backward_in_turn(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
-  AttentionOptions options = call.options;
-  options.execution.deterministic = true;
-  launch_backward<InTurn>({call.gradients, call.inputs, call.saved, options}, memory, stream);
 }
 
 /// The kernel for the mode of a call: one for any width below, or one of two for this width.
