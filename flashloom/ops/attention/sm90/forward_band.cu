@@ -9,9 +9,9 @@ namespace {
 
 // ForwardBandShape: columns, consumer warpgroups, tiles of queries and of keys in shared memory.
 template <class T>
-using ForwardBand64 = ForwardBandShape<T, 64, 3, 8, 10>;
+using ForwardBand64 = ForwardBandShape<T, 64, 3, 5, 10>;
 template <class T>
-using ForwardBand128 = ForwardBandShape<T, 128, 2, 4, 5>;
+using ForwardBand128 = ForwardBandShape<T, 128, 2, 3, 5>;
 
 constexpr int64_t kTile = 64;
 
@@ -108,8 +108,11 @@ bool forward_band_pays(const ForwardCall& call, int32_t shift) {
   // How far the window falls short of all keys before and behind the diagonals.
   const int64_t before = offset - left - kTile * shift;
   const int64_t behind = kTile * (shift + kBandReach - 1) - offset - right;
+  const bool whole = before <= 1 && behind <= 1;
+  const bool plain = as_batched(call.inputs.q).dim(1) == as_batched(call.inputs.k).dim(1) &&
+                     std::max(call.inputs.q.dim(-1), call.inputs.v.dim(-1)) <= 64;
   return forward_band_always ||
-         (before <= 1 && behind <= 1 && items_of(call) >= int64_t{8} * device_multiprocessors());
+         ((whole || plain) && items_of(call) >= int64_t{8} * device_multiprocessors());
 }
 
 template <class T>

@@ -4,8 +4,8 @@
 
 #include "flashloom/cuda/ptx/barrier.cuh"
 #include "flashloom/cuda/ptx/ldmatrix.cuh"
+#include "flashloom/cuda/ptx/mma.cuh"
 #include "flashloom/cuda/ptx/tma.cuh"
-#include "flashloom/ops/attention/sm90/backward_products.cuh"
 #include "flashloom/ops/attention/sm90/backward_start.cuh"
 #include "flashloom/ops/attention/sm90/forward_band_produce.cuh"
 #include "flashloom/ops/attention/sm90/forward_consumer.cuh"
@@ -19,6 +19,10 @@
 //   keys     ... j-2   j-1    j    j+1   j+2 ...     a ring that all warpgroups read
 //   group 0           [      tile j     ]
 //   group 1                 [     tile j+1    ]
+//
+// A warp multiplies its 16 rows by itself (mma.sync): of the 192 keys of three tiles these see 144
+// at most, which lie at other places for each of the four warps of a tile. A product of all four
+// (wgmma) has all 192, and what a warp may skip of them needs code of its own.
 
 namespace flashloom::sm90 {
 
@@ -64,8 +68,13 @@ struct ForwardBandRing {
 template <class Shape>
 struct ForwardBandConsumer {
   using T = typename Shape::T;
-  static constexpr int kScores = Shape::kTile / 2;
-  static constexpr int kSteps = Shape::kDim / 16;
+  static constexpr int kSteps = Shape::kDim / 16;  // of 16 columns
+  static constexpr int kGroup = 16;                // keys
+  // A warp's rows are 16 of the tile's: since the first tile of keys is the first that row 0 sees
+  // something of and the last one the last of row 63, row 16 w + r sees keys from 16 w + r to
+  // 16 w + r + 128 at most, so the warp nine of the twelve groups of keys, from the w-th on.
+  static constexpr int kVisible = (kBandReach - 1) * Shape::kTile / kGroup + 1;
+  static constexpr int kScores = kVisible * kGroup / 2;
 
   const ForwardBandParams& params;
   const CUtensorMap* map;
@@ -103,32 +112,81 @@ struct ForwardBandConsumer {
     }
   }
 
-  static __device__ __forceinline__ void issue_scores(float (&scores)[kScores],
-                                                      const uint32_t (&q)[4 * kSteps],
-                                                      const char* k) {
-    using namespace cuda;
-    const uint64_t b = k_major_descriptor(shared_address(k));
+  /// Where the warp's group `number` of keys lies in the three tiles.
+  __device__ __forceinline__ uint32_t group_address(const uint32_t (&tiles)[kBandReach],
+                                                    int number) const {
+    const auto group = static_cast<uint32_t>(number) + static_cast<uint32_t>(warp_row) / kGroup;
+    constexpr uint32_t kGroups = Shape::kTile / kGroup;  // of a tile
+    const uint32_t tile = group < kGroups ? tiles[0] : group < 2 * kGroups ? tiles[1] : tiles[2];
+    return tile + group % kGroups * kGroup * cuda::kPanelRowBytes;
+  }
+
+  /// Where chunk `chunk` of eight columns behind column 16 `step` of row `row` of a group lies.
+  __device__ __forceinline__ uint32_t chunk_offset(uint32_t row, int step, uint32_t chunk) const {
+    const auto first = static_cast<uint32_t>(2 * step % 8);
+    return static_cast<uint32_t>(step / 4) * cuda::panel_bytes(Shape::kTile) +
+           row * cuda::kPanelRowBytes + ((first + chunk) ^ lane % 8) * 16;
+  }
+
+  /// c (16 x 8, an accumulator's part) += a b.
+  static __device__ __forceinline__ void multiply(float* c, const uint32_t (&a)[4], uint32_t b0,
+                                                  uint32_t b1) {
+    float sums[4] = {c[0], c[1], c[2], c[3]};
+    cuda::mma_16x8x16<T>(sums, a, b0, b1);
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      c[i] = sums[i];
+    }
+  }
+
+  /// The products of queries and keys that the warp may see.
+  __device__ __forceinline__ void find_scores(float (&scores)[kScores],
+                                              const uint32_t (&q)[4 * kSteps],
+                                              const uint32_t (&keys)[kBandReach]) const {
+    // ldmatrix: matrices are keys 0-7 and 8-15 by columns 0-7 and 8-15 of a step.
+    const uint32_t row = lane / 16 * 8 + lane % 8;
+    const uint32_t chunk = lane / 8 % 2;
+#pragma unroll
+    for (int group = 0; group < kVisible; ++group) {
+      const uint32_t place = group_address(keys, group);
+      float* sums = &scores[group * kGroup / 2];
+#pragma unroll
+      for (int i = 0; i < kGroup / 2; ++i) {
+        sums[i] = 0;
+      }
+#pragma unroll
+      for (int step = 0; step < kSteps; ++step) {
+        uint32_t words[4];
+        cuda::ldmatrix_x4(words, place + chunk_offset(row, step, chunk));
+        const uint32_t a[4] = {q[4 * step], q[4 * step + 1], q[4 * step + 2], q[4 * step + 3]};
+        multiply(sums, a, words[0], words[1]);
+        multiply(sums + 4, a, words[2], words[3]);
+      }
+    }
+  }
+
+  /// out += weights of group `group` of keys times their values, which lie as far behind the keys
+  /// as those of other tiles.
+  __device__ __forceinline__ void add_values(float (&out)[Shape::kDim / 2],
+                                             const uint32_t (&weights)[4], int group,
+                                             const uint32_t (&keys)[kBandReach]) const {
+    // Transposed: matrices are keys 0-7 and 8-15 by columns 0-7, then by columns 8-15.
+    const uint32_t row = lane / 8 % 2 * 8 + lane % 8;
+    const uint32_t chunk = lane / 16;
+    const uint32_t place = group_address(keys, group) + Shape::kStages * Shape::kTileBytes;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
-      Wgmma<T, Shape::kTile>::template from_registers<Major::kReduced>(
-          scores, q[4 * step], q[4 * step + 1], q[4 * step + 2], q[4 * step + 3],
-          moved_descriptor(b, k_major_step(step, Shape::kTile)), step != 0);
+      uint32_t words[4];
+      cuda::ldmatrix_x4_transposed(words, place + chunk_offset(row, step, chunk));
+      multiply(&out[8 * step], weights, words[0], words[1]);
+      multiply(&out[8 * step + 4], weights, words[2], words[3]);
     }
-    wgmma_commit();
   }
 
-  /// Sixteen columns of keys, a group, of which the 16 rows of warp kWarp may see some pair: since
-  /// the first tile of keys is the first that row 0 sees something of and the last one the last of
-  /// row 63, of these tiles the parts before and behind the diagonal are hidden.
-  template <int kWarp>
-  static __device__ constexpr bool may_see(int tile, int group) {
-    return tile == 0 ? group >= kWarp : tile < kBandReach - 1 || group <= kWarp;
-  }
-
-  /// Hides what the rows `row` and `row` + 8 do not see of the tile of keys from `key` on; of what
-  /// warp kWarp may see, or of the group on the diagonal alone.
-  template <int kWarp, bool kDiagonal>
-  __device__ __forceinline__ void mask(float (&scores)[kScores], int tile, const Sequence& sequence,
+  /// Hides what the rows `row` and `row` + 8 do not see of kCount scores from kFirst on; `key` is
+  /// the first of the 64 keys that these lie among.
+  template <int kFirst, int kCount>
+  __device__ __forceinline__ void mask(float (&scores)[kScores], const Sequence& sequence,
                                        int32_t row, int32_t key) const {
     using Consumer = ForwardConsumer<Shape>;
     const int32_t first = key + 2 * static_cast<int32_t>(lane % 4);
@@ -139,76 +197,38 @@ struct ForwardBandConsumer {
                       ~Consumer::keys_before(sequence.key_begin(row + 8 * half) - first);
     }
 #pragma unroll
-    for (int i = 0; i < kScores; ++i) {
-      if (kDiagonal ? i / 8 == kWarp : may_see<kWarp>(tile, i / 8)) {
-        const uint32_t bit = 1u << (i / 4 * 2 + i % 2);
-        scores[i] = (visible[i / 2 % 2] & bit) != 0 ? scores[i] : -INFINITY;
-      }
+    for (int i = kFirst; i < kFirst + kCount; ++i) {
+      const uint32_t bit = 1u << (i % 32 / 4 * 2 + i % 2);
+      scores[i] = (visible[i / 2 % 2] & bit) != 0 ? scores[i] : -INFINITY;
     }
   }
 
-  /// The exact softmax of warp kWarp's rows, but for its division: scores to `weights`, rounded,
-  /// and `sum`, not rounded, both relative to `maximum`.
-  template <int kWarp>
-  __device__ __forceinline__ void soften(float (&scores)[kBandReach][kScores],
-                                         uint32_t (&weights)[kBandReach][kScores / 2],
-                                         float (&maximum)[2], float (&sum)[2],
-                                         const Sequence& sequence, int32_t row,
-                                         int32_t first_key) const {
-    constexpr int32_t kTile = Shape::kTile;
+  /// Hides what the warp's rows, from `row` on, do not see; `key` is its first key.
+  __device__ __forceinline__ void hide(float (&scores)[kScores], const Sequence& sequence,
+                                       int32_t row, int32_t key) const {
     const int32_t own = row + static_cast<int32_t>(lane / 4);
-    // All but the diagonal's groups are plain in the middle of a wide band.
-    const int32_t begin = first_key + 16 * (kWarp + 1);
-    const int32_t end = first_key + (kBandReach - 1) * kTile + 16 * kWarp;
-    if (sequence.key_begin(row + 15) <= begin && sequence.key_end(row) >= end) {
-      mask<kWarp, true>(scores[0], 0, sequence, own, first_key);
-      mask<kWarp, true>(scores[kBandReach - 1], kBandReach - 1, sequence, own,
-                        first_key + (kBandReach - 1) * kTile);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kBandReach; ++i) {
-        mask<kWarp, false>(scores[i], i, sequence, own, first_key + i * kTile);
-      }
+    const int32_t last = key + (kVisible - 1) * kGroup;  // of the last group
+    if (sequence.key_begin(row + 15) > key + kGroup || sequence.key_end(row) < last) {
+      mask<0, 32>(scores, sequence, own, key);
+      mask<32, 32>(scores, sequence, own, key + Shape::kTile);
+      mask<64, kScores - 64>(scores, sequence, own, key + 2 * Shape::kTile);
+      return;
     }
-    float highest[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};  // two chains a row
-#pragma unroll
-    for (int i = 0; i < kBandReach; ++i) {
-#pragma unroll
-      for (int n = 0; n < kScores; ++n) {
-        if (may_see<kWarp>(i, n / 8)) {
-          float& chain = highest[n / 2 % 2 + 2 * (n % 2)];
-          chain = fmaxf(chain, scores[i][n]);
-        }
-      }
-    }
-    float shift[2];
+    // In the middle of a wide band only the first group has keys before it, the last behind it.
+    constexpr int kCount = kGroup / 2;
+    const auto shift = 2 * static_cast<int32_t>(lane % 4);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      maximum[half] = fmaxf(highest[half], highest[half + 2]);
-      maximum[half] = fmaxf(maximum[half], __shfl_xor_sync(0xffffffffu, maximum[half], 1));
-      maximum[half] = fmaxf(maximum[half], __shfl_xor_sync(0xffffffffu, maximum[half], 2));
-      shift[half] = maximum[half] == -INFINITY ? 0 : maximum[half] * params.forward.scale_log2;
-      sum[half] = 0;
-    }
-    const float scale = params.forward.scale_log2;
+      const int32_t begin = sequence.key_begin(own + 8 * half) - key - shift;
+      const int32_t end = sequence.key_end(own + 8 * half) - last - shift;
 #pragma unroll
-    for (int i = 0; i < kBandReach; ++i) {
-#pragma unroll
-      for (int n = 0; n < kScores; n += 2) {
-        const int half = n / 2 % 2;
-        if (may_see<kWarp>(i, n / 8)) {
-          const float even = cuda::exp2_fast(fmaf(scores[i][n], scale, -shift[half]));
-          const float odd = cuda::exp2_fast(fmaf(scores[i][n + 1], scale, -shift[half]));
-          weights[i][n / 2] = cuda::pack2<T>(even, odd);
-          sum[half] += even + odd;
-        } else {
-          weights[i][n / 2] = 0;
+      for (int i = 0; i < kCount; ++i) {
+        if (i / 2 % 2 == half) {
+          const int column = i / 4 * 8 + i % 2;
+          float& behind = scores[kScores - kCount + i];
+          scores[i] = column >= begin ? scores[i] : -INFINITY;
+          behind = column < end ? behind : -INFINITY;
         }
-      }
-      if (i + 1 < kBandReach) {
-        // Zero, but ptxas cannot know: else it scales all scores first, and spills.
-        shift[0] = fmaf(sum[0], 0.0f, shift[0]);
-        shift[1] = fmaf(sum[1], 0.0f, shift[1]);
       }
     }
   }
@@ -223,9 +243,9 @@ struct ForwardBandConsumer {
   }
 
   /// The item `item` of a segment, the block's `number`th; of its tiles of keys the first is the
-  /// block's `key`th. Tiles of keys before `next` are not needed any more.
+  /// block's `key`th.
   __device__ __forceinline__ void run_item(const ForwardBandSegment& segment, int32_t item,
-                                           uint32_t number, uint32_t key, uint32_t next) {
+                                           uint32_t number, uint32_t key) {
     using namespace cuda;
     const int32_t group = params.forward.problem.heads_per_key;
     const int32_t tile = item / group;
@@ -241,54 +261,52 @@ struct ForwardBandConsumer {
     settle();
     pairs.see(key + kBandReach);
 
-    float scores[kBandReach][kScores];
-    wgmma_hold(q);
+    uint32_t keys[kBandReach];
 #pragma unroll
     for (int i = 0; i < kBandReach; ++i) {
-      wgmma_hold(scores[i]);
+      keys[i] = shared_address(shared.keys(pairs.stage(key + i)));
     }
-    wgmma_fence();
+    float scores[kScores];
+    find_scores(scores, q, keys);
+    hide(scores, sequence, row + warp_row, (tile + params.shift) * Shape::kTile + warp_row);
+    float highest[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};  // two chains a row
 #pragma unroll
-    for (int i = 0; i < kBandReach; ++i) {
-      issue_scores(scores[i], q, shared.keys(pairs.stage(key + i)));
+    for (int i = 0; i < kScores; ++i) {
+      float& chain = highest[i / 2 % 2 + 2 * (i % 2)];
+      chain = fmaxf(chain, scores[i]);
     }
-    wgmma_wait<0>();
-    wgmma_hold(q);
+    float maximum[2], sum[2], shift[2];
 #pragma unroll
-    for (int i = 0; i < kBandReach; ++i) {
-      wgmma_hold(scores[i]);
-    }
-    float maximum[2], sum[2];
-    uint32_t weights[kBandReach][kScores / 2];
-    const int32_t first_key = (tile + params.shift) * Shape::kTile;
-    switch (warp_row / 16) {
-      case 0:
-        soften<0>(scores, weights, maximum, sum, sequence, row + warp_row, first_key);
-        break;
-      case 1:
-        soften<1>(scores, weights, maximum, sum, sequence, row + warp_row, first_key);
-        break;
-      case 2:
-        soften<2>(scores, weights, maximum, sum, sequence, row + warp_row, first_key);
-        break;
-      default:
-        soften<3>(scores, weights, maximum, sum, sequence, row + warp_row, first_key);
+    for (int half = 0; half < 2; ++half) {
+      maximum[half] = fmaxf(highest[half], highest[half + 2]);
+      maximum[half] = fmaxf(maximum[half], __shfl_xor_sync(0xffffffffu, maximum[half], 1));
+      maximum[half] = fmaxf(maximum[half], __shfl_xor_sync(0xffffffffu, maximum[half], 2));
+      shift[half] = maximum[half] == -INFINITY ? 0 : maximum[half] * params.forward.scale_log2;
+      sum[half] = 0;
     }
     ForwardConsumer<Shape> rows;
 #pragma unroll
     for (float& value : rows.out) {
       value = 0;
     }
-    wgmma_hold(rows.out);
+    const float scale = params.forward.scale_log2;
 #pragma unroll
-    for (int i = 0; i < kBandReach; ++i) {
-      wgmma_hold(weights[i]);
-    }
-    wgmma_fence();
+    for (int group = 0; group < kVisible; ++group) {
+      uint32_t weights[4];
 #pragma unroll
-    for (int i = 0; i < kBandReach; ++i) {
-      issue_registers_by_tile<T, Shape::kDim, Shape::kTile>(
-          rows.out, weights[i], shared_address(shared.values(pairs.stage(key + i))));
+      for (int i = 0; i < 4; ++i) {
+        const float* score = &scores[group * kGroup / 2 + 2 * i];
+        const float even = exp2_fast(fmaf(score[0], scale, -shift[i % 2]));
+        const float odd = exp2_fast(fmaf(score[1], scale, -shift[i % 2]));
+        weights[i] = pack2<T>(even, odd);
+        sum[i % 2] += even + odd;
+      }
+      add_values(rows.out, weights, group, keys);
+      if (group % 3 == 2) {
+        // Zero, but ptxas cannot know: else it scales all scores first, and spills.
+        shift[0] = fmaf(sum[0], 0.0f, shift[0]);
+        shift[1] = fmaf(sum[1], 0.0f, shift[1]);
+      }
     }
     ForwardWork work = {};
     const int32_t head = item - tile * group;
@@ -297,13 +315,12 @@ struct ForwardBandConsumer {
     work.lse = segment.lse + head * params.forward.lse_head;
     float inverse[2];
     rows.finish_rows(params.forward, work, own_row, lane, maximum, sum, inverse);
-    wgmma_wait<0>();
-    wgmma_hold(rows.out);
-#pragma unroll
-    for (int i = 0; i < kBandReach; ++i) {
-      wgmma_hold(weights[i]);
-    }
-    pairs.give_back(next);
+    __syncwarp();
+    // Up to the first tile of the next item's keys; another segment needs none of these.
+    const int32_t following = item + Shape::kGroups;
+    pairs.give_back(key + static_cast<uint32_t>(following < segment.end
+                                                    ? min(following / group - tile, kBandReach)
+                                                    : kBandReach));
     rows.clear_empty(inverse);
     rows.rescale(inverse);
     send(rows, work, queries, stage);
@@ -344,21 +361,16 @@ struct ForwardBandConsumer {
       const ForwardBandSegment& segment = walk.wait(barriers, "a consumer");
       const int32_t first = uniform(segment.first);
       const int32_t end = uniform(segment.end);
-      const uint32_t start = uniform(segment.number);
-      const uint32_t key_start = uniform(segment.key_number);
       if (first == end) {
-        pairs.pass(key_start);
+        pairs.pass(segment.key_number);
         return;
       }
-      const int32_t first_tile = first / group;
-      for (; number < start + static_cast<uint32_t>(end - first); number += Shape::kGroups) {
-        const auto item = first + static_cast<int32_t>(number - start);
-        const uint32_t key = key_start + static_cast<uint32_t>(item / group - first_tile);
-        // The next item's first tile of keys; another segment needs none of these.
-        const int32_t following = item + Shape::kGroups;
-        const int32_t steps =
-            following < end ? min(following / group - item / group, kBandReach) : kBandReach;
-        run_item(segment, item, number, key, key + static_cast<uint32_t>(steps));
+      // From an item's number among the block's to its own, and from a tile to that of its keys.
+      const int32_t to_item = first - static_cast<int32_t>(uniform(segment.number));
+      const uint32_t to_key = uniform(segment.key_number) - static_cast<uint32_t>(first / group);
+      for (int32_t item; (item = static_cast<int32_t>(number) + to_item) < end;
+           number += Shape::kGroups) {
+        run_item(segment, item, number, to_key + static_cast<uint32_t>(item / group));
       }
       __syncwarp();
       if (lane == 0) {

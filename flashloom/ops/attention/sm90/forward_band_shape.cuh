@@ -23,6 +23,7 @@ struct ForwardBandShape {
   static constexpr int kGroups = kGroups_;
   static constexpr int kQStages = kQStages_;
   static constexpr int kStages = kStages_;
+  static_assert(kGroups == 2 || kGroups == 3);
   static constexpr int kTile = 64;
   // As ForwardConsumer names them, which ends rows and stores them.
   static constexpr int kRows = kTile;
@@ -32,12 +33,14 @@ struct ForwardBandShape {
   static constexpr int kThreads = 128 * (kGroups + 1);
   // What the launch hands out evenly (168 or 128 a thread), moved to where it is needed.
   static constexpr int kConsumerRegisters = kGroups == 2 ? 232 : 152;
-  static constexpr int kProducerRegisters = kGroups == 3 ? 56 : 40;
+  static constexpr int kProducerRegisters = kGroups == 2 ? 40 : kGroups == 3 ? 56 : 32;
   static constexpr uint32_t kTileBytes = kPanels * cuda::panel_bytes(kTile);
   static constexpr uint32_t kHeadBytes = 2048;  // barriers and segments
   static constexpr uint32_t kSharedBytes = kHeadBytes + (kQStages + 2 * kStages) * kTileBytes;
   static_assert(kSharedBytes <= kMaximumShared);
-  // Each warpgroup holds a tile of queries and the one whose results are on their way out.
+  // Each warpgroup holds a tile of queries and the one whose results are on their way out. The
+  // loading thread waits for room for queries, so their stages bound what is in flight: less than
+  // two tiles ahead is slow, and so is more, run win7.
   static_assert(kQStages > kGroups && kStages > kBandReach);
 };
 

@@ -58,6 +58,7 @@ struct ForwardParams {
   int32_t* counter;      // zero: blocks draw their tiles from it; null: every gridDim-th tile
   const int32_t* order;  // with a block mask: the tiles, long lists first; or null
   int32_t draw_at;       // with it: tiles of keys still to be loaded when the next one is drawn
+  uint64_t out_hint;     // for the L2 cache
   ForwardRule rule;
 };
 
