@@ -52,8 +52,10 @@ std::string attention_decode_refusal(const AttentionOutputs& outputs, const Atte
   if (source.max_query > kMaxQueries) {
     return fmt::format("{} queries a sequence", source.max_query);
   }
-  // Tiles of 16 keys by 16 rows, one behind the other, are counted in 32 bits.
-  const int64_t tiles = tile_count(source.max_key, 16) * source.sequences *
+  // Tiles of 16 keys by 16 rows, one behind the other, are counted in 32 bits; a unit takes up to
+  // kPieceTiles more.
+  constexpr int64_t kPieceTiles = 64;
+  const int64_t tiles = (tile_count(source.max_key, 16) + kPieceTiles) * source.sequences *
                         (source.heads * tile_count(source.max_query, 16) + source.key_heads);
   if (tiles > std::numeric_limits<int32_t>::max()) {
     return fmt::format("{} tiles of keys", tiles);

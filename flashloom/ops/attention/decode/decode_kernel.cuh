@@ -255,20 +255,26 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
                              begin_count(params.counters + found.index, params.nonce);
                            }
                          });
+    const auto slot = static_cast<int32_t>(blockIdx.x);
+    const bool whole = params.parts.divisor == 1;
     if constexpr (Shape::kTeams == 1) {
-      if (params.parts.divisor == 1) {
+      if (whole) {
         write_whole<Shape>(params, own.unit, own.work, state);
       } else {
-        write_part<Shape>(params, own.work.row_count, state);
+        write_part<Shape>(params, slot, own.work.row_count, state);
       }
     } else {
       __syncthreads();  // the buffers become the sums'
       gather_teams<Shape>(params, state, own.work.row_count, stats, memory);
-      write_teams<Shape>(params, own, stats, memory);
+      write_teams<Shape>(params, own.unit, own.work, whole, slot, stats, memory);
     }
   }
-  if (params.parts.divisor > 1) {
-    join_unit<Shape>(params, own, memory);
+  if (params.parts.divisor > 1 && own.work.row_count > 0) {
+    unsigned long long* counter = params.counters + own.index;
+    __syncthreads();
+    const int32_t arrived = threadIdx.x == 0 ? arrive_part(counter) : 0;
+    join_unit<Shape>(params, joint_of_parts(params, own), own.work.rows, own.work.row_count,
+                     counter, arrived, memory);
   }
 }
 
@@ -281,50 +287,67 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
   __shared__ Barriers<Shape> barriers;
   Phases phases = begin_barriers<Shape>(params, barriers);
   __shared__ RowStats stats[Shape::kTeams * Shape::kRows];
+  __shared__ Unit shared_units[2];  // with other blocks: the stretch's first and last
   Stretch stretch = find_stretch<Shape>(params);
   const Line& line = stretch.line;
   if (stretch.begin >= stretch.end) {
     return;
   }
-  Unit& unit = stretch.unit;
+  Unit& next = stretch.unit;
+  int32_t shared_count = 0;
 #pragma unroll 1
-  while (unit.start < stretch.end) {
-    const Work work = resolve<Shape>(params, unit.sequence, unit.row_tile);
+  while (next.start < stretch.end) {
+    const Work work = resolve<Shape>(params, next.sequence, next.row_tile);
+    Unit unit = next;
+    unit.start += Shape::kPieceTiles;  // the place of its first tile
     const int32_t first_tile = max(stretch.begin - unit.start, 0);
     const int32_t last_tile = min(stretch.end - unit.start, work.tiles);
     if (first_tile < last_tile) {
       report_faults(params, work);
       const bool whole = last_tile - first_tile == work.tiles;
+      const int32_t slot = line.slot(static_cast<int32_t>(blockIdx.x), unit.start);
       {
         RowState<Shape> state;
-        work_on_piece<Shape>(
-            params, unit, work, first_tile, last_tile, memory, barriers, phases, state, [&] {
-              if (!whole && threadIdx.x == 0) {
-                const Sharing sharing = sharing_of<Shape>(line, unit, work);
-                const int32_t first = sharing.group_first(static_cast<int32_t>(blockIdx.x));
-                begin_count(group_counter(params, line.slot(first, unit.start)), params.nonce);
-                if (sharing.groups() > 1) {
-                  begin_count(unit_counter(params, unit), params.nonce);
-                }
-              }
-            });
-        if (Shape::kTeams == 1 && whole) {
-          write_whole<Shape>(params, unit, work, state);
-        }
-        __syncthreads();  // the buffers become the sums', or the next piece's
-        if (Shape::kTeams > 1 || !whole) {
+        work_on_piece<Shape>(params, unit, work, first_tile, last_tile, memory, barriers, phases,
+                             state, [&] {
+                               if (!whole && threadIdx.x == 0) {
+                                 begin_count(unit_counter(params, unit), params.nonce);
+                               }
+                             });
+        if constexpr (Shape::kTeams == 1) {
+          if (whole) {
+            write_whole<Shape>(params, unit, work, state);
+          } else {
+            write_part<Shape>(params, slot, work.row_count, state);
+          }
+        } else {
+          __syncthreads();  // the buffers become the sums'
           gather_teams<Shape>(params, state, work.row_count, stats, memory);
+          write_teams<Shape>(params, unit, work, whole, slot, stats, memory);
+          if constexpr (Shape::kProducer) {
+            cuda::fence_async_shared();
+          }
         }
+        __syncthreads();  // the buffers become the next piece's
       }
-      if (Shape::kTeams > 1 || !whole) {
-        finish_piece<Shape>(params, line, unit, work, whole, stats, memory);
-        if constexpr (Shape::kProducer) {
-          cuda::fence_async_shared();
+      if (!whole) {
+        if (threadIdx.x == 0) {
+          arrive_part(unit_counter(params, unit));
+          shared_units[shared_count] = unit;
         }
-        __syncthreads();  // the sums become the buffers of the next piece
+        ++shared_count;
       }
     }
-    advance(params, work.tiles, unit);
+    advance(params, line_length<Shape>(work.tiles), next);
+  }
+  // Only now, so that nobody waits for a block that has yet to come to its unit's part.
+  __syncthreads();
+#pragma unroll 1
+  for (int32_t i = 0; i < shared_count; ++i) {
+    const Unit unit = shared_units[i];
+    const Work work = resolve<Shape>(params, unit.sequence, unit.row_tile);
+    join_unit<Shape>(params, joint_of_line(line, unit, work), work.rows, work.row_count,
+                     unit_counter(params, unit), 0, memory);
   }
 }
 

@@ -81,7 +81,7 @@ Plan make_plan(const AttentionInputs& inputs, const AttentionOptions& options) {
   }
   plan.slot_floats = ceil_div(plan.slot_rows * (Shape::kDim + 2), 4) * 4;
   const int64_t slots = plan.parts == 1 ? 0 : plan.parts > 0 ? plan.blocks : 2 * plan.blocks;
-  plan.counter_bytes = slots > 0 ? ceil_div((plan.units + slots) * 8, 64) * 64 : 0;
+  plan.counter_bytes = slots > 0 ? ceil_div(plan.units * 8, 64) * 64 : 0;
   plan.slot_bytes = ceil_div(slots * plan.slot_floats * 4, 64) * 64;
   return plan;
 }
@@ -224,9 +224,12 @@ typename Shape::KernelParams make_kernel_params(const AttentionOutputs& outputs,
   return params;
 }
 
-/// Blocks of the kernel of parts that the device runs at once; asked once.
-template <class Shape>
-int64_t blocks_at_once(const Device& device, int64_t multiprocessors) {
+/// Sets up a kernel of a shape; how many of its blocks the device runs at once, asked once.
+template <class Shape, auto kKernel>
+int64_t blocks_at_once(const Device& device) {
+  cuda::check(cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   Shape::kSharedBytes),
+              "cudaFuncSetAttribute");
   constexpr int kDevices = 16;
   static std::array<std::atomic<int>, kDevices> known = {};  // and 1
   std::atomic<int> none = 0;
@@ -234,36 +237,29 @@ int64_t blocks_at_once(const Device& device, int64_t multiprocessors) {
       device.index < kDevices ? known[static_cast<size_t>(device.index)] : none;
   if (answer == 0) {
     int count = 0;
-    cuda::check(
-        cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, &attention_decode_parts_kernel<Shape>,
-                                                      Shape::kThreads, Shape::kSharedBytes),
-        "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
+    cuda::check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kKernel, Shape::kThreads,
+                                                              Shape::kSharedBytes),
+                "cudaOccupancyMaxActiveBlocksPerMultiprocessor");
     answer = count + 1;
   }
-  return (answer - 1) * multiprocessors;
+  return (answer - 1) * multiprocessors(device);
 }
 
-template <class Shape>
-void launch_parts(const Plan& plan, typename Shape::KernelParams& params, const Device& device,
-                  cudaStream_t stream) {
-  auto* kernel = &attention_decode_parts_kernel<Shape>;
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Shape::kSharedBytes),
-              "cudaFuncSetAttribute");
-  const bool meets =
-      plan.parts > 1 && plan.blocks <= blocks_at_once<Shape>(device, multiprocessors(device));
-  params.meets = meets ? 1 : 0;
+/// Launches a kernel of a shape; `together`: all blocks at once or not at all.
+template <class Shape, auto kKernel>
+void launch_kernel(int64_t blocks, bool together, const typename Shape::KernelParams& params,
+                   cudaStream_t stream, const char* name) {
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<uint32_t>(plan.blocks));
+  config.gridDim = dim3(static_cast<uint32_t>(blocks));
   config.blockDim = dim3(Shape::kThreads);
   config.dynamicSmemBytes = Shape::kSharedBytes;
   config.stream = stream;
   config.attrs = &attribute;
-  config.numAttrs = meets ? 1 : 0;
-  cuda::check(cudaLaunchKernelEx(&config, kernel, params), "attention_decode_parts_kernel");
+  config.numAttrs = together ? 1 : 0;
+  cuda::check(cudaLaunchKernelEx(&config, kKernel, params), name);
 }
 
 template <class Shape>
@@ -283,22 +279,23 @@ void launch_decode(const AttentionOutputs& outputs, const AttentionInputs& input
   params.slot_rows = static_cast<int32_t>(plan.slot_rows);
   std::byte* memory = workspace.data();
   params.counters = reinterpret_cast<unsigned long long*>(memory);
-  params.group_counters = params.counters + plan.units;
   params.slots = reinterpret_cast<float*>(memory + plan.counter_bytes);
   params.slot_floats = static_cast<int32_t>(plan.slot_floats);
   params.nonce = next_nonce();
   cuda::prepare_debug(stream);
   if (plan.parts > 0) {
-    launch_parts<Shape>(plan, params, inputs.q.device, stream);
-    return;
+    constexpr auto kParts = &attention_decode_parts_kernel<Shape>;
+    const bool meets =
+        plan.blocks <= blocks_at_once<Shape, kParts>(inputs.q.device) && plan.parts > 1;
+    params.meets = meets ? 1 : 0;
+    launch_kernel<Shape, kParts>(plan.blocks, meets, params, stream,
+                                 "attention_decode_parts_kernel");
+  } else {
+    constexpr auto kLine = &attention_decode_line_kernel<Shape>;
+    const int64_t blocks = std::min(plan.blocks, blocks_at_once<Shape, kLine>(inputs.q.device));
+    params.meets = 1;
+    launch_kernel<Shape, kLine>(blocks, true, params, stream, "attention_decode_line_kernel");
   }
-  auto* kernel = &attention_decode_line_kernel<Shape>;
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Shape::kSharedBytes),
-              "cudaFuncSetAttribute");
-  kernel<<<static_cast<uint32_t>(plan.blocks), Shape::kThreads, Shape::kSharedBytes, stream>>>(
-      params);
-  cuda::check(cudaGetLastError(), "attention_decode_line_kernel");
 }
 
 }  // namespace flashloom::decode

@@ -5,8 +5,8 @@
 
 namespace flashloom::decode {
 
-// Joining, always in the order of the keys' owners: teams of a block, then blocks of a unit that
-// cross the line's cuts (decode_join.cuh joins parts).
+// Joining the teams of a block, in the order of their numbers, and writing results
+// (decode_join.cuh joins blocks).
 
 /// Largest score and sum of a row.
 using RowStats = float2;
@@ -218,17 +218,6 @@ __device__ __forceinline__ void write_whole(const Params& params, const Unit& un
   }
 }
 
-/// Four columns of a row of a slot; its statistics beside column 0.
-template <class Shape>
-__device__ __forceinline__ void write_slot(const Params& params, int32_t slot, int32_t row,
-                                           int32_t column, const JoinedRow& joined) {
-  float* target = params.slots + int64_t{slot} * params.slot_floats;
-  *reinterpret_cast<float4*>(target + row * Shape::kDim + column) = joined.value;
-  if (column == 0) {
-    reinterpret_cast<RowStats*>(target + params.slot_rows * Shape::kDim)[row] = joined.total;
-  }
-}
-
 /// Four columns of a row of the block's sums, whose teams' are relative to the same maximum.
 template <class Shape>
 __device__ __forceinline__ JoinedRow join_teams(const Params& params, int32_t row, int32_t column,
@@ -252,141 +241,6 @@ __device__ __forceinline__ JoinedRow join_teams(const Params& params, int32_t ro
     }
   }
   return joined;
-}
-
-/// Joins `count` slots of a unit, those of blocks first, first + step, ...: into the result, or
-/// into the first of the slots. A thread has four columns of a row at a time; slots come to shared
-/// memory as many as it holds, so that their latency counts once.
-template <class Shape>
-__device__ __forceinline__ void join_slots(const Params& params, const Line& line, const Unit& unit,
-                                           const Work& work, int32_t first, int32_t count,
-                                           int32_t step, bool final, float* memory) {
-  constexpr int32_t kColumns = Shape::kDim / 4;  // threads a row
-  constexpr int32_t kRowsOnce = Shape::kThreads / kColumns;
-  constexpr int32_t kRowFloats = Shape::kDim + 4;  // sums and statistics, in 16-byte pieces
-  constexpr int32_t kFloats = Shape::kBufferBytes / 4;
-  static_assert(kRowsOnce >= 1 && kFloats / kRowFloats / kRowsOnce >= 8);
-  const auto thread = static_cast<int32_t>(threadIdx.x);
-  const int32_t first_slot = line.slot(first, unit.start);
-  const int32_t column = thread % kColumns * 4;
-  const bool works = thread < kRowsOnce * kColumns;
-  // All parts of as many rows as fit, or as many parts as fit of the rows that threads have at
-  // once.
-  const int32_t fit = kFloats / kRowFloats;
-  const int32_t rows_once = max(fit / count, kRowsOnce);
-  const int32_t parts_once = min(count, fit / rows_once);
-  JoinedRow joined;
-#pragma unroll 1
-  for (int32_t base = 0; base < work.row_count; base += rows_once) {
-    const int32_t rows = min(rows_once, work.row_count - base);
-#pragma unroll 1
-    for (int32_t begin = 0; begin < count; begin += parts_once) {
-      const int32_t parts = min(parts_once, count - begin);
-      __syncthreads();
-#pragma unroll 1
-      for (int32_t part = thread / 32; part < parts; part += Shape::kThreads / 32) {
-        // Only the first block can have begun the unit behind another one.
-        const int32_t slot = begin + part == 0 ? first_slot : 2 * (first + (begin + part) * step);
-        const float* source = params.slots + int64_t{slot} * params.slot_floats;
-        const float* stats = source + params.slot_rows * Shape::kDim + base * 2;
-        float* target = memory + part * rows * kRowFloats;
-        source += base * Shape::kDim;
-#pragma unroll 2
-        for (int32_t at = thread % 32 * 4; at < rows * Shape::kDim; at += 128) {
-          cuda::cp_async_16(cuda::shared_address(target + at), source + at, true);
-        }
-#pragma unroll 1
-        for (int32_t row = thread % 32; row < rows; row += 32) {
-          reinterpret_cast<RowStats*>(target + rows * Shape::kDim)[row] =
-              __ldcg(reinterpret_cast<const RowStats*>(stats) + row);
-        }
-      }
-      cuda::cp_async_commit();
-      cuda::cp_async_wait<0>();
-      __syncthreads();
-#pragma unroll 1
-      for (int32_t row = thread / kColumns; works && row < rows; row += kRowsOnce) {
-        if (begin == 0) {
-          joined = {};
-        }
-        const float* own = memory + row * Shape::kDim + column;
-        const float* stats = memory + rows * Shape::kDim + row * 2;
-        float largest = kNothing;
-#pragma unroll 4
-        for (int32_t part = 0; part < parts; ++part) {
-          largest = fmaxf(largest, stats[part * rows * kRowFloats]);
-        }
-        joined.raise(largest, params.unit);
-#pragma unroll 4
-        for (int32_t part = 0; part < parts; ++part) {
-          const auto other = *reinterpret_cast<const RowStats*>(stats + part * rows * kRowFloats);
-          joined.add(other, *reinterpret_cast<const float4*>(own + part * rows * kRowFloats),
-                     params.unit);
-        }
-        if (begin + parts < count) {
-          continue;
-        }
-        if (final) {
-          write_result<Shape>(params, unit, work.rows, base + row, column, joined);
-        } else {
-          write_slot<Shape>(params, first_slot, base + row, column, joined);
-        }
-      }
-    }
-  }
-}
-
-/// What becomes of a stretch's piece of a unit: the result if it is the whole unit, else a slot of
-/// the workspace, and the result if it is the last one.
-template <class Shape>
-__device__ __forceinline__ void finish_piece(const Params& params, const Line& line,
-                                             const Unit& unit, const Work& work, bool whole,
-                                             const RowStats* stats, float* sums) {
-  constexpr int32_t kColumns = Shape::kDim / 4;
-  const auto block = static_cast<int32_t>(blockIdx.x);
-  const int32_t slot = line.slot(block, unit.start);
-#pragma unroll 1
-  for (auto item = static_cast<int32_t>(threadIdx.x); item < work.row_count * kColumns;
-       item += Shape::kThreads) {
-    const int32_t row = item / kColumns;
-    const int32_t column = item % kColumns * 4;
-    const JoinedRow joined = join_teams<Shape>(params, row, column, stats, sums);
-    if (Shape::kTeams > 1 && whole) {
-      write_result<Shape>(params, unit, work.rows, row, column, joined);
-      continue;
-    }
-    write_slot<Shape>(params, slot, row, column, joined);
-  }
-  if (whole) {
-    return;
-  }
-  __shared__ int is_last;
-  const Sharing sharing = sharing_of<Shape>(line, unit, work);
-  const bool one_group = sharing.group == sharing.count;
-  const int32_t begin = sharing.group_first(block);
-  // Twice at most: the parts of a group, then the groups.
-#pragma unroll 1
-  for (int level = 0; level < 2; ++level) {
-    const int32_t count = level == 0 ? sharing.group_count(begin) : sharing.groups();
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      unsigned long long* counter = level == 0 ? group_counter(params, line.slot(begin, unit.start))
-                                               : unit_counter(params, unit);
-      is_last = arrive_last(counter, count) ? 1 : 0;
-      __threadfence();
-    }
-    __syncthreads();
-    if (is_last == 0) {
-      return;
-    }
-    const bool final = level == 1 || one_group;
-    join_slots<Shape>(params, line, unit, work, level == 0 ? begin : sharing.first, count,
-                      level == 0 ? 1 : sharing.group, final, sums);
-    if (final) {
-      return;
-    }
-  }
 }
 
 }  // namespace flashloom::decode

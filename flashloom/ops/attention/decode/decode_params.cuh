@@ -62,10 +62,9 @@ struct Params {
   // line, one a part of a unit.
   float* slots;
   int32_t slot_rows;
-  int32_t slot_floats;                 // a multiple of 4
-  unsigned long long* counters;        // one a unit
-  unsigned long long* group_counters;  // one a slot of the line
-  unsigned long long nonce;            // 48 bits, not 0
+  int32_t slot_floats;           // a multiple of 4
+  unsigned long long* counters;  // one a unit
+  unsigned long long nonce;      // 48 bits, not 0
   int32_t* status;
 };
 
@@ -104,6 +103,10 @@ struct Shape {
   static constexpr int kChunks = kDim / 8;  // of 16 bytes
   static constexpr int kTileBytes = kTileKeys * kDim * 2;
   static constexpr int kTeamBytes = kStages * 2 * kTileBytes;
+  // A piece of a unit takes as long to begin and end as a block takes to read 64 KB.
+  static constexpr int kPieceTiles = (64 << 10) / (2 * kTileBytes) > 1
+                                         ? (64 << 10) / (2 * kTileBytes)
+                                         : 1;
   // Threads that copy a row side by side, rows that a team copies at once, and how often it does.
   static constexpr int kWidth = kDim == 96 ? 4 : kDim % 128 == 64 ? 8 : kChunks;
   static constexpr int kRowsOnce = kTeamThreads / kWidth;

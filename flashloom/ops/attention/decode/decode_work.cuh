@@ -69,13 +69,20 @@ __device__ __forceinline__ Work resolve(const Params& params, int32_t sequence, 
   return work;
 }
 
-/// Tiles of all key-value heads of a sequence.
+/// What a unit of `tiles` tiles takes of the line: before its first tile lies what it costs to
+/// begin and end a piece.
 template <class Shape>
-__device__ __forceinline__ int32_t sequence_tiles(const Params& params, int32_t sequence) {
+__device__ __forceinline__ int32_t line_length(int32_t tiles) {
+  return tiles > 0 ? tiles + Shape::kPieceTiles : 0;
+}
+
+/// What all key-value heads of a sequence take of the line.
+template <class Shape>
+__device__ __forceinline__ int32_t sequence_length(const Params& params, int32_t sequence) {
   int32_t sum = 0;
 #pragma unroll 1
   for (int32_t tile = 0; tile < params.row_tiles; ++tile) {
-    sum += resolve<Shape>(params, sequence, tile).tiles;
+    sum += line_length<Shape>(resolve<Shape>(params, sequence, tile).tiles);
   }
   return sum * params.source.key_heads;
 }
@@ -151,7 +158,7 @@ __device__ __forceinline__ Stretch find_stretch(const Params& params) {
     int32_t sum = 0;
 #pragma unroll 1
     for (int32_t base = 0; base < count; base += 32) {
-      const int32_t own = base + lane < count ? sequence_tiles<Shape>(params, base + lane) : 0;
+      const int32_t own = base + lane < count ? sequence_length<Shape>(params, base + lane) : 0;
       int32_t end = own;
 #pragma unroll
       for (int step = 1; step < 32; step *= 2) {
@@ -190,9 +197,9 @@ __device__ __forceinline__ Stretch find_stretch(const Params& params) {
   return stretch;
 }
 
-/// The unit behind one of `tiles` tiles; it may be empty.
-__device__ __forceinline__ void advance(const Params& params, int32_t tiles, Unit& unit) {
-  unit.start += tiles;
+/// The unit behind one of this length; it may be empty.
+__device__ __forceinline__ void advance(const Params& params, int32_t length, Unit& unit) {
+  unit.start += length;
   if (++unit.row_tile == params.row_tiles) {
     unit.row_tile = 0;
     if (++unit.key_head == params.source.key_heads) {
@@ -202,47 +209,12 @@ __device__ __forceinline__ void advance(const Params& params, int32_t tiles, Uni
   }
 }
 
-/// The blocks [first, first + count) that share a unit, in groups: the last of a group to arrive
-/// joins its parts, the last of the groups joins those. One group if there is little to join.
-struct Sharing {
-  int32_t first, count, group;
-
-  __device__ __forceinline__ int32_t groups() const { return (count + group - 1) / group; }
-
-  __device__ __forceinline__ int32_t group_first(int32_t block) const {
-    return first + (block - first) / group * group;
-  }
-
-  __device__ __forceinline__ int32_t group_count(int32_t group_begin) const {
-    return min(group, first + count - group_begin);
-  }
-};
-
-template <class Shape>
-__device__ __forceinline__ Sharing sharing_of(const Line& line, const Unit& unit,
-                                              const Work& work) {
-  // Bytes that one block joins about as fast as it waits for a second round.
-  constexpr int32_t kAtOnce = 64 << 10;
-  Sharing sharing;
-  sharing.first = line.owner(unit.start);
-  sharing.count = line.owner(unit.start + work.tiles - 1) - sharing.first + 1;
-  sharing.group = sharing.count;
-  if (sharing.count * work.row_count > kAtOnce / 4 / Shape::kDim) {
-    sharing.group = static_cast<int32_t>(ceilf(sqrtf(static_cast<float>(sharing.count))));
-  }
-  return sharing;
-}
-
-/// Counters: one a unit for its groups, then one a slot for the group that begins there.
+/// The counter of a unit of the line.
 __device__ __forceinline__ unsigned long long* unit_counter(const Params& params,
                                                             const Unit& unit) {
   return params.counters +
          (int64_t{unit.sequence} * params.source.key_heads + unit.key_head) * params.row_tiles +
          unit.row_tile;
-}
-
-__device__ __forceinline__ unsigned long long* group_counter(const Params& params, int32_t slot) {
-  return params.group_counters + slot;
 }
 
 // A counter of arrivals: the launch's number above a count of 16
