@@ -103,10 +103,11 @@ struct Shape {
   static constexpr int kChunks = kDim / 8;  // of 16 bytes
   static constexpr int kTileBytes = kTileKeys * kDim * 2;
   static constexpr int kTeamBytes = kStages * 2 * kTileBytes;
-  // A piece of a unit takes as long to begin and end as a block takes to read 64 KB.
-  static constexpr int kPieceTiles = (64 << 10) / (2 * kTileBytes) > 1
-                                         ? (64 << 10) / (2 * kTileBytes)
-                                         : 1;
+  // A piece of a unit takes as long to begin and end as a block takes to read 64 KB, of 64 rows
+  // twice that.
+  static constexpr int kPieceBytes = kRowWarps == 4 ? 128 << 10 : 64 << 10;
+  static constexpr int kPieceTiles = kPieceBytes > 2 * kTileBytes ? kPieceBytes / (2 * kTileBytes)
+                                                                  : 1;
   // Threads that copy a row side by side, rows that a team copies at once, and how often it does.
   static constexpr int kWidth = kDim == 96 ? 4 : kDim % 128 == 64 ? 8 : kChunks;
   static constexpr int kRowsOnce = kTeamThreads / kWidth;
