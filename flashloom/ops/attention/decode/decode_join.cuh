@@ -118,163 +118,90 @@ __device__ __forceinline__ void write_teams(const Params& params, const Unit& un
   }
 }
 
-/// What a share's results are made of: sum over the parts of weight times value, rows of `out`.
-/// Where the keys were.
+/// Joins parts first, first + step, ... of four columns of a row, some loads at a time: each is a
+/// trip to the L2 cache, but the instructions of more take as long to arrive.
 template <class Shape>
-struct ShareMemory {
-  static constexpr int kWeights = 8192;
-  float4 sums[Shape::kThreads];
-  int64_t at[Shape::kRows];  // of a row in out
-  float weights[kWeights];   // (rows, parts)
-  static_assert(sizeof(float4) * Shape::kThreads + 8 * Shape::kRows + 4 * kWeights <=
-                Shape::kBufferBytes);
-};
-
-/// Weights of the parts of rows [first_row, first_row + count) of a unit, those of a row by
-/// neighbouring lanes; writes the lse of rows that begin in the share.
-template <class Shape>
-__device__ __forceinline__ void weigh_parts(const Params& params, const Joint& joint,
-                                            const SequenceRows& rows, const Share& share,
-                                            int32_t first_row, int32_t count,
-                                            ShareMemory<Shape>& memory) {
-  const auto thread = static_cast<int32_t>(threadIdx.x);
-  const int32_t log_lanes = min(32 - __clz(joint.parts - 1), 5);
-  const int32_t lanes = 1 << log_lanes;
-  const int32_t lane = thread & (lanes - 1);
+__device__ __forceinline__ JoinedRow join_parts(const Params& params, const Joint& joint,
+                                                int32_t first, int32_t step, int32_t item) {
+  constexpr int kOnce = 4;
+  const int32_t row = item / (Shape::kDim / 4);
+  JoinedRow joined;
 #pragma unroll 1
-  for (int32_t base = (thread & ~31) >> log_lanes; base < count;
-       base += Shape::kThreads >> log_lanes) {
-    const int32_t row = base + ((thread & 31) >> log_lanes);
-    const bool exists = row < count;
-    const auto stats = [&](int32_t part) {
-      return exists && part < joint.parts
-                 ? __ldcg(slot_stats<Shape>(params, joint.slot(part)) + first_row + row)
-                 : RowStats{kNothing, 0};
-    };
-    const RowStats own = stats(lane);
-    float largest = own.x;
-#pragma unroll 1
-    for (int32_t part = lane + lanes; part < joint.parts; part += lanes) {
-      largest = fmaxf(largest, stats(part).x);
-    }
-#pragma unroll 1
-    for (int32_t step = 1; step < lanes; step *= 2) {
-      largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
-    }
-    float* weights = memory.weights + row * joint.parts;
-    float sum = 0;
-#pragma unroll 1
-    for (int32_t part = lane; exists && part < joint.parts; part += lanes) {
-      const RowStats other = part == lane ? own : stats(part);
-      const float weight = cuda::exp2_fast((other.x - largest) * params.unit);
-      sum += weight * other.y;
-      weights[part] = weight;
-    }
-    __syncwarp();
-#pragma unroll 1
-    for (int32_t step = 1; step < lanes; step *= 2) {
-      sum += __shfl_xor_sync(0xffffffffu, sum, step);
-    }
-    if (exists) {
-      const bool begins = (first_row + row) * (Shape::kDim / 4) >= share.first;
-      const RowEnd end = end_row<Shape>(params, joint.unit, rows, first_row + row, {largest, sum},
-                                        begins && lane == 0);
-#pragma unroll 1
-      for (int32_t part = lane; part < joint.parts; part += lanes) {
-        weights[part] *= end.scale;
-      }
-      if (lane == 0) {
-        memory.at[row] = end.at;
-      }
-    }
-  }
-}
-
-/// Joins items [begin, end) of a unit, rows from first_row on. Where they are fewer than the block
-/// has threads, groups of threads take parts in turn.
-template <class Shape>
-__device__ __forceinline__ void join_items(const Params& params, const Joint& joint, int32_t begin,
-                                           int32_t end, int32_t first_row,
-                                           ShareMemory<Shape>& memory) {
-  constexpr int32_t kColumns = Shape::kDim / 4;
-  constexpr int kItems = 2;  // of a thread at a time: each load is a trip to the L2 cache
-  const auto thread = static_cast<int32_t>(threadIdx.x);
-  const int32_t log_width = 32 - __clz(end - begin - 1);  // 0 for one item
-  const int32_t groups = max(min(Shape::kThreads >> log_width, joint.parts), 1);
-  const int32_t group = groups > 1 ? thread >> log_width : 0;
-  const int32_t first = begin + (groups > 1 ? thread & ((1 << log_width) - 1) : thread);
-  const auto write = [&](int32_t item, const float4& value) {
-    const int32_t column = item % kColumns * 4;
-    if (column < params.value_dim) {
-      store_4<typename Shape::Type>(params.out, params.out_is_f32 != 0,
-                                    memory.at[item / kColumns - first_row] + column, value);
-    }
-  };
-#pragma unroll 1
-  for (int32_t item = first; group < groups && item < end; item += kItems * Shape::kThreads) {
-    float4 sums[kItems] = {};
-#pragma unroll 4
-    for (int32_t part = group; part < joint.parts; part += groups) {
-      const float* slot = slot_sums<Shape>(params, joint.slot(part));
+  for (int32_t base = first; base < joint.parts; base += kOnce * step) {
+    RowStats part_stats[kOnce];
+    float4 part_value[kOnce];
+    float largest = kNothing;
 #pragma unroll
-      for (int i = 0; i < kItems; ++i) {
-        const int32_t own = item + i * Shape::kThreads;
-        if (own < end) {
-          const float4 value = __ldcg(reinterpret_cast<const float4*>(slot) + own);
-          const float weight = memory.weights[(own / kColumns - first_row) * joint.parts + part];
-          sums[i].x += weight * value.x;
-          sums[i].y += weight * value.y;
-          sums[i].z += weight * value.z;
-          sums[i].w += weight * value.w;
-        }
+    for (int i = 0; i < kOnce; ++i) {
+      part_stats[i] = {kNothing, 0};
+      part_value[i] = {0, 0, 0, 0};
+      if (base + i * step < joint.parts) {
+        const int32_t slot = joint.slot(base + i * step);
+        part_stats[i] = __ldcg(slot_stats<Shape>(params, slot) + row);
+        part_value[i] =
+            __ldcg(reinterpret_cast<const float4*>(slot_sums<Shape>(params, slot)) + item);
       }
-    }
-    if (groups > 1) {
-      memory.sums[thread] = sums[0];
-      break;
     }
 #pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      if (item + i * Shape::kThreads < end) {
-        write(item + i * Shape::kThreads, sums[i]);
-      }
+    for (int i = 0; i < kOnce; ++i) {
+      largest = fmaxf(largest, part_stats[i].x);
+    }
+    joined.raise(largest, params.unit);
+#pragma unroll
+    for (int i = 0; i < kOnce; ++i) {
+      joined.add(part_stats[i], part_value[i], params.unit);
     }
   }
-  if (groups == 1) {
-    return;
-  }
-  __syncthreads();
-  if (begin + thread < end) {
-    float4 sum = {0, 0, 0, 0};
-#pragma unroll 4
-    for (int32_t other = 0; other < groups; ++other) {
-      const float4 part = memory.sums[(other << log_width) + thread];
-      sum.x += part.x;
-      sum.y += part.y;
-      sum.z += part.z;
-      sum.w += part.w;
-    }
-    write(begin + thread, sum);
-  }
+  return joined;
 }
 
-/// Joins a share of a unit's results, as many rows at a time as there is room for their weights.
+/// Joins a share of a unit's results. Where it has fewer items than the block has threads, groups
+/// of threads take parts in turn, and their sums are joined in shared memory.
 template <class Shape>
 __device__ __forceinline__ void join_share(const Params& params, const Joint& joint,
                                            const SequenceRows& rows, const Share& share,
                                            float* memory) {
   constexpr int32_t kColumns = Shape::kDim / 4;
-  auto& room = *reinterpret_cast<ShareMemory<Shape>*>(memory);
-  const int32_t end_row_of_share = (share.end - 1) / kColumns + 1;
-  const int32_t rows_once = ShareMemory<Shape>::kWeights / joint.parts;
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t items = share.end - share.first;
+  const int32_t log_width = 32 - __clz(items - 1);  // 0 for one item
+  const int32_t groups = max(min(Shape::kThreads >> log_width, joint.parts), 1);
+  const int32_t group = groups > 1 ? thread >> log_width : 0;
+  const int32_t own_item = groups > 1 ? thread & ((1 << log_width) - 1) : thread;
+  auto* values = reinterpret_cast<float4*>(memory);
+  auto* stats = reinterpret_cast<RowStats*>(values + Shape::kThreads);
+  const auto write = [&](int32_t at, const JoinedRow& joined) {
+    const int32_t item = share.first + at;
+    write_result<Shape>(params, joint.unit, rows, item / kColumns, item % kColumns * 4, joined);
+  };
 #pragma unroll 1
-  for (int32_t row = share.first / kColumns; row < end_row_of_share; row += rows_once) {
-    const int32_t count = min(rows_once, end_row_of_share - row);
-    weigh_parts<Shape>(params, joint, rows, share, row, count, room);
-    __syncthreads();
-    join_items<Shape>(params, joint, max(share.first, row * kColumns),
-                      min(share.end, (row + count) * kColumns), row, room);
-    __syncthreads();
+  for (int32_t at = own_item; group < groups && at < items; at += Shape::kThreads) {
+    const JoinedRow joined = join_parts<Shape>(params, joint, group, groups, share.first + at);
+    if (groups > 1) {
+      values[thread] = joined.value;
+      stats[thread] = joined.total;
+      break;
+    }
+    write(at, joined);
+  }
+  if (groups == 1) {
+    return;
+  }
+  __syncthreads();
+  if (thread < items) {
+    JoinedRow joined;
+    float largest = kNothing;
+#pragma unroll 4
+    for (int32_t other = 0; other < groups; ++other) {
+      largest = fmaxf(largest, stats[(other << log_width) + thread].x);
+    }
+    joined.raise(largest, params.unit);
+#pragma unroll 4
+    for (int32_t other = 0; other < groups; ++other) {
+      const int32_t from = (other << log_width) + thread;
+      joined.add(stats[from], values[from], params.unit);
+    }
+    write(thread, joined);
   }
 }
 
@@ -306,10 +233,12 @@ __device__ __forceinline__ void join_unit(const Params& params, const Joint& joi
             static_cast<int32_t>(*static_cast<volatile unsigned long long*>(counter)) & 0xffff;
         guard.poll({"a block", "the parts of its unit"}, static_cast<uint32_t>(arrived));
       }
-      departed = atomicAdd(counter, 1ull) + 1;
+      __threadfence();
+      departed = atomicAdd(counter, 1ull) + 1;  // behind the fence, which would wait for it
+    } else if (has_share) {
+      __threadfence();
     }
     joins = has_share && arrived >= joint.parts ? 1 : 0;
-    __threadfence();
   }
   __syncthreads();
   if (joins == 0) {
