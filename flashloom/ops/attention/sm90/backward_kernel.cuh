@@ -111,6 +111,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     constexpr bool kTurns = Shape::kTurns != BackwardTurns::never;
     constexpr bool kFew = Shape::kLists || (kTurns && !Shape::kExact);
     float dk[Shape::kDim / 2], dv[Shape::kDim / 2];
+    if (warpgroup == 2) {
+      consumer.pass_turn(1);
+    }
     if constexpr (kFew) {
       consumer.run(params, shared.work(), shared, warpgroup - 1, 0, dk, dv);
     } else if constexpr (!Shape::kSends) {
@@ -121,6 +124,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       work.begin = shared.work().begin;
       work.sequence.query_length = shared.work().sequence.query_length;
       consumer.run(params, work, shared, warpgroup - 1, 0, dk, dv);
+    }
+    if (warpgroup == 1) {
+      consumer.wait_for_turn(0);
     }
     if constexpr (Shape::kSends) {
       store_results<Shape>(params, maps, shared.work(), warpgroup - 1, shared.k(), shared.v(), dk,

@@ -296,8 +296,9 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   }
   const bool masks = Shape::kLists && options.blocks.rows;
   const bool full = !masks && options.visibility.left < 0 && options.visibility.right < 0;
-  if (full && !Shape::kStays) {
-    // Blocks are equally long, so that the last ones leave multiprocessors idle.
+  if ((full && !Shape::kStays) || masks) {
+    // Blocks are equally long, or end apart as their lists do, so that the last ones leave
+    // multiprocessors idle.
     rows.ended = reinterpret_cast<int32_t*>(memory + place.ended);
   }
   if constexpr (!Shape::kStays) {

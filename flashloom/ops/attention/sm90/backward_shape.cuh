@@ -106,13 +106,14 @@ struct BackwardShape {
   // Whether the next step is found while a step's last products run.
   static constexpr bool kSeeks = kEarly || (kLate && !kAhead);
   // Whether the other warpgroup is told of dS behind the issue of the step's products: it needs it
-  // a step later.
-  static constexpr bool kTellsBehind = kLate && kDim == 128;
+  // a step later. With 64 queries a tile (lists) that costs up to 6 %.
+  static constexpr bool kTellsBehind = kLate && kDim == 128 && !kLists;
   // Whether exponentials wait for dP.
   static constexpr bool kExpsBehind = kStays && kDim == 128;
   // Whether the warpgroups take turns with the exponentials, so that they stay half a step apart.
-  static constexpr bool kAlternates = kHoldsValues;
-  static constexpr int kScoreBuffers = kLate && kDim == 64 ? 3 : 2;  // for dS
+  static constexpr bool kAlternates = kLate && kDim == 64;
+  // Buffers for dS; tiles of 80 queries leave room for two.
+  static constexpr int kScoreBuffers = !kLate ? 2 : kDim == 64 ? 3 : kLists ? 4 : 2;
   static_assert(!kEarly || !kAhead);
   static constexpr BackwardTurns kTurns = kForm.turns;
   // A warpgroup's part of dQ: 64 columns x queries if swapped, else 64 queries x 64 columns. The

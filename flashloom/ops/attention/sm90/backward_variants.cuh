@@ -73,26 +73,28 @@ using BackwardGeneral64 = BackwardShape<T, BackwardForm{.dim = 64,
                                                         .turns = BackwardTurns::maybe}>;
 
 /// For block masks and nothing else.
-template <class T>
-using BackwardMasked128 = BackwardShape<T, BackwardForm{.dim = 128,
-                                                        .queries = 64,
-                                                        .swapped = false,
-                                                        .late = false,
-                                                        .early = false,
-                                                        .lists = true,
-                                                        .adjusts = false,
-                                                        .exact = false,
-                                                        .turns = BackwardTurns::maybe}>;
-template <class T>
-using BackwardMasked64 = BackwardShape<T, BackwardForm{.dim = 64,
-                                                       .queries = 128,
-                                                       .swapped = false,
-                                                       .late = false,
-                                                       .early = false,
-                                                       .lists = true,
-                                                       .adjusts = false,
-                                                       .exact = false,
-                                                       .turns = BackwardTurns::maybe}>;
+template <class T, bool kLate>
+using BackwardMasked128 =
+    BackwardShape<T, BackwardForm{.dim = 128,
+                                  .queries = 64,
+                                  .swapped = false,
+                                  .late = kLate,
+                                  .early = kLate,
+                                  .lists = true,
+                                  .adjusts = false,
+                                  .exact = false,
+                                  .turns = kLate ? BackwardTurns::never : BackwardTurns::maybe}>;
+template <class T, bool kLate>
+using BackwardMasked64 =
+    BackwardShape<T, BackwardForm{.dim = 64,
+                                  .queries = 128,
+                                  .swapped = false,
+                                  .late = kLate,
+                                  .early = false,
+                                  .lists = true,
+                                  .adjusts = false,
+                                  .exact = false,
+                                  .turns = kLate ? BackwardTurns::never : BackwardTurns::maybe}>;
 
 /// Whether scores need more than scale and what hides pairs.
 inline bool is_adjusted(const AttentionSaved& saved, const AttentionOptions& options) {
