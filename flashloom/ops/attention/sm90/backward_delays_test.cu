@@ -73,10 +73,14 @@ class DelayCases {
     Case& band = add("band", {.left = 64, .right = 20});
     band.key_heads = 4;
     band.queries = band.keys;
-    Case& masked = add("block mask", {});
-    mask_ = std::make_unique<RandomBlocks>(masked.queries, masked.keys, 128, 128, masked.heads,
-                                           masked.seed);
-    masked.options.blocks = mask_->blocks;
+    // Lists of fewer than 1,300 queries and of more have kernels of their own.
+    for (const int64_t queries : {300, 1300}) {
+      Case& masked = add("block mask, " + std::to_string(queries) + " queries", {});
+      masked.queries = queries;
+      masks_.push_back(std::make_unique<RandomBlocks>(queries, masked.keys, 128, 128, masked.heads,
+                                                      masked.seed));
+      masked.options.blocks = masks_.back()->blocks;
+    }
   }
 
   std::vector<DelayCase>& cases() { return cases_; }
@@ -100,7 +104,7 @@ class DelayCases {
   uint64_t seed_;
   int64_t dim_;
   std::vector<DelayCase> cases_;
-  std::unique_ptr<RandomBlocks> mask_;
+  std::vector<std::unique_ptr<RandomBlocks>> masks_;
 };
 
 /// Runs the backward pass in one of its modes, whatever a call says.
