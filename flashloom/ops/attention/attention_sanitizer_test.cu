@@ -247,8 +247,8 @@ TEST_P(AttentionSanitizerSm90, EveryBackwardKernel) {
     add("many queries", 64, 800, 600);
     for (const int64_t dim : {64, 128}) {
       cases.add_blocks(add("blocks with bits", dim, 300, 300), 128, 128);
-      // Blocks of the kernel that walk 1,300 queries or more.
-      cases.add_blocks(add("long lists", dim, 1200, 200), 128, 128);
+      // Blocks of the kernel that walk 1,700 queries or more.
+      cases.add_blocks(add("long lists", dim, 1800, 200), 128, 128);
       ContractCase& both = add("blocks and the rule", dim, 300, 300);
       cases.add_blocks(both, 128, 128);
       cases.add_rule(both, 20, true, true);
