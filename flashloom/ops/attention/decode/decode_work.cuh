@@ -5,14 +5,14 @@
 namespace flashloom::decode {
 
 // Units are (sequence, key-value head, tile of rows). Where all have the host's lengths, each is
-// cut into `parts` equal parts, a block each (decode_join.cuh joins them).
-// Where lengths lie on the device, the work of a launch is one line of tiles of keys, units one
-// behind the other, each as long as the tiles that its rows see, and block n of N owns the n-th of
-// N equal stretches: blocks end together whatever the lengths are. A unit that several blocks have
-// parts of is joined by the last of them to arrive. Places on the line fit 32 bits; the host
-// refuses longer ones.
+// cut into `parts` equal parts, a block each. Where lengths lie on the device, the work of a launch
+// is one line of tiles of keys, units one behind the other, each as long as the tiles that its rows
+// see and a little more (line_length), and block n of N owns the n-th of N equal stretches: blocks
+// end together whatever the lengths are. Either way decode_join.cuh joins a unit of several blocks.
+// Places on the line fit 32 bits; the host refuses longer ones.
 
-/// One unit and where it starts on the line.
+/// One unit and its place on the line: where it starts or, of a piece, that of the unit's first
+/// tile.
 struct Unit {
   int32_t sequence, key_head, row_tile;
   int32_t start;
@@ -217,28 +217,18 @@ __device__ __forceinline__ unsigned long long* unit_counter(const Params& params
          unit.row_tile;
 }
 
-// A counter of arrivals: the launch's number above a count of 16
-// bits. A counter without this launch's number is one that nobody has begun, so the workspace needs
-// no clearing (a launch of its own, longer than a small decode takes): memory that a caller hands
-// in carries a random 48-bit number by chance only, and a replayed graph finds what the launch
-// before it left, 0.
+// A counter of arrivals: the launch's number above a count of 16 bits. A counter without this
+// launch's number is one that nobody has begun, so the workspace needs no clearing (a launch of its
+// own, longer than a small decode takes): memory that a caller hands in carries a random 48-bit
+// number by chance only, and a replayed graph finds what the launch before it left, 0.
 
-/// Begins a count; every block calls it before it, or a block of its group, arrives.
+/// Begins a count; every block calls it before it arrives.
 __device__ __forceinline__ void begin_count(unsigned long long* counter, unsigned long long nonce) {
   unsigned long long seen = *static_cast<volatile unsigned long long*>(counter);
   while ((seen >> 16) != nonce) {
     const unsigned long long before = atomicCAS(counter, seen, nonce << 16);
     seen = before == seen ? nonce << 16 : before;
   }
-}
-
-/// True for the last of `pieces` arrivals, which also resets the counter.
-__device__ __forceinline__ bool arrive_last(unsigned long long* counter, int32_t pieces) {
-  const bool last = (atomicAdd(counter, 1ull) & 0xffff) + 1 == static_cast<uint32_t>(pieces);
-  if (last) {
-    *static_cast<volatile unsigned long long*>(counter) = 0;
-  }
-  return last;
 }
 
 }  // namespace flashloom::decode
