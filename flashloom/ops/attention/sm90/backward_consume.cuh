@@ -5,6 +5,7 @@
 
 #include "flashloom/cuda/ptx/ldmatrix.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
+#include "flashloom/ops/attention/sm90/backward_places.cuh"
 #include "flashloom/ops/attention/sm90/backward_produce.cuh"
 #include "flashloom/ops/attention/sm90/backward_score.cuh"
 #include "flashloom/ops/attention/sm90/backward_tile.cuh"
@@ -14,9 +15,16 @@
 namespace flashloom::sm90 {
 
 template <class Shape>
-struct BackwardConsumer : BackwardTile<Shape> {
+struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
   using Tile = BackwardTile<Shape>;
+  using Places = BackwardPlaces<Shape>;
   using T = typename Shape::T;
+  using Places::dq_place;
+  using Places::ds_place;
+  using Places::give_place_back;
+  using Places::place;
+  using Places::sum_place;
+  using Places::take_room_back;
   using Tile::add_entropy;
   using Tile::give;
   using Tile::gradients;
@@ -453,56 +461,6 @@ struct BackwardConsumer : BackwardTile<Shape> {
       store_sums();
     }
   }
-
-  /// A warp alternates with that of the other warpgroup that has the same scheduler: that of the
-  /// second one passes the turn on before its first step, that of the first one waits for the
-  /// other's last.
-  __device__ __forceinline__ void wait_for_turn(int32_t group) {
-    if constexpr (Shape::kAlternates) {
-      cuda::named_barrier_sync(4 + static_cast<uint32_t>(group) * 4 + threadIdx.x % 128 / 32, 64,
-                               {"a consumer", "its turn"});
-    }
-  }
-
-  __device__ __forceinline__ void pass_turn(int32_t group) {
-    if constexpr (Shape::kAlternates) {
-      cuda::named_barrier_arrive(4 + static_cast<uint32_t>(group ^ 1) * 4 + threadIdx.x % 128 / 32,
-                                 64);
-    }
-  }
-
-  /// Where blocks stay: the buffer of the next dS, through which results may leave before. A warp
-  /// writes both to the same rows.
-  __device__ __forceinline__ char* room_for_results(const BackwardShared<Shape>& shared) {
-    static_assert(Shape::kScoreBuffers < 4 && Shape::kScoreBytes == 2 * Shape::kKeyBytes);
-    cuda::mbarrier_wait(&shared.barriers().ds_empty[ds_place.stage], ds_place.parity ^ 1,
-                        {"a consumer", "ds_empty"});
-    return shared.ds(ds_place.stage);
-  }
-
-  /// The results that this warp sent have been read.
-  static __device__ __forceinline__ void take_room_back() {
-    cuda::bulk_wait_read<0>();
-    __syncwarp();
-  }
-
- private:
-  /// This warp has read all that it needs of a place.
-  static __device__ __forceinline__ void give_place_back(uint64_t* empty, uint32_t lane) {
-    __syncwarp();
-    if (lane == 0) {
-      cuda::mbarrier_arrive(empty);
-    }
-  }
-
-  cuda::PipelineState<Shape::kStages> place;
-  cuda::PipelineState<Shape::kScoreBuffers> ds_place;
-  // Of dS whose dQ comes next. Late, that is the step before; the first step computes dQ of what
-  // is there, and nobody takes it.
-  cuda::PipelineState<Shape::kScoreBuffers> dq_place =
-      Shape::kLate ? cuda::PipelineState<Shape::kScoreBuffers>{Shape::kScoreBuffers - 1, 1}
-                   : cuda::PipelineState<Shape::kScoreBuffers>{};
-  cuda::PipelineState<Shape::kSumStages> sum_place;
 };
 
 }  // namespace flashloom::sm90

@@ -24,15 +24,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const BackwardShared<Shape> shared{memory};
   BackwardBarriers<Shape>& barriers = shared.barriers();
   if (threadIdx.x == 0) {
-    begin_backward_block(maps, [&] {
-      mbarrier_init(&barriers.k_full, 1);
-      mbarrier_init(&barriers.v_full, 1);
-      init_ring(barriers.q_full, barriers.q_empty, 1, 8);
-      init_ring(barriers.dout_full, barriers.dout_empty, 1, 8);
-      init_ring(barriers.ds_full, barriers.ds_empty, 8, 8);
-      init_ring(barriers.sum_full[0], barriers.sum_empty[0], 4, 1);
-      init_ring(barriers.sum_full[1], barriers.sum_empty[1], 4, 1);
-    });
+    begin_backward_block(maps, [&] { init_barriers(barriers); });
   }
   const BackwardWork found = backward_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
   if (found.key >= found.sequence.key_rows) {
@@ -131,79 +123,6 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     if constexpr (Shape::kSends) {
       store_results<Shape>(params, maps, shared.work(), warpgroup - 1, shared.k(), shared.v(), dk,
                            dv);
-    }
-  }
-}
-
-/// The same by blocks that stay, one a multiprocessor: tiles of keys are taken as they come, in the
-/// order of blocks above, and what the next one needs is fetched while the last steps of one run
-/// and its results leave. The first one is found here, the others by the kernel before.
-template <class Shape>
-__global__ void __launch_bounds__(Shape::kThreads, 1)
-    attention_backward_staying_kernel(const __grid_constant__ BackwardParams params,
-                                      const __grid_constant__ BackwardMaps maps) {
-  using namespace cuda;
-  extern __shared__ __align__(1024) char memory[];
-  const BackwardShared<Shape> shared{memory};
-  BackwardBarriers<Shape>& barriers = shared.barriers();
-  if (threadIdx.x == 0) {
-    begin_backward_block(maps, [&] {
-      mbarrier_init(&barriers.k_full, 1);
-      mbarrier_init(&barriers.v_full, 1);
-      mbarrier_init(&barriers.k_empty, 8);
-      mbarrier_init(&barriers.v_empty, 8);
-      init_ring(barriers.work_full, barriers.work_empty, 1, 11);
-      init_ring(barriers.q_full, barriers.q_empty, 1, 8);
-      init_ring(barriers.dout_full, barriers.dout_empty, 1, 8);
-      init_ring(barriers.ds_full, barriers.ds_empty, 8, 8);
-      init_ring(barriers.sum_full[0], barriers.sum_empty[0], 4, 1);
-      init_ring(barriers.sum_full[1], barriers.sum_empty[1], 4, 1);
-    });
-  }
-  const BackwardWork found = backward_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
-  if (threadIdx.x == 0) {
-    shared.work(0) = found;
-    mbarrier_arrive(&barriers.work_full[0]);
-  }
-  __syncthreads();
-  const int32_t warpgroup = __shfl_sync(0xffffffffu, static_cast<int32_t>(threadIdx.x / 128), 0);
-  if (warpgroup == 0) {
-    register_limit_lower<Shape::kProducerRegisters>();
-    if (threadIdx.x == 0) {
-      backward_lead<Shape>(params, maps, shared);
-    } else if (threadIdx.x == 32) {
-      backward_follow<Shape>(params, maps, shared);
-    } else if (threadIdx.x % 32 == 0) {
-      backward_add_all<Shape>(params, shared, static_cast<int32_t>(threadIdx.x / 32) - 2);
-    }
-  } else {
-    register_limit_raise<Shape::kConsumerRegisters>();
-    BackwardConsumer<Shape> consumer;
-    float dk[Shape::kDim / 2], dv[Shape::kDim / 2];
-    if (warpgroup == 2) {
-      consumer.pass_turn(1);
-    }
-    for (uint32_t n = 0;; ++n) {
-      mbarrier_wait(&barriers.work_full[n % 2], n / 2 % 2, {"a consumer", "work_full"});
-      // Read where it is needed: registers are short.
-      const BackwardWork& work = shared.work(n % 2);
-      if (work.key < 0) {
-        break;
-      }
-      consumer.run(params, work, shared, warpgroup - 1, n % 2, dk, dv);
-      if constexpr (Shape::kSends) {
-        char* room = consumer.room_for_results(shared);
-        store_results<Shape>(params, maps, work, warpgroup - 1, room, room + Shape::kKeyBytes, dk,
-                             dv);
-      }
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) {
-        mbarrier_arrive(&barriers.work_empty[n % 2]);
-      }
-    }
-    consumer.take_room_back();
-    if (warpgroup == 1) {
-      consumer.wait_for_turn(0);
     }
   }
 }

@@ -8,6 +8,7 @@
 #include "flashloom/ops/attention/sm90/backward_kernel.cuh"
 #include "flashloom/ops/attention/sm90/backward_queries_work.cuh"
 #include "flashloom/ops/attention/sm90/backward_rows.cuh"
+#include "flashloom/ops/attention/sm90/backward_stay.cuh"
 #include "flashloom/ops/attention/sm90/problem.cuh"
 
 namespace flashloom::sm90 {

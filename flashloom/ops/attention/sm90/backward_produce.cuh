@@ -19,6 +19,22 @@
 namespace flashloom::sm90 {
 
 template <class Shape>
+__device__ __forceinline__ void init_barriers(BackwardBarriers<Shape>& barriers) {
+  cuda::mbarrier_init(&barriers.k_full, 1);
+  cuda::mbarrier_init(&barriers.v_full, 1);
+  if constexpr (Shape::kStays) {
+    cuda::mbarrier_init(&barriers.k_empty, 8);
+    cuda::mbarrier_init(&barriers.v_empty, 8);
+    init_ring(barriers.work_full, barriers.work_empty, 1, 11);
+  }
+  init_ring(barriers.q_full, barriers.q_empty, 1, 8);
+  init_ring(barriers.dout_full, barriers.dout_empty, 1, 8);
+  init_ring(barriers.ds_full, barriers.ds_empty, 8, 8);
+  init_ring(barriers.sum_full[0], barriers.sum_empty[0], 4, 1);
+  init_ring(barriers.sum_full[1], barriers.sum_empty[1], 4, 1);
+}
+
+template <class Shape>
 __device__ __forceinline__ void backward_load(char* tile, const CUtensorMap* map, uint64_t* full,
                                               int32_t rows, int32_t row, int32_t head,
                                               int32_t batch) {
@@ -159,108 +175,6 @@ __device__ __forceinline__ void backward_add(const BackwardParams& params, const
         store_release(params.added + before, kStored);
       }
     }
-  }
-}
-
-/// Fetches K or V of a tile of keys; `parity` of its turn.
-template <class Shape>
-__device__ __forceinline__ void backward_load_keys(const BackwardParams& params,
-                                                   const BackwardWork& work, const CUtensorMap* map,
-                                                   char* tile, uint64_t* full, uint64_t* empty,
-                                                   uint32_t parity) {
-  cuda::mbarrier_wait(empty, parity ^ 1, {"a producer", "k_empty or v_empty"});
-  cuda::mbarrier_arrive_expect(full, Shape::kKeyBytes);
-  backward_load<Shape>(tile, map, full, Shape::kKeys, work.sequence.key_first + work.key, work.head,
-                       params.problem.cu_key != nullptr ? 0 : work.batch);
-}
-
-/// The first thread of a block that stays: takes tiles of keys, fetches K, streams q and lse. The
-/// first tile is there.
-template <class Shape>
-__device__ __forceinline__ void backward_lead(const BackwardParams& params,
-                                              const BackwardMaps& maps,
-                                              const BackwardShared<Shape>& shared) {
-  using namespace cuda;
-  BackwardBarriers<Shape>& barriers = shared.barriers();
-  PipelineState<Shape::kStages> place;
-  for (uint32_t n = 0;; ++n) {
-    mbarrier_wait(&barriers.work_full[n % 2], n / 2 % 2, {"a producer", "work_full"});
-    const BackwardWork& work = shared.work(n % 2);
-    if (work.key < 0) {
-      break;
-    }
-    BackwardWalk<Shape> walk;
-    const bool more = walk.start(params, work);
-    if (more) {
-      mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1, {"a producer", "q_empty"});
-      backward_begin_step<Shape>(params, work, walk, &maps.q, Shape::kQueryBytes + Shape::kRowBytes,
-                                 shared.q(place.stage), &barriers.q_full[place.stage], nullptr);
-    }
-    backward_load_keys<Shape>(params, work, &maps.k, shared.k(), &barriers.k_full,
-                              &barriers.k_empty, n % 2);
-    wait_for_earlier_kernel();  // at the first tile
-    let_next_kernel_start();
-    backward_produce<Shape>(params, work, walk, more, &maps.q, params.lse, nullptr, shared.q(0),
-                            shared.lse(0), barriers.q_full, barriers.q_empty, nullptr, place, true);
-    const auto index = atomicAdd(params.next, 1);
-    mbarrier_wait(&barriers.work_empty[(n + 1) % 2], (n + 1) / 2 % 2 ^ 1,
-                  {"a producer", "work_empty"});
-    uint64_t* full = &barriers.work_full[(n + 1) % 2];
-    if (index < params.work_count) {
-      mbarrier_arrive_expect(full, sizeof(BackwardWork));
-      bulk_load(&shared.work((n + 1) % 2), params.works + index, sizeof(BackwardWork), full);
-    } else {
-      shared.work((n + 1) % 2).key = -1;
-      mbarrier_arrive(full);
-    }
-  }
-}
-
-/// The first thread of the second warp: fetches V, streams dout and delta.
-template <class Shape>
-__device__ __forceinline__ void backward_follow(const BackwardParams& params,
-                                                const BackwardMaps& maps,
-                                                const BackwardShared<Shape>& shared) {
-  using namespace cuda;
-  BackwardBarriers<Shape>& barriers = shared.barriers();
-  PipelineState<Shape::kStages> place;
-  for (uint32_t n = 0;; ++n) {
-    mbarrier_wait(&barriers.work_full[n % 2], n / 2 % 2, {"a producer", "work_full"});
-    const BackwardWork& work = shared.work(n % 2);
-    if (work.key < 0) {
-      break;
-    }
-    backward_load_keys<Shape>(params, work, &maps.v, shared.v(), &barriers.v_full,
-                              &barriers.v_empty, n % 2);
-    wait_for_earlier_kernel();  // at the first tile
-    BackwardWalk<Shape> walk;
-    const bool more = walk.start(params, work);
-    backward_produce<Shape>(params, work, walk, more, &maps.dout, params.delta, nullptr,
-                            shared.dout(0), shared.delta(0), barriers.dout_full,
-                            barriers.dout_empty, nullptr, place, false);
-    mbarrier_arrive(&barriers.work_empty[n % 2]);
-  }
-}
-
-/// The first threads of the other warps add up dQ, one a consumer warpgroup.
-template <class Shape>
-__device__ __forceinline__ void backward_add_all(const BackwardParams& params,
-                                                 const BackwardShared<Shape>& shared,
-                                                 int32_t group) {
-  using namespace cuda;
-  BackwardBarriers<Shape>& barriers = shared.barriers();
-  PipelineState<Shape::kSumStages> place;
-  for (uint32_t n = 0;; ++n) {
-    mbarrier_wait(&barriers.work_full[n % 2], n / 2 % 2, {"a producer", "work_full"});
-    const BackwardWork& work = shared.work(n % 2);
-    if (work.key < 0) {
-      break;
-    }
-    wait_for_earlier_kernel();  // at the first tile
-    BackwardWalk<Shape> walk;
-    const bool more = walk.start(params, work);
-    backward_add<Shape>(params, work, walk, more, shared, group, place);
-    mbarrier_arrive(&barriers.work_empty[compute_here(n) % 2]);
   }
 }
 
