@@ -14,8 +14,10 @@ class CudaError : public Error {
   using Error::Error;
 };
 
+/// Throws if `call` failed; a later cudaGetLastError() is not blamed for it.
 inline void check(cudaError_t error, const char* call) {
   if (error != cudaSuccess) {
+    (void)cudaGetLastError();
     throw CudaError(std::string(call) + ": " + cudaGetErrorString(error));
   }
 }

@@ -24,11 +24,7 @@ void launch_overlapping(void (*kernel)(Parameters...), const char* name, dim3 bl
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = 1;
-  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, arguments...);
-  if (error != cudaSuccess) {
-    (void)cudaGetLastError();  // a later launch is not blamed for this one
-  }
-  check(error, name);
+  check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
 }
 
 }  // namespace flashloom::cuda
