@@ -9,6 +9,7 @@
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/cuda/tensor_map.cuh"
+#include "flashloom/cuda/tile/panel_layout.h"
 #include "flashloom/cuda/tile/shared_layout.h"
 
 // Bricks that copy between global and shared memory, and the barriers that count their bytes.
@@ -21,12 +22,14 @@ constexpr int kBoxes = 5;
 
 // Loads boxes one after the other through a ring of two buffers: thread 0 waits for "empty" with
 // parity 1 first and for "full" like all others, which exercises both parities of both barriers.
+template <class Panels>
 __global__ void tma_kernel(const __grid_constant__ CUtensorMap map, const int* coordinates,
                            uint16_t* out) {
   extern __shared__ __align__(1024) unsigned char memory[];
   __shared__ uint64_t full[2];
   __shared__ uint64_t empty[2];
-  constexpr uint32_t kBytes = kBoxRows * kPanelRowBytes;
+  constexpr uint32_t kBytes = Panels::bytes(kBoxRows);
+  constexpr int kColumns = Panels::kColumns;
   if (threadIdx.x == 0) {
     for (int i = 0; i < 2; ++i) {
       mbarrier_init(&full[i], 1);
@@ -50,10 +53,10 @@ __global__ void tma_kernel(const __grid_constant__ CUtensorMap map, const int* c
     PipelineState<2> place;
     for (int box = 0; box < kBoxes; ++box) {
       mbarrier_wait(&full[place.stage], place.parity);
-      for (int i = static_cast<int>(threadIdx.x) - 1; i < kBoxRows * 64;
+      for (int i = static_cast<int>(threadIdx.x) - 1; i < kBoxRows * kColumns;
            i += static_cast<int>(blockDim.x) - 1) {
-        out[box * kBoxRows * 64 + i] = *reinterpret_cast<uint16_t*>(
-            memory + place.stage * kBytes + swizzled_offset(i / 64, i % 64, kBoxRows));
+        out[box * kBoxRows * kColumns + i] = *reinterpret_cast<uint16_t*>(
+            memory + place.stage * kBytes + Panels::offset(i / kColumns, i % kColumns, kBoxRows));
       }
       mbarrier_arrive(&empty[place.stage]);
       place.advance();
@@ -61,8 +64,9 @@ __global__ void tma_kernel(const __grid_constant__ CUtensorMap map, const int* c
   }
 }
 
-TEST(Bricks, TmaLoadsBoxesAndFillsTheOutsideWithZeros) {
-  FLASHLOOM_NEEDS_HOPPER();
+template <class Panels>
+void check_loads() {
+  constexpr int kColumns = Panels::kColumns;
   constexpr int64_t kShape[4] = {2, 3, 100, 128};
   std::vector<uint16_t> values(2 * 3 * 100 * 128);
   for (size_t i = 0; i < values.size(); ++i) {
@@ -73,27 +77,32 @@ TEST(Bricks, TmaLoadsBoxesAndFillsTheOutsideWithZeros) {
   const std::vector<int> places = {64, 10, 1, 1,   0, 80, 2, 0,  64, -5,
                                    0,  1,  0, 200, 0, 0,  0, 52, 2,  1};
   const Buffer<int> coordinates(places);
-  const Buffer<uint16_t> out(std::vector<uint16_t>(kBoxes * kBoxRows * 64, 0xffff));
+  const Buffer<uint16_t> out(std::vector<uint16_t>(kBoxes * kBoxRows * kColumns, 0xffff));
   const TensorView view(static_cast<void*>(source.data()), DType::bf16,
                         {kShape[0], kShape[1], kShape[2], kShape[3]}, {Device::Kind::cuda, 0});
-  const CUtensorMap map = make_tile_map(view, kBoxRows);
-  constexpr int kBytes = 2 * kBoxRows * static_cast<int>(kPanelRowBytes);
-  tma_kernel<<<1, 64, kBytes>>>(map, coordinates.data(), out.data());
+  const CUtensorMap map = make_tile_map(view, kBoxRows, kColumns);
+  tma_kernel<Panels><<<1, 64, 2 * Panels::bytes(kBoxRows)>>>(map, coordinates.data(), out.data());
   const std::vector<uint16_t> ours = out.read();
   for (int box = 0; box < kBoxes; ++box) {
     const int* c = &places[static_cast<size_t>(4 * box)];
     int wrong = 0;
-    for (int i = 0; i < kBoxRows * 64; ++i) {
-      const int64_t row = c[1] + i / 64;
+    for (int i = 0; i < kBoxRows * kColumns; ++i) {
+      const int64_t row = c[1] + i / kColumns;
       const bool inside = row >= 0 && row < kShape[2];
       const uint16_t expected =
-          inside
-              ? values[static_cast<size_t>(((c[3] * 3 + c[2]) * 100 + row) * 128 + c[0] + i % 64)]
-              : uint16_t{0};
-      wrong += ours[static_cast<size_t>(box * kBoxRows * 64 + i)] != expected ? 1 : 0;
+          inside ? values[static_cast<size_t>(((c[3] * 3 + c[2]) * 100 + row) * 128 + c[0] +
+                                              i % kColumns)]
+                 : uint16_t{0};
+      wrong += ours[static_cast<size_t>(box * kBoxRows * kColumns + i)] != expected ? 1 : 0;
     }
-    EXPECT_EQ(wrong, 0) << "box " << box;
+    EXPECT_EQ(wrong, 0) << "box " << box << " of " << kColumns << " columns";
   }
+}
+
+TEST(Bricks, TmaLoadsBoxesAndFillsTheOutsideWithZeros) {
+  FLASHLOOM_NEEDS_HOPPER();
+  check_loads<PanelLayout<128>>();
+  check_loads<PanelLayout<64>>();
 }
 
 __global__ void cp_async_kernel(const uint32_t* in, uint32_t* out) {
@@ -217,6 +226,7 @@ TEST(Bricks, MapsRefuseWhatTheCopyEngineCannot) {
   EXPECT_THROW(make_tile_map(view(DType::f32, 128), 64), InvalidArgument);
   EXPECT_THROW(make_tile_map(view(DType::bf16, 128).select(0, 0), 64), InvalidArgument);
   EXPECT_THROW(make_tile_map(view(DType::bf16, 129), 64), InvalidArgument);
+  EXPECT_THROW(make_tile_map(view(DType::bf16, 128), 64, 16), InvalidArgument);
   FLASHLOOM_NEEDS_HOPPER();  // what follows asks the driver
   EXPECT_NO_THROW(make_tile_map(view(DType::bf16, 128), 64));
 }

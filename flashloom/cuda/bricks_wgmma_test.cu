@@ -11,8 +11,7 @@
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/wgmma.cuh"
 #include "flashloom/cuda/tile/fragment_layout.h"
-#include "flashloom/cuda/tile/narrow_layout.h"
-#include "flashloom/cuda/tile/shared_layout.h"
+#include "flashloom/cuda/tile/panel_layout.h"
 
 // Products of a warpgroup, in every shape, from shared memory and registers, in both majors.
 
@@ -22,26 +21,24 @@ namespace {
 constexpr int kRows = 64;     // of A: one warpgroup
 constexpr int kReduced = 64;  // four steps
 
-template <class T, bool kNarrow = false>
+template <class Panels, class T>
 __device__ void store_swizzled(unsigned char* tile, const T* source, int rows, int columns) {
   for (int i = static_cast<int>(threadIdx.x); i < rows * columns;
        i += static_cast<int>(blockDim.x)) {
-    const uint32_t place = kNarrow ? narrow_offset(i / columns, i % columns, rows)
-                                   : swizzled_offset(i / columns, i % columns, rows);
-    *reinterpret_cast<T*>(tile + place) = source[i];
+    *reinterpret_cast<T*>(tile + Panels::offset(i / columns, i % columns, rows)) = source[i];
   }
 }
 
-// a: (64, 64) if its reduced dimension runs along rows, else transposed; b: (N, 64) or (64, N), the
-// latter in narrow panels if kNarrow.
-template <class T, int kN, Major kMajorA, Major kMajorB, bool kFromRegisters, bool kNarrow>
+// a: (64, 64) if its reduced dimension runs along rows, else transposed; b: (N, 64) or (64, N).
+template <class T, int kN, Major kMajorA, Major kMajorB, bool kFromRegisters, class PanelsA,
+          class PanelsB>
 __global__ void wgmma_kernel(const T* a, const T* b, float* c) {
   extern __shared__ __align__(1024) unsigned char memory[];
   unsigned char* tile_a = memory;
   unsigned char* tile_b = memory + kRows * kReduced * 2;
   const bool b_reduced = kMajorB == Major::kReduced;
-  store_swizzled(tile_a, a, 64, 64);
-  store_swizzled<T, kNarrow>(tile_b, b, b_reduced ? kN : kReduced, b_reduced ? kReduced : kN);
+  store_swizzled<PanelsA>(tile_a, a, 64, 64);
+  store_swizzled<PanelsB>(tile_b, b, b_reduced ? kN : kReduced, b_reduced ? kReduced : kN);
   fence_async_shared();
   __syncthreads();
   const uint32_t address_a = shared_address(tile_a);
@@ -62,17 +59,17 @@ __global__ void wgmma_kernel(const T* a, const T* b, float* c) {
   wgmma_fence();
 #pragma unroll
   for (int step = 0; step < 4; ++step) {
-    const uint64_t desc_b = kNarrow ? narrow_descriptor(address_b + narrow_step(step), kReduced)
-                            : b_reduced
-                                ? k_major_descriptor(address_b + k_major_step(step, kN))
-                                : mn_major_descriptor(address_b + mn_major_step(step), kReduced);
+    const uint64_t desc_b =
+        b_reduced ? PanelsB::k_major(address_b + PanelsB::k_major_step(step, kN))
+                  : PanelsB::mn_major(address_b + PanelsB::mn_major_step(step), kReduced);
     if constexpr (kFromRegisters) {
       Wgmma<T, kN>::template from_registers<kMajorB>(
           d, words[step][0], words[step][1], words[step][2], words[step][3], desc_b, step > 0);
     } else {
-      const uint64_t desc_a = kMajorA == Major::kReduced
-                                  ? k_major_descriptor(address_a + k_major_step(step, kRows))
-                                  : mn_major_descriptor(address_a + mn_major_step(step), kReduced);
+      const uint64_t desc_a =
+          kMajorA == Major::kReduced
+              ? PanelsA::k_major(address_a + PanelsA::k_major_step(step, kRows))
+              : PanelsA::mn_major(address_a + PanelsA::mn_major_step(step), kReduced);
       Wgmma<T, kN>::template from_shared<kMajorA, kMajorB>(d, desc_a, desc_b, step > 0);
     }
   }
@@ -86,14 +83,14 @@ __global__ void wgmma_kernel(const T* a, const T* b, float* c) {
 }
 
 template <class T, int kN, Major kMajorA, Major kMajorB, bool kFromRegisters = false,
-          bool kNarrow = false>
+          class PanelsA = PanelLayout<128>, class PanelsB = PanelLayout<128>>
 void check_wgmma() {
   const std::vector<T> a = integers<T>(kRows * kReduced, 1);
   const std::vector<T> b = integers<T>(kN * kReduced, 2);
   const Buffer<T> device_a(a);
   const Buffer<T> device_b(b);
   const Buffer<float> c(std::vector<float>(kRows * kN, -1));
-  auto* kernel = &wgmma_kernel<T, kN, kMajorA, kMajorB, kFromRegisters, kNarrow>;
+  auto* kernel = &wgmma_kernel<T, kN, kMajorA, kMajorB, kFromRegisters, PanelsA, PanelsB>;
   const int bytes = kRows * kReduced * 2 + (kN + 63) / 64 * 64 * kReduced * 2;
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes), "set");
   kernel<<<1, 128, static_cast<size_t>(bytes)>>>(device_a.data(), device_b.data(), c.data());
@@ -114,7 +111,7 @@ void check_wgmma() {
   }
   EXPECT_EQ(wrong, 0) << "N " << kN << ", majors " << static_cast<int>(kMajorA) << ", "
                       << static_cast<int>(kMajorB) << (kFromRegisters ? ", A in registers" : "")
-                      << (kNarrow ? ", B in narrow panels" : "");
+                      << ", panels of " << PanelsA::kColumns << ", " << PanelsB::kColumns;
 }
 
 template <class T, int kN>
@@ -141,9 +138,22 @@ TEST(Bricks, WgmmaMultipliesInAllShapesAndMajors) {
 
 TEST(Bricks, WgmmaReadsNarrowPanels) {
   FLASHLOOM_NEEDS_HOPPER();
-  check_wgmma<__nv_bfloat16, 80, Major::kOther, Major::kOther, false, true>();
-  check_wgmma<__half, 80, Major::kReduced, Major::kOther, false, true>();
-  check_wgmma<__half, 32, Major::kReduced, Major::kOther, true, true>();
+  using Wide = PanelLayout<128>;
+  using Narrow = PanelLayout<32>;
+  check_wgmma<__nv_bfloat16, 80, Major::kOther, Major::kOther, false, Wide, Narrow>();
+  check_wgmma<__half, 80, Major::kReduced, Major::kOther, false, Wide, Narrow>();
+  check_wgmma<__half, 32, Major::kReduced, Major::kOther, true, Wide, Narrow>();
+}
+
+TEST(Bricks, WgmmaReadsPanelsOf32Columns) {
+  FLASHLOOM_NEEDS_HOPPER();
+  using Panels = PanelLayout<64>;
+  using Narrow = PanelLayout<32>;
+  using T = __nv_bfloat16;
+  check_wgmma<T, 96, Major::kReduced, Major::kReduced, false, Panels, Panels>();
+  check_wgmma<T, 96, Major::kReduced, Major::kOther, true, Panels, Panels>();
+  check_wgmma<T, 96, Major::kOther, Major::kOther, false, Panels, Narrow>();
+  check_wgmma<__half, 64, Major::kOther, Major::kReduced, false, Panels, Panels>();
 }
 
 }  // namespace

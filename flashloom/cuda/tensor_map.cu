@@ -5,7 +5,6 @@
 #include "flashloom/core/error.h"
 #include "flashloom/cuda/error.cuh"
 #include "flashloom/cuda/tensor_map.cuh"
-#include "flashloom/cuda/tile/shared_layout.h"
 
 namespace flashloom::cuda {
 namespace {
@@ -30,7 +29,7 @@ EncodeTiled encode_tiled() {
 
 }  // namespace
 
-CUtensorMap make_tile_map(const ConstTensorView& tensor, uint32_t box_rows) {
+CUtensorMap make_tile_map(const ConstTensorView& tensor, uint32_t box_rows, uint32_t columns) {
   if (tensor.rank != 4 || dtype_bytes(tensor.dtype) != 2 || tensor.strides[3] != 1 ||
       tensor.size() == 0) {
     throw InvalidArgument("tensor map", "tensor", "a non-empty rank 4 tensor of 16-bit elements",
@@ -53,16 +52,19 @@ CUtensorMap make_tile_map(const ConstTensorView& tensor, uint32_t box_rows) {
         "strides " + std::to_string(tensor.strides[0]) + ", " + std::to_string(tensor.strides[1]) +
             ", " + std::to_string(tensor.strides[2]));
   }
-  const cuuint32_t box[4] = {kPanelColumns, box_rows, 1, 1};
+  if (columns != 64 && columns != 32) {
+    throw InvalidArgument("tensor map", "columns", "64 or 32", std::to_string(columns));
+  }
+  const cuuint32_t box[4] = {columns, box_rows, 1, 1};
   const cuuint32_t step[4] = {1, 1, 1, 1};
   CUtensorMap map;
-  const CUresult result =
-      encode_tiled()(&map,
-                     tensor.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
-                                                 : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
-                     4, const_cast<void*>(tensor.data), sizes, strides, box, step,
-                     CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                     CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = encode_tiled()(
+      &map,
+      tensor.dtype == DType::bf16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                  : CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+      4, const_cast<void*>(tensor.data), sizes, strides, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+      columns == 64 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     throw CudaError("cuTensorMapEncodeTiled: error " + std::to_string(result));
   }

@@ -38,6 +38,7 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
   using Tile::kSums;
   using Tile::shift;
   using Tile::store_gradients;
+  using typename Tile::Panels;
 
   /// dk and dv of this thread's places, unscaled, of one tile of keys; `parity` of its K and V.
   __device__ __forceinline__ void run(const BackwardParams& params, const BackwardWork& work,
@@ -97,10 +98,11 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
     }
     const uint32_t k = shared_address(shared.k());
     const uint32_t v = shared_address(shared.v());
-    const uint32_t own_k = k + group * 64 * kPanelRowBytes;
-    const uint32_t own_v = v + group * 64 * kPanelRowBytes;
+    const uint32_t own_k = k + group * 64 * Panels::kRowBytes;
+    const uint32_t own_v = v + group * 64 * Panels::kRowBytes;
     // This warpgroup's part of dQ: half of the columns, or half of the queries.
-    const uint32_t dq_k = kDim > 64 ? k + group * panel_bytes(Shape::kKeys) : k;
+    constexpr uint32_t kHalfPanels = 64 / Panels::kColumns;
+    const uint32_t dq_k = kDim > 64 ? k + group * kHalfPanels * Panels::bytes(Shape::kKeys) : k;
     const uint32_t dq_ds = Shape::kSplitQueries            ? group * panel_bytes(Shape::kKeys)
                            : Shape::kSwapped && kDim == 64 ? group * Shape::kQueryColumns * 2
                                                            : 0;
@@ -142,7 +144,8 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
     auto wait_for = [&](uint64_t* full, char* tile, int32_t t) {
       mbarrier_wait(full, place.parity, {"a consumer", "q_full or dout_full"});
       if (t == tail) {
-        zero_rows<Shape::kPanels>(tile, sequence.query_length % kQueries, kQueries, row_barrier);
+        zero_rows<Shape::kPanels, Panels>(tile, sequence.query_length % kQueries, kQueries,
+                                          row_barrier);
       }
     };
     auto release_values = [&](uint32_t stage) {
@@ -163,16 +166,15 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
         (problem.cu_key != nullptr || problem.used_key != nullptr)) {
       // Both warpgroups zero all, since dQ reads the keys of both.
       const int32_t keys = sequence.key_length - work.key;
-      zero_rows<Shape::kPanels>(shared.k(), keys, Shape::kKeys, row_barrier);
-      zero_rows<Shape::kPanels>(shared.v(), keys, Shape::kKeys, row_barrier);
+      zero_rows<Shape::kPanels, Panels>(shared.k(), keys, Shape::kKeys, row_barrier);
+      zero_rows<Shape::kPanels, Panels>(shared.v(), keys, Shape::kKeys, row_barrier);
     }
     uint32_t own_values[kDim / 16][4];
     if constexpr (Shape::kHoldsValues) {
       const uint32_t row = group * 64 + warp * 16 + lane % 16;
 #pragma unroll
       for (int i = 0; i < kDim / 16; ++i) {
-        ldmatrix_x4(own_values[i],
-                    v + swizzled_offset(row, 16 * i + 8 * (lane / 16), Shape::kKeys));
+        ldmatrix_x4(own_values[i], v + Panels::offset(row, 16 * i + 8 * (lane / 16), Shape::kKeys));
       }
       give_place_back(&barriers.v_empty, lane);
       take_room_back();
@@ -185,7 +187,7 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
     auto start_dp = [&](uint32_t stage) {
       const uint32_t dout = shared_address(shared.dout(stage));
       if constexpr (Shape::kHoldsValues) {
-        issue_registers_by_rows<T, kDim, kQueries>(dp, own_values, dout);
+        issue_registers_by_rows<T, kDim, kQueries, Panels>(dp, own_values, dout);
       } else {
         issue_values(dp, own_v, dout);
       }

@@ -327,7 +327,7 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
     section = heads_side_by_side(heads, bytes, 1, int64_t{32} << 20);
   }
   params.order = backward_order(rows.problem, params.key_tiles, section);
-  BackwardMaps maps = backward_maps<Shape>(inputs, call.saved.dout);
+  BackwardMaps maps = backward_maps<Shape>(inputs, call.saved.dout, Shape::Panels::kColumns);
   params.sends = !params.dk.wide && !params.dv.wide;
   if (params.sends) {
     maps.dk = cuda::make_tile_map(as_batched(call.gradients.dk), 16);

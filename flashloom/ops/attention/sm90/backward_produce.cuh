@@ -40,7 +40,9 @@ __device__ __forceinline__ void backward_load(char* tile, const CUtensorMap* map
                                               int32_t batch) {
 #pragma unroll
   for (int p = 0; p < Shape::kPanels; ++p) {
-    cuda::tma_load_4d(tile + p * cuda::panel_bytes(rows), map, full, p * 64, row, head, batch,
+    using Panels = typename Shape::Panels;
+    cuda::tma_load_4d(tile + p * Panels::bytes(rows), map, full,
+                      p * static_cast<int32_t>(Panels::kColumns), row, head, batch,
                       cuda::kEvictLast);
   }
 }

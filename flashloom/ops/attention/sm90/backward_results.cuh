@@ -19,6 +19,7 @@ __device__ __forceinline__ void send_rows(const float (&sum)[Shape::kDim / 2], f
                                           int32_t row, int32_t head, int32_t batch, uint32_t lane) {
   using namespace cuda;
   using T = typename Shape::T;
+  static_assert(Shape::Panels::kColumns == kPanelColumns);
   const uint32_t to = shared_address(tile);
 #pragma unroll
   for (uint32_t i = 0; i < Shape::kDim / 16; ++i) {

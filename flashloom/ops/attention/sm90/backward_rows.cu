@@ -186,16 +186,18 @@ __global__ void __launch_bounds__(kThreads)
   const uint32_t row = threadIdx.x / 32 % 4 * 16 + lane / 4;
   const uint32_t column = 2 * (lane % 4);
   constexpr int kVectors = sum_columns(kDim, kQueries, kSwapped) / 8;
+  static_assert(kDim != 96 || kSwapped);
+  const bool half = kDim == 96 && group == 1;  // 32 rows, of 64 threads
+  const int threads = half ? 64 : 128;
+  const int vectors = half && threadIdx.x % 128 >= 64 ? 0 : kVectors;
   const auto* sums = reinterpret_cast<const float4*>(params.dq_sum + tile.place * kQueries * kDim) +
                      group * kVectors * 128 + threadIdx.x % 128;
-  // Of 96 columns the second warpgroup has half as many as the first.
-  const int vectors = kDim == 96 && group == 1 ? kVectors / 2 : kVectors;
   // Whoever comes first stores its part; nobody may have.
   const bool any = params.added == nullptr || params.added[2 * tile.place + group] != 0;
   float4 sum[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    sum[i] = i < vectors && any ? __ldcg(sums + 128 * i) : make_float4(0, 0, 0, 0);
+    sum[i] = i < vectors && any ? __ldcg(sums + threads * i) : make_float4(0, 0, 0, 0);
   }
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
@@ -340,6 +342,8 @@ template void launch_backward_prepare_staying<8, 128>(const BackwardRowParams&,
                                                       const BackwardParams&, int64_t, cudaStream_t);
 template void launch_backward_prepare_staying<16, 80>(const BackwardRowParams&,
                                                       const BackwardParams&, int64_t, cudaStream_t);
+template void launch_backward_prepare_staying<16, 96>(const BackwardRowParams&,
+                                                      const BackwardParams&, int64_t, cudaStream_t);
 
 template <int kColumns, int kQueries, bool kSwapped>
 void launch_backward_finish(const BackwardRowParams& rows, int64_t places, cudaStream_t stream) {
@@ -351,8 +355,7 @@ void launch_backward_finish(const BackwardRowParams& rows, int64_t places, cudaS
 template void launch_backward_finish<64, 64, true>(const BackwardRowParams&, int64_t, cudaStream_t);
 template void launch_backward_finish<64, 128, false>(const BackwardRowParams&, int64_t,
                                                      cudaStream_t);
-template void launch_backward_finish<96, 64, false>(const BackwardRowParams&, int64_t,
-                                                    cudaStream_t);
+template void launch_backward_finish<96, 96, true>(const BackwardRowParams&, int64_t, cudaStream_t);
 template void launch_backward_finish<128, 64, false>(const BackwardRowParams&, int64_t,
                                                      cudaStream_t);
 template void launch_backward_finish<128, 80, true>(const BackwardRowParams&, int64_t,

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "flashloom/cuda/tile/panel_layout.h"
 #include "flashloom/cuda/tile/shared_layout.h"
 #include "flashloom/ops/attention/divisor.h"
 #include "flashloom/ops/attention/sm90/backward_score.cuh"
@@ -99,15 +100,16 @@ struct BackwardShape {
   // Whether V is an operand from registers, which spares shared memory, the busiest part.
   static constexpr bool kHoldsValues = kStays && kDim == 64;
   // Whether dK and dV leave through shared memory, behind the loop. Kernels that have no register
-  // left store them from registers: their loops would be compiled otherwise, and spill.
-  static constexpr bool kSends = !(kDim == 128 && (kLate || kAdjusts));
+  // left store them from registers: their loops would be compiled otherwise, and spill. At 96
+  // columns there is no room but that of the next keys.
+  static constexpr bool kSends = !(kDim == 128 && (kLate || kAdjusts)) && kDim != 96;
   // Whether the next scores are issued before a step's dK is ready.
   static constexpr bool kAhead = kDim == 64 && (kLate || kLists);
   // Whether the next step is found while a step's last products run.
   static constexpr bool kSeeks = kEarly || (kLate && !kAhead);
   // Whether the other warpgroup is told of dS behind the issue of the step's products: it needs it
   // a step later. With 64 queries a tile (lists) that costs up to 6 %.
-  static constexpr bool kTellsBehind = kLate && kDim == 128 && !kLists;
+  static constexpr bool kTellsBehind = kLate && kDim > 64 && !kLists;
   // Whether exponentials wait for dP.
   static constexpr bool kExpsBehind = kStays && kDim == 128;
   // Whether the warpgroups take turns with the exponentials, so that they stay half a step apart.
@@ -117,16 +119,21 @@ struct BackwardShape {
   static_assert(!kEarly || !kAhead);
   static constexpr BackwardTurns kTurns = kForm.turns;
   // A warpgroup's part of dQ: 64 columns x queries if swapped, else 64 queries x 64 columns. The
-  // warpgroups split the columns; with 64 columns they split the queries. Of 96 columns the second
-  // warpgroup has 32 (and multiplies 32 zeros).
+  // warpgroups split the columns; with 64 columns they split the queries.
   static constexpr bool kSplitQueries = !kSwapped && kQueries == 128;
   static constexpr int kQueryColumns = !kSwapped ? 64 : kDim > 64 ? kQueries : kQueries / 2;
   static_assert(kDim > 64 || kSwapped || kQueries == 128);
-  static_assert(kDim != 96 || !kSwapped);
-  static constexpr int kPanels = (kDim + 63) / 64;
-  // Whether dS lies in panels of 16 queries.
-  static constexpr bool kNarrowScores = kQueries % 64 != 0;
-  static_assert(!kNarrowScores || (kSwapped && kDim > 64));
+  // Of 96 columns the second warpgroup's part has 32 rows (it multiplies 32 more, whatever lies
+  // behind K, and leaves them out).
+  static constexpr bool kHalfRows = kDim == 96;
+  static_assert(!kHalfRows || kSwapped);
+  // In panels of 64, 96 columns would take the room of 128.
+  using Panels = cuda::PanelLayout<kHalfRows ? 64 : 128>;
+  static constexpr int kPanels =
+      (kDim + static_cast<int>(Panels::kColumns) - 1) / static_cast<int>(Panels::kColumns);
+  // Those of dS: of 16 queries where a tile is no whole number of 64.
+  using ScorePanels = cuda::PanelLayout<kQueries % 64 != 0 ? 32 : 128>;
+  static_assert(kQueries % 64 == 0 || (kSwapped && kDim > 64));
   // Buffers a warpgroup for its part of dQ on its way to memory; one more where it may wait for
   // its turn.
   static constexpr int kSumStages = kTurns == BackwardTurns::never || kLate ? 1 : 2;
@@ -137,8 +144,8 @@ struct BackwardShape {
   static constexpr int kProducerRegisters = kLeanProducer ? 24 : 40;
   static constexpr int kConsumerRegisters = kLeanProducer ? 240 : 232;
   static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 504);
-  static constexpr uint32_t kKeyBytes = kKeys * kPanels * 128;
-  static constexpr uint32_t kQueryBytes = kQueries * kPanels * 128;
+  static constexpr uint32_t kKeyBytes = kKeys * kPanels * Panels::kRowBytes;
+  static constexpr uint32_t kQueryBytes = kQueries * kPanels * Panels::kRowBytes;
   static constexpr uint32_t kScoreBytes = kKeys * kQueries * 2;
   static constexpr uint32_t kRowBytes = kQueries * 4;
   static constexpr uint32_t kBarrierBytes = 1024;
@@ -147,14 +154,14 @@ struct BackwardShape {
   static constexpr uint32_t kRowsBytes = (kRowArrays * kStages * kRowBytes + 1023) / 1024 * 1024;
   // A warpgroup's part of dQ.
   static constexpr uint32_t kSumBytes = 64 * kQueryColumns * 4;
-  static constexpr uint32_t kSharedBytes = kBarrierBytes + kRowsBytes + 2 * kKeyBytes +
-                                           2 * kStages * kQueryBytes + kScoreBuffers * kScoreBytes +
-                                           2 * kSumStages * kSumBytes;
+  static constexpr uint32_t kSharedBytes =
+      kBarrierBytes + kRowsBytes + 2 * kKeyBytes + 2 * kStages * kQueryBytes +
+      kScoreBuffers * kScoreBytes + 2 * kSumStages * kSumBytes - (kHalfRows ? kSumBytes / 2 : 0);
+  static_assert(!kHalfRows || kSumStages == 1);
   static_assert(kSharedBytes <= 227 * 1024);
 
-  /// Of 96 columns the second warpgroup has half as many as the first.
   static __device__ __forceinline__ uint32_t sum_bytes(int32_t group) {
-    return kDim == 96 && group == 1 ? kSumBytes / 2 : kSumBytes;
+    return kHalfRows && group == 1 ? kSumBytes / 2 : kSumBytes;
   }
 };
 

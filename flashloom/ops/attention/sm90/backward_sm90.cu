@@ -63,7 +63,8 @@ Choice choose(const AttentionInputs& inputs, const AttentionSaved& saved,
                      workspace_of<Backward128Fast<__half, true>>(inputs, saved, options))};
   }
   if (width > 64) {
-    return {launch_backward_96, workspace_of<Backward96<__half>>(inputs, saved, options)};
+    return {launch_backward_96,
+            workspace_of<Backward96<__half, BackwardTurns::never>>(inputs, saved, options)};
   }
   return {launch_backward_64,
           workspace_of<Backward64<__half, true, BackwardTurns::never>>(inputs, saved, options)};

@@ -21,12 +21,14 @@ struct BackwardMaps {
   CUtensorMap dk, dv;  // 16 rows a box, where they leave through the copy engine
 };
 
+/// `columns`: of a panel.
 template <class Shape>
-BackwardMaps backward_maps(const AttentionInputs& inputs, const ConstTensorView& dout) {
-  return {cuda::make_tile_map(as_batched(inputs.q), Shape::kQueries),
-          cuda::make_tile_map(as_batched(inputs.k), Shape::kKeys),
-          cuda::make_tile_map(as_batched(inputs.v), Shape::kKeys),
-          cuda::make_tile_map(as_batched(dout), Shape::kQueries),
+BackwardMaps backward_maps(const AttentionInputs& inputs, const ConstTensorView& dout,
+                           uint32_t columns = 64) {
+  return {cuda::make_tile_map(as_batched(inputs.q), Shape::kQueries, columns),
+          cuda::make_tile_map(as_batched(inputs.k), Shape::kKeys, columns),
+          cuda::make_tile_map(as_batched(inputs.v), Shape::kKeys, columns),
+          cuda::make_tile_map(as_batched(dout), Shape::kQueries, columns),
           {},
           {}};
 }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/stmatrix.cuh"
@@ -18,26 +19,33 @@ struct BackwardTile {
   static constexpr int kDim = Shape::kDim;
   static constexpr int kScores = kQueries / 2;
   static constexpr int kSums = Shape::kQueryColumns / 2;
+  using Panels = typename Shape::Panels;
 
   static __device__ __forceinline__ void issue_scores(float (&d)[kScores], uint32_t a, uint32_t b) {
-    issue_rows_by_rows<T, kDim, Shape::kKeys, kQueries, kQueries>(d, a, b);
+    issue_rows_by_rows<T, kDim, Shape::kKeys, kQueries, kQueries, false, Panels>(d, a, b);
   }
 
   /// dP, on top of -delta where that is read early.
   static __device__ __forceinline__ void issue_values(float (&d)[kScores], uint32_t a, uint32_t b) {
-    issue_rows_by_rows<T, kDim, Shape::kKeys, kQueries, kQueries, Shape::kEarly>(d, a, b);
+    issue_rows_by_rows<T, kDim, Shape::kKeys, kQueries, kQueries, Shape::kEarly, Panels>(d, a, b);
   }
 
   static __device__ __forceinline__ void issue_keys(float (&d)[kDim / 2],
                                                     const uint32_t (&a)[kScores / 2], uint32_t b) {
-    issue_registers_by_tile<T, kDim, kQueries>(d, a, b);
+    issue_registers_by_tile<T, kDim, kQueries, Panels>(d, a, b);
   }
 
   /// This warpgroup's part of dQ from dS (keys x queries) and K: 64 queries x 64 columns, or
   /// 64 columns x queries if swapped.
   static __device__ __forceinline__ void issue_queries(float (&d)[kSums], uint32_t ds, uint32_t k) {
-    issue_columns_by_columns<T, Shape::kKeys, Shape::kQueryColumns, false, Shape::kNarrowScores>(
-        d, Shape::kSwapped ? k : ds, Shape::kSwapped ? ds : k);
+    using Scores = typename Shape::ScorePanels;
+    if constexpr (Shape::kSwapped) {
+      issue_columns_by_columns<T, Shape::kKeys, Shape::kQueryColumns, false, Panels, Scores>(d, k,
+                                                                                             ds);
+    } else {
+      issue_columns_by_columns<T, Shape::kKeys, Shape::kQueryColumns, false, Scores, Panels>(d, ds,
+                                                                                             k);
+    }
   }
 
   /// -delta in each place of dP.
@@ -112,9 +120,7 @@ struct BackwardTile {
 #pragma unroll
     for (int i = 0; i < kQueries / 16; ++i) {
       const uint32_t column = 16 * i + 8 * (lane / 16);
-      const uint32_t place = Shape::kNarrowScores
-                                 ? cuda::narrow_offset(row, column, Shape::kKeys)
-                                 : cuda::swizzled_offset(row, column, Shape::kKeys);
+      const uint32_t place = Shape::ScorePanels::offset(row, column, Shape::kKeys);
       cuda::stmatrix_x4(buffer + place, ds[4 * i], ds[4 * i + 1], ds[4 * i + 2], ds[4 * i + 3]);
     }
   }
@@ -129,11 +135,16 @@ struct BackwardTile {
     mbarrier_wait(&barriers.sum_empty[group][place.stage], place.parity ^ 1,
                   {"a consumer", "sum_empty"});
     auto* to = reinterpret_cast<float4*>(shared.sum(group, place.stage)) + thread;
+    auto store = [&](auto threads) {
 #pragma unroll
-    for (int i = 0; i < kSums / 4; ++i) {
-      if (kDim != 96 || i * 128 * 16 < Shape::sum_bytes(group)) {
-        to[128 * i] = make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
+      for (int i = 0; i < kSums / 4; ++i) {
+        to[threads * i] = make_float4(dq[4 * i], dq[4 * i + 1], dq[4 * i + 2], dq[4 * i + 3]);
       }
+    };
+    if (!Shape::kHalfRows || group == 0) {
+      store(std::integral_constant<int, 128>());
+    } else if (thread < 64) {  // 32 rows
+      store(std::integral_constant<int, 64>());
     }
     fence_async_shared();
     __syncwarp();

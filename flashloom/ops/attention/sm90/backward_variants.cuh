@@ -30,16 +30,18 @@ using Backward128Fast = BackwardShape<T, BackwardForm{.dim = 128,
                                                       .exact = true,
                                                       .turns = BackwardTurns::never,
                                                       .stays = kStays}>;
-template <class T>
+/// Three panels of 32 columns leave room for 96 queries.
+template <class T, BackwardTurns kTurns>
 using Backward96 = BackwardShape<T, BackwardForm{.dim = 96,
-                                                 .queries = 64,
-                                                 .swapped = false,
-                                                 .late = false,
+                                                 .queries = 96,
+                                                 .swapped = true,
+                                                 .late = true,
                                                  .early = false,
                                                  .lists = false,
                                                  .adjusts = false,
                                                  .exact = false,
-                                                 .turns = BackwardTurns::maybe}>;
+                                                 .turns = kTurns,
+                                                 .stays = true}>;
 template <class T, bool kExact, BackwardTurns kTurns>
 using Backward64 = BackwardShape<T, BackwardForm{.dim = 64,
                                                  .queries = 128,
