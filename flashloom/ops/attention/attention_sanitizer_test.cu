@@ -262,10 +262,12 @@ TEST_P(AttentionSanitizerSm90, EveryBackwardKernel) {
       rule.call.options.score.sinks = keep(rule, cases.random({2}));
     }
   }
-  ContractCase& packed = cases.add("packed", dtype, 128, 700, 800);
-  packed.call.packed_queries = {0, 1, 1, 100, 700};
-  packed.call.packed_keys = {0, 1, 70, 200, 800};
-  packed.call.options.visibility.right = 0;
+  for (const int64_t dim : {64, 96, 128}) {
+    ContractCase& packed = cases.add("packed", dtype, dim, 700, 800);
+    packed.call.packed_queries = {0, 1, 1, 100, 700};
+    packed.call.packed_keys = {0, 1, 70, 200, 800};
+    packed.call.options.visibility.right = 0;
+  }
   cases.expect(AttentionBackend::sm90);
 }
 

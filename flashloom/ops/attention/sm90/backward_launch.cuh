@@ -326,6 +326,11 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
         int64_t{8} * rows.problem.query_length * Shape::kDim * rows.problem.heads_per_key;
     section = heads_side_by_side(heads, bytes, 1, int64_t{32} << 20);
   }
+  if (Shape::kStays && section == 0 && rows.problem.cu_key != nullptr) {
+    // With one, blocks are idle behind the last long document; more than two gain nothing.
+    constexpr int64_t kPackedHeads = 2;
+    section = heads_side_by_side(heads, 1, 1, kPackedHeads);
+  }
   params.order = backward_order(rows.problem, params.key_tiles, section);
   BackwardMaps maps = backward_maps<Shape>(inputs, call.saved.dout, Shape::Panels::kColumns);
   params.sends = !params.dk.wide && !params.dv.wide;

@@ -6,6 +6,7 @@
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_rows.cuh"
 #include "flashloom/ops/attention/sm90/backward_schedule.cuh"
+#include "flashloom/ops/attention/sm90/backward_works.cuh"
 
 namespace flashloom::sm90 {
 namespace {
@@ -156,10 +157,7 @@ __global__ void __launch_bounds__(kThreads)
   const auto warp = static_cast<int32_t>(blockIdx.x + threadIdx.x / 32 * gridDim.x);
   for (int32_t i = warp; i < next.work_count;
        i += static_cast<int32_t>(gridDim.x) * kThreads / 32) {
-    const BackwardWork work = backward_work<StayingShape<kQueries>>(next, i);
-    if (threadIdx.x % 32 == 0) {
-      next.works[i] = work;
-    }
+    write_work<StayingShape<kQueries>>(next, i);
   }
   prepare_rows<kLanes, kQueries>(params);
 }

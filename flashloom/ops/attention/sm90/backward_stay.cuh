@@ -10,8 +10,8 @@
 
 // The kernel of backward_kernel.cuh by blocks that stay, one a multiprocessor: tiles of keys are
 // taken as they come, in the order of blocks there, and what the next one needs is fetched while
-// the last steps of one run and its results leave. The first one is found here, the others by the
-// kernel before.
+// the last steps of one run and its results leave. The first one is found here, the others, and of
+// packed sequences all (backward_works.cuh), by the kernel before.
 
 namespace flashloom::sm90 {
 
@@ -133,10 +133,17 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (threadIdx.x == 0) {
     begin_backward_block(maps, [&] { init_barriers(barriers); });
   }
-  const BackwardWork found = backward_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
-  if (threadIdx.x == 0) {
-    shared.work(0) = found;
-    mbarrier_arrive(&barriers.work_full[0]);
+  if (params.problem.cu_key == nullptr) {
+    const BackwardWork found = backward_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
+    if (threadIdx.x == 0) {
+      shared.work(0) = found;
+      mbarrier_arrive(&barriers.work_full[0]);
+    }
+  } else if (threadIdx.x == 0) {
+    wait_for_earlier_kernel();
+    mbarrier_arrive_expect(&barriers.work_full[0], sizeof(BackwardWork));
+    bulk_load(&shared.work(0), params.works + blockIdx.x, sizeof(BackwardWork),
+              &barriers.work_full[0]);
   }
   __syncthreads();
   const int32_t warpgroup = __shfl_sync(0xffffffffu, static_cast<int32_t>(threadIdx.x / 128), 0);
