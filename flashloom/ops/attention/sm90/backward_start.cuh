@@ -78,9 +78,10 @@ void launch_backward_kernel(void (*kernel)(Params, BackwardMaps), const char* na
 template <class Shape, class Params>
 void launch_backward_kernel(void (*kernel)(Params, BackwardMaps), const char* name, dim3 blocks,
                             const Params& params, const AttentionInputs& inputs,
-                            const ConstTensorView& dout, cudaStream_t stream) {
+                            const ConstTensorView& dout, cudaStream_t stream,
+                            bool overlaps = false) {
   launch_backward_kernel<Shape>(kernel, name, blocks, params, backward_maps<Shape>(inputs, dout),
-                                false, stream);
+                                overlaps, stream);
 }
 
 }  // namespace flashloom::sm90

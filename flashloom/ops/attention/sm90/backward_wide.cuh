@@ -23,7 +23,7 @@ void launch_wide_queries(const BackwardCall& call, const BackwardRowParams& rows
   }
   launch_backward_kernel<Shape>(
       &attention_backward_kernel_queries<Shape>, "attention_backward_kernel_queries",
-      static_cast<uint32_t>(params.blocks * heads), params, inputs, call.saved.dout, stream);
+      static_cast<uint32_t>(params.blocks * heads), params, inputs, call.saved.dout, stream, true);
 }
 
 template <class Shape>
@@ -39,11 +39,14 @@ void launch_wide_keys(const BackwardCall& call, const BackwardRowParams& rows,
     params.order = backward_order(rows.problem, params.key_tiles,
                                   heads_side_by_side(heads, bytes, 1, kWideCacheBytes));
   }
-  launch_backward_kernel<Shape>(
-      &attention_backward_kernel_keys<Shape>, "attention_backward_kernel_keys",
-      static_cast<uint32_t>(params.key_tiles * heads), params, inputs, call.saved.dout, stream);
+  launch_backward_kernel<Shape>(&attention_backward_kernel_keys<Shape>,
+                                "attention_backward_kernel_keys",
+                                static_cast<uint32_t>(params.key_tiles * heads), params, inputs,
+                                call.saved.dout, stream, true);
 }
 
+/// The kernels overlap: that of queries waits for the rows, and lets that of keys start only then,
+/// so that its blocks begin where the last ones of queries leave multiprocessors.
 template <class T, int kDim, bool kAdjusts>
 void launch_wide(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   const BackwardWorkspace place =

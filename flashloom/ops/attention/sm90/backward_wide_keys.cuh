@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/ops/attention/sm90/backward_start.cuh"
 #include "flashloom/ops/attention/sm90/backward_wide_consume.cuh"
@@ -61,6 +62,11 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   const WideKeysShared<Shape> shared{memory};
   WideKeysBarriers<Shape>& barriers = shared.barriers();
   const BackwardWork work = backward_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
+  // The last block waits for the kernel before, so that whoever waits for this one has waited for
+  // that one. Rows are there: no block of that kernel lets this one start before.
+  if (blockIdx.x == gridDim.x - 1) {
+    wait_for_earlier_kernel();
+  }
   if (work.key >= work.sequence.key_rows) {
     return;
   }

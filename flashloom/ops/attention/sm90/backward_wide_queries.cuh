@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_products.cuh"
@@ -268,6 +269,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   WideQueriesBarriers<Shape>& barriers = shared.barriers();
   const QueriesWork work = queries_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
   if (work.query >= work.sequence.query_rows) {
+    wait_for_earlier_kernel();  // so that the next kernel starts behind it
     return;
   }
   if (threadIdx.x == 0) {
@@ -295,6 +297,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
   } else {
     register_limit_raise<240>();
+    wait_for_earlier_kernel();
+    let_next_kernel_start();
     wide_queries_consume<Shape>(params, work, shared, warpgroup - 1);
   }
 }

@@ -87,15 +87,16 @@ struct WideKeysShared {
   }
 };
 
-/// dQ of 128 queries, 64 a warpgroup. Of values one tile fits at 256 columns; they are needed for a
-/// shorter time than keys.
+/// dQ of 128 queries, 64 a warpgroup. Keys are needed twice, for these scores and, a step later,
+/// for dQ: with two tiles the next one is on its way while it is waited for. At 256 columns no
+/// third one fits, and one of values.
 template <class T_, int kDim_, bool kAdjusts_>
 struct WideQueriesShape {
   using T = T_;
   static constexpr int kDim = kDim_;
   static constexpr int kQueries = 128;
   static constexpr int kKeys = 64;
-  static constexpr int kKeyStages = 2;
+  static constexpr int kKeyStages = kDim > 192 ? 2 : 3;
   static constexpr int kValueStages = kDim > 192 ? 1 : 2;
   static constexpr int kPanels = kDim / 64;
   static constexpr bool kAdjusts = kAdjusts_;
