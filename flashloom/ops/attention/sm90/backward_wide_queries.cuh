@@ -225,26 +225,36 @@ __device__ __forceinline__ void wide_queries_consume(const QueriesParams& params
       key_place.advance();
       wait_for(&barriers.k_full[key_place.stage], key_place.parity, shared.k(key_place.stage),
                tile);
-      wgmma_hold(ds);
-      wgmma_hold(sums);
-      issue_scores(scores, q, shared_address(shared.k(key_place.stage)));
-      issue_sums(stage);
-      wgmma_wait<1>();
-      finish_scores(tile);
       const auto finish_sums = [&] {
         wgmma_hold(sums);
         wgmma_hold(ds);
         release(&barriers.k_empty[stage]);
       };
-      if constexpr (Shape::kAdjusts) {
-        // Its scores take longer than dQ, whose dS need not stay in registers beside P and dP.
-        wgmma_wait<0>();
-        finish_sums();
-        issue_gradients(tile);
-      } else {
-        issue_gradients(tile);
+      if constexpr (Shape::kSumsFirst) {
+        issue_sums(stage);
+        issue_scores(scores, q, shared_address(shared.k(key_place.stage)));
         wgmma_wait<1>();
         finish_sums();
+        wgmma_wait<0>();
+        finish_scores(tile);
+        issue_gradients(tile);
+      } else {
+        wgmma_hold(ds);
+        wgmma_hold(sums);
+        issue_scores(scores, q, shared_address(shared.k(key_place.stage)));
+        issue_sums(stage);
+        wgmma_wait<1>();
+        finish_scores(tile);
+        if constexpr (Shape::kAdjusts) {
+          // Its scores take longer than dQ, whose dS need not stay in registers beside P and dP.
+          wgmma_wait<0>();
+          finish_sums();
+          issue_gradients(tile);
+        } else {
+          issue_gradients(tile);
+          wgmma_wait<1>();
+          finish_sums();
+        }
       }
       wgmma_wait<0>();
       finish_gradients();

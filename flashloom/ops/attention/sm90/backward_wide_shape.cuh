@@ -100,6 +100,9 @@ struct WideQueriesShape {
   static constexpr int kValueStages = kDim > 192 ? 1 : 2;
   static constexpr int kPanels = kDim / 64;
   static constexpr bool kAdjusts = kAdjusts_;
+  // With two, dQ of the last scores is issued before the next scores, so that a tile is given back
+  // early.
+  static constexpr bool kSumsFirst = kKeyStages == 2 && !kAdjusts;
   static constexpr int kThreads = 384;
   static constexpr uint32_t kQueryBytes = kQueries * kDim * 2;
   static constexpr uint32_t kKeyBytes = kKeys * kDim * 2;
