@@ -68,6 +68,11 @@ class DelayCases {
     // Blocks that stay take several tiles of keys each.
     add("few blocks", {.right = 0}).options.execution.multiprocessor_share = 0.02F;
     add("few blocks, packed", {}, {0, 1, 130, 700}).options.execution.multiprocessor_share = 0.02F;
+    // Of 10 heads of 17 tiles of keys the first two start with late keys where they take turns.
+    Case& many = add("many heads", {.right = 0});
+    many.heads = many.key_heads = 10;
+    many.queries = 200;
+    many.keys = 2100;
     add("near window", {.left = 64, .right = 64});
     add("near packed", {.right = 0}, {0, 65, 66, 300});
     Case& band = add("band", {.left = 64, .right = 20});

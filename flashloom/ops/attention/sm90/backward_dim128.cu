@@ -9,13 +9,10 @@ namespace {
 // 4096 (25) 510 and 518, 16384 (102) 593 and 588.
 constexpr int64_t kFewSteps = 20, kFewHalfSteps = 40;
 
-/// Whether the fast kernel's blocks stay.
-template <class Fast>
-bool stays(const BackwardCall& call) {
+/// Whether the blocks of a call for exactly 128 columns stay.
+bool stays(const BackwardCall& call, int64_t queries) {
   const bool half = call.options.visibility.right >= 0;
-  return is_exact<Fast>(call.inputs) && !call.options.execution.deterministic &&
-         steps_of_block(call.inputs, call.options, Fast::kQueries) <
-             (half ? kFewHalfSteps : kFewSteps);
+  return steps_of_block(call.inputs, call.options, queries) < (half ? kFewHalfSteps : kFewSteps);
 }
 
 }  // namespace
@@ -23,12 +20,14 @@ bool stays(const BackwardCall& call) {
 void launch_backward_128(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   with_storage(call.inputs.q.dtype, [&](auto storage) {
     using T = decltype(storage);
-    using Staying = Backward128Fast<T, true>;
-    if (stays<Staying>(call)) {
-      launch_backward<Staying>(call, memory, stream);
-    } else {
-      launch_backward_mode<Backward128<T, false>, Backward128Fast<T, false>, Backward128<T, true>>(
+    constexpr BackwardTurns kNever = BackwardTurns::never, kAlways = BackwardTurns::always;
+    using Staying = Backward128Exact<T, kNever, true>;
+    if (is_exact<Staying>(call.inputs) && stays(call, Staying::kQueries)) {
+      launch_backward_mode<Backward128<T>, Staying, Backward128Exact<T, kAlways, true>>(
           call, memory, stream);
+    } else {
+      launch_backward_mode<Backward128<T>, Backward128Exact<T, kNever, false>,
+                           Backward128Exact<T, kAlways, false>>(call, memory, stream);
     }
   });
 }

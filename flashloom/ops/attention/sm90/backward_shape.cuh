@@ -27,7 +27,8 @@ struct RowTensor {
 
 /// In which order blocks take the tiles of keys: a number of key-value heads is worked on together.
 struct BackwardOrder {
-  int32_t section;      // of how many heads; 0: tiles of a head are neighbours
+  int32_t alone;    // in turn: the first heads, of which one comes after the other, late keys first
+  int32_t section;  // of how many heads; 0: tiles of a head are neighbours
   int32_t sections;     // in all
   Divisor blocks;       // of a section
   Divisor width, last;  // heads of a section, of the last one
@@ -54,8 +55,8 @@ struct BackwardParams {
   bool accumulate;      // add to dk, dv (f32)
   bool sends;           // dk and dv leave through the copy engine
   bool in_turn;         // sums in a fixed order
+  bool turns_early;     // blocks meet tiles of queries long after those before them
   bool cyclic;          // key tiles start at different queries: sums in any order, no window
-  bool late_first;      // late keys first
   int32_t query_tiles;  // places a head
   int32_t key_tiles;    // blocks a key-value head
   int32_t circle;       // key tiles of a head that start around a circle of queries
@@ -110,6 +111,8 @@ struct BackwardShape {
   // Whether the other warpgroup is told of dS behind the issue of the step's products: it needs it
   // a step later. With 64 queries a tile (lists) that costs up to 6 %.
   static constexpr bool kTellsBehind = kLate && kDim > 64 && !kLists;
+  // Whether threads that add may ask early whose turn is next; at 96 columns they would spill.
+  static constexpr bool kAsksEarly = kDim != 96;
   // Whether exponentials wait for dP.
   static constexpr bool kExpsBehind = kStays && kDim == 128;
   // Whether the warpgroups take turns with the exponentials, so that they stay half a step apart.

@@ -287,11 +287,12 @@ TEST_P(BackwardSm90Determinism, RepeatedRunsGiveTheSameBits) {
   const uint64_t seed = fresh_seed();
   for (const int64_t right : {-1, 0}) {
     for (const float softcap : {0.0f, 20.0f}) {
-      for (const int64_t key_heads : {2, 8}) {
+      // 64 heads of 8 tiles of keys: under a causal mask some start with late keys.
+      for (const int64_t key_heads : {2, 32}) {
         SCOPED_TRACE("right " + std::to_string(right) + ", softcap " + std::to_string(softcap) +
                      ", key-value heads " + std::to_string(key_heads));
         Case call = {.batch = 2,
-                     .heads = 8,
+                     .heads = key_heads == 2 ? 8 : 32,
                      .key_heads = key_heads,
                      .queries = 700,
                      .keys = 900,

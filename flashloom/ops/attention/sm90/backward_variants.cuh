@@ -7,29 +7,28 @@
 
 namespace flashloom::sm90 {
 
-template <class T, bool kExact>
-using Backward128 =
-    BackwardShape<T, BackwardForm{.dim = 128,
-                                  .queries = 64,
-                                  .swapped = false,
-                                  .late = false,
-                                  .early = kExact,
-                                  .lists = false,
-                                  .adjusts = false,
-                                  .exact = kExact,
-                                  .turns = kExact ? BackwardTurns::always : BackwardTurns::maybe}>;
+template <class T>
+using Backward128 = BackwardShape<T, BackwardForm{.dim = 128,
+                                                  .queries = 64,
+                                                  .swapped = false,
+                                                  .late = false,
+                                                  .early = false,
+                                                  .lists = false,
+                                                  .adjusts = false,
+                                                  .exact = false,
+                                                  .turns = BackwardTurns::maybe}>;
 /// 80 queries read keys and values a fifth less often from shared memory than 64.
-template <class T, bool kStays>
-using Backward128Fast = BackwardShape<T, BackwardForm{.dim = 128,
-                                                      .queries = 80,
-                                                      .swapped = true,
-                                                      .late = true,
-                                                      .early = false,
-                                                      .lists = false,
-                                                      .adjusts = false,
-                                                      .exact = true,
-                                                      .turns = BackwardTurns::never,
-                                                      .stays = kStays}>;
+template <class T, BackwardTurns kTurns, bool kStays>
+using Backward128Exact = BackwardShape<T, BackwardForm{.dim = 128,
+                                                       .queries = 80,
+                                                       .swapped = true,
+                                                       .late = true,
+                                                       .early = false,
+                                                       .lists = false,
+                                                       .adjusts = false,
+                                                       .exact = true,
+                                                       .turns = kTurns,
+                                                       .stays = kStays}>;
 /// Three panels of 32 columns leave room for 96 queries.
 template <class T, BackwardTurns kTurns>
 using Backward96 = BackwardShape<T, BackwardForm{.dim = 96,

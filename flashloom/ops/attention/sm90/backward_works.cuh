@@ -69,9 +69,8 @@ __device__ __forceinline__ void write_work(const BackwardParams& params, int32_t
     const int32_t first = section * order.section;
     const int32_t width = min(order.section, heads - first);
     // Late keys first: one head after the other.
-    const int32_t within = takes_turns<Shape>(params) && params.late_first
-                               ? (head - first) * own + tile
-                               : tile * width + head - first;
+    const int32_t within = starts_with_late_keys<Shape>(params, head) ? (head - first) * own + tile
+                                                                      : tile * width + head - first;
     params.works[first * tiles.all + width * tiles.before + within] = work;
   }
 }
