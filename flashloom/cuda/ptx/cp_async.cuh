@@ -12,6 +12,14 @@ __device__ __forceinline__ void cp_async_16(uint32_t target, const void* source,
                : "memory");
 }
 
+/// The same; the L2 cache fetches the whole 128-byte line. For rows whose lines others share.
+__device__ __forceinline__ void cp_async_16_of_line(uint32_t target, const void* source,
+                                                    bool exists) {
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target), "l"(source),
+               "r"(exists ? 16 : 0)
+               : "memory");
+}
+
 /// Ends a group of copies of this thread.
 __device__ __forceinline__ void cp_async_commit() {
   asm volatile("cp.async.commit_group;" ::: "memory");

@@ -155,6 +155,69 @@ __device__ __forceinline__ JoinedRow join_parts(const Params& params, const Join
   return joined;
 }
 
+/// Joins many items a thread, four at a time by two parts of each, whose loads are under way
+/// together; sums wait in shared memory for the short loop that writes results.
+template <class Shape, class Write>
+__device__ __forceinline__ void join_many(const Params& params, const Joint& joint,
+                                          const Share& share, float* memory, Write write) {
+  constexpr int kItems = 4;
+  constexpr int kOnce = 2;
+  const int32_t items = share.end - share.first;
+  auto* values = reinterpret_cast<float4*>(memory);
+  auto* stats = reinterpret_cast<RowStats*>(values + items);
+  static_assert(Shape::kRows * Shape::kDim / 4 * (sizeof(float4) + sizeof(RowStats)) <=
+                Shape::kBufferBytes);
+  const auto thread = static_cast<int32_t>(threadIdx.x);
+#pragma unroll 1
+  for (int32_t at = thread; at < items; at += kItems * Shape::kThreads) {
+    JoinedRow joined[kItems];
+#pragma unroll 1
+    for (int32_t part = 0; part < joint.parts; part += kOnce) {
+      RowStats part_stats[kItems][kOnce];
+      float4 part_value[kItems][kOnce];
+#pragma unroll
+      for (int p = 0; p < kOnce; ++p) {
+        const int32_t slot = joint.slot(part + p);
+#pragma unroll
+        for (int i = 0; i < kItems; ++i) {
+          part_stats[i][p] = {kNothing, 0};
+          part_value[i][p] = {0, 0, 0, 0};
+          const int32_t own = at + i * Shape::kThreads;
+          if (own < items && part + p < joint.parts) {
+            const int32_t item = share.first + own;
+            part_stats[i][p] = __ldcg(slot_stats<Shape>(params, slot) + item / (Shape::kDim / 4));
+            part_value[i][p] =
+                __ldcg(reinterpret_cast<const float4*>(slot_sums<Shape>(params, slot)) + item);
+          }
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kItems; ++i) {
+        joined[i].raise(fmaxf(part_stats[i][0].x, part_stats[i][1].x), params.unit);
+#pragma unroll
+        for (int p = 0; p < kOnce; ++p) {
+          joined[i].add(part_stats[i][p], part_value[i][p], params.unit);
+        }
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kItems; ++i) {
+      const int32_t own = at + i * Shape::kThreads;
+      if (own < items) {
+        values[own] = joined[i].value;
+        stats[own] = joined[i].total;
+      }
+    }
+  }
+#pragma unroll 1
+  for (int32_t at = thread; at < items; at += Shape::kThreads) {
+    JoinedRow joined;
+    joined.total = stats[at];
+    joined.value = values[at];
+    write(at, joined);
+  }
+}
+
 /// Joins a share of a unit's results. Where it has fewer items than the block has threads, groups
 /// of threads take parts in turn, and their sums are joined in shared memory.
 template <class Shape>
@@ -174,6 +237,10 @@ __device__ __forceinline__ void join_share(const Params& params, const Joint& jo
     const int32_t item = share.first + at;
     write_result<Shape>(params, joint.unit, rows, item / kColumns, item % kColumns * 4, joined);
   };
+  if (items > Shape::kThreads) {
+    join_many<Shape>(params, joint, share, memory, write);
+    return;
+  }
 #pragma unroll 1
   for (int32_t at = own_item; group < groups && at < items; at += Shape::kThreads) {
     const JoinedRow joined = join_parts<Shape>(params, joint, group, groups, share.first + at);

@@ -4,6 +4,7 @@
 #include "flashloom/ops/attention/decode/decode_boxes.cuh"
 #include "flashloom/ops/attention/decode/decode_join.cuh"
 #include "flashloom/ops/attention/decode/decode_merge.cuh"
+#include "flashloom/ops/attention/decode/decode_rows.cuh"
 #include "flashloom/ops/attention/decode/decode_work.cuh"
 
 namespace flashloom::decode {
@@ -21,88 +22,12 @@ __device__ __forceinline__ void team_sync(uint32_t team) {
   }
 }
 
-/// The rows of a warp: what they see, and their queries as operands.
+/// Tiles [first_tile, last_tile) of a unit, by one team that copies them itself; begins the count.
 template <class Shape>
-__device__ __forceinline__ void load_rows(const Params& params, const Unit& unit, const Work& work,
-                                          float* memory, RowState<Shape>& state) {
-  const uint32_t row_warp = threadIdx.x / 32 % Shape::kRowWarps;
-  const uint32_t lane = threadIdx.x % 32;
-  const char* q[2];
-  state.all_first = 0;
-  state.all_last = work.rows.keys;
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const auto index =
-        static_cast<int32_t>(unit.row_tile * Shape::kRows + row_warp * 16 + lane / 4 + r * 8);
-    const int32_t query = params.group.quotient(index);
-    const auto group = static_cast<int32_t>(params.group.divisor);
-    const int32_t head = (unit.key_head - query) * group + index;
-    Row& row = state.row[r];
-    row = {0, 0, 0, 0};
-    q[r] = nullptr;
-    if (query < work.rows.queries) {
-      row.first = work.first_key(query);
-      row.last = work.last_key(query);
-      q[r] = static_cast<const char*>(params.q) +
-             2 * (unit.sequence * params.q_sequence + head * params.q_head +
-                  (work.rows.query_first + query) * params.q_row + lane % 4 * 2);
-      state.all_first = max(state.all_first, row.first);
-      state.all_last = min(state.all_last, row.last);
-      if (params.alibi != nullptr) {
-        row.position = static_cast<float>(query + work.shift);
-        row.slope = params.alibi[unit.sequence * params.alibi_sequence + head * params.alibi_head] *
-                    1.4426950408889634f;
-      }
-    }
-  }
-  state.all_first = __reduce_max_sync(0xffffffffu, state.all_first);
-  state.all_last = __reduce_min_sync(0xffffffffu, state.all_last);
-  char* shared_q = reinterpret_cast<char*>(memory) + Shape::kBufferBytes;
-  if constexpr (!Shape::kWarpgroups) {
-    shared_q += row_warp * Shape::kDim * 32;
-  }
-  if constexpr (Shape::kWarpgroups) {
-    state.shared_q = cuda::shared_address(shared_q);
-  } else {
-    state.shared_q = shared_q;
-  }
-  if (Shape::kQueriesInShared && threadIdx.x >= Shape::kTeamThreads) {
-    return;  // the first team's warps store what all teams read
-  }
-#pragma unroll
-  for (int c = 0; c < Shape::kDim / 16; ++c) {
-    uint32_t words[4];
-#pragma unroll
-    for (int part = 0; part < 4; ++part) {
-      const int chunk = c * 2 + part / 2;
-      words[part] = q[part % 2] != nullptr && chunk < params.k.chunks
-                        ? *reinterpret_cast<const uint32_t*>(q[part % 2] + chunk * 16)
-                        : 0;
-      if constexpr (!Shape::kQueriesInShared) {
-        state.q[c][part] = words[part];
-      }
-    }
-    if constexpr (Shape::kQueriesInShared && Shape::kWarpgroups) {
-#pragma unroll
-      for (int part = 0; part < 4; ++part) {
-        *reinterpret_cast<uint32_t*>(
-            shared_q + cuda::swizzled_offset(row_warp * 16 + lane / 4 + part % 2 * 8,
-                                             (c * 2 + part / 2) * 8 + lane % 4 * 2, Shape::kRows)) =
-            words[part];
-      }
-    } else if constexpr (Shape::kQueriesInShared) {
-      reinterpret_cast<uint4*>(shared_q)[c * 32 + lane] = {words[0], words[1], words[2], words[3]};
-    }
-  }
-}
-
-/// Tiles [first_tile, last_tile) of a unit, by one team that copies them itself. begin() runs once,
-/// beside the first copies.
-template <class Shape, class Begin>
 __device__ __forceinline__ void attend_piece(const Params& params, const Unit& unit,
                                              const Work& work, int32_t first_tile,
                                              int32_t last_tile, float* memory,
-                                             RowState<Shape>& state, Begin begin) {
+                                             RowState<Shape>& state, CountStart count) {
   constexpr uint32_t kStageBytes = 2 * Shape::kTileBytes;
   const uint32_t team = threadIdx.x / Shape::kTeamThreads;
   const uint32_t buffers = cuda::shared_address(memory) + team * Shape::kTeamBytes;
@@ -110,15 +35,15 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
   // A unit without visible keys has one tile on the line and none to read.
   const int32_t end = work.first < work.last ? last_tile : first_tile;
   const int32_t own = first_tile + static_cast<int32_t>(team);
-  const int32_t count = own < end ? (end - own + Shape::kTeams - 1) / Shape::kTeams : 0;
+  const int32_t tiles = own < end ? (end - own + Shape::kTeams - 1) / Shape::kTeams : 0;
   // Teams at named barriers meet equally often: racecheck loses count otherwise.
   constexpr bool kNamed = Shape::kTeams > 1 && Shape::kRowWarps > 1;
-  const int32_t turns = kNamed ? (end - first_tile + Shape::kTeams - 1) / Shape::kTeams : count;
+  const int32_t turns = kNamed ? (end - first_tile + Shape::kTeams - 1) / Shape::kTeams : tiles;
   constexpr int32_t kStep = Shape::kTeams * Shape::kTileKeys;
   int32_t key = work.base + own * Shape::kTileKeys;  // of the tile that is worked on
   int32_t ahead = key;                               // of the tile that is loaded
   TilePages<Shape> pages;
-  if (count > 0) {
+  if (tiles > 0) {
     pages.fetch(params, copies, ahead);
   }
   uint32_t load_stage = buffers;
@@ -127,37 +52,40 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
     return current == buffers + (Shape::kStages - 1) * kStageBytes ? buffers
                                                                    : current + kStageBytes;
   };
+  count.look();
   state.clear();
+  if constexpr (!Shape::kQueriesInShared) {
+    // Before the copies: behind them they would wait for all of them.
+    load_rows<Shape>(params, unit, work, memory, state);
+  }
   // The first turns only load: one copy of the code that starts loads is fetched, not three.
 #pragma unroll 1
-  for (int32_t n = 1 - Shape::kStages; n < turns; ++n) {
+  for (int32_t n = -params.ahead; n < turns; ++n) {
     if (n >= 0) {
-      cuda::cp_async_wait<Shape::kStages - 2>();
+      if (Shape::kStages > 2 && params.ahead > 1) {
+        cuda::cp_async_wait<Shape::kStages - 2>();
+      } else {
+        cuda::cp_async_wait<0>();
+      }
       if constexpr (Shape::kWarpgroups) {
         cuda::fence_async_shared();  // copies of threads, read by wgmma
       }
       team_sync<Shape>(team);  // the tile is there, and the stage of the one before is free
     }
-    if (n + Shape::kStages - 1 < count) {
+    if (n + params.ahead < tiles) {
       load_tile<Shape>(params, copies, ahead, pages, load_stage);
       ahead += kStep;
-      if (n + Shape::kStages < count) {
+      if (n + params.ahead + 1 < tiles) {
         pages.fetch(params, copies, ahead);
       }
     }
     cuda::cp_async_commit();
     load_stage = next(load_stage);
-    if (n == -1) {  // beside the first copies
+    if (Shape::kQueriesInShared && n == -1) {  // beside the first copies
       load_rows<Shape>(params, unit, work, memory, state);
-      begin();
-      if constexpr (Shape::kQueriesInShared) {
-        if constexpr (Shape::kWarpgroups) {
-          cuda::fence_async_shared();
-        }
-        __syncthreads();
-      }
+      __syncthreads();
     }
-    if (n < 0 || (kNamed && n >= count)) {
+    if (n < 0 || (kNamed && n >= tiles)) {
       continue;
     }
     if constexpr (Shape::kWarpgroups) {
@@ -171,15 +99,16 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
     key += kStep;
     stage = next(stage);
   }
+  count.begin(params.nonce);  // not before: fences would wait for it
 }
 
 /// What a thread's role is in a piece of a unit; only teams have a state afterwards.
-template <class Shape, class Begin>
+template <class Shape>
 __device__ __forceinline__ void work_on_piece(const typename Shape::KernelParams& params,
                                               const Unit& unit, const Work& work,
                                               int32_t first_tile, int32_t last_tile, float* memory,
                                               Barriers<Shape>& barriers, Phases& phases,
-                                              RowState<Shape>& state, Begin begin) {
+                                              RowState<Shape>& state, CountStart count) {
   if constexpr (Shape::kProducer) {
     char* bytes = reinterpret_cast<char*>(memory);
     if (threadIdx.x >= Shape::kTeamsThreads) {
@@ -187,12 +116,13 @@ __device__ __forceinline__ void work_on_piece(const typename Shape::KernelParams
     } else {
       consume_piece<Shape>(params, work, first_tile, last_tile, bytes, barriers, phases, state,
                            [&] {
+                             count.look();
                              load_rows<Shape>(params, unit, work, memory, state);
-                             begin();
+                             count.begin(params.nonce);
                            });
     }
   } else {
-    attend_piece<Shape>(params, unit, work, first_tile, last_tile, memory, state, begin);
+    attend_piece<Shape>(params, unit, work, first_tile, last_tile, memory, state, count);
   }
 }
 
@@ -249,12 +179,10 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
   Phases phases = begin_barriers<Shape>(params, barriers);
   {
     RowState<Shape> state;
-    work_on_piece<Shape>(params, found.unit, found.work, found.begin, found.end, memory, barriers,
-                         phases, state, [&] {
-                           if (params.parts.divisor > 1 && threadIdx.x == 0) {
-                             begin_count(params.counters + found.index, params.nonce);
-                           }
-                         });
+    work_on_piece<Shape>(
+        params, found.unit, found.work, found.begin, found.end, memory, barriers, phases, state,
+        CountStart(params.parts.divisor > 1 && threadIdx.x == 0 ? params.counters + found.index
+                                                                : nullptr));
     const auto slot = static_cast<int32_t>(blockIdx.x);
     const bool whole = params.parts.divisor == 1;
     if constexpr (Shape::kTeams == 1) {
@@ -288,7 +216,14 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
   Phases phases = begin_barriers<Shape>(params, barriers);
   __shared__ RowStats stats[Shape::kTeams * Shape::kRows];
   __shared__ Unit shared_units[2];  // with other blocks: the stretch's first and last
-  Stretch stretch = find_stretch<Shape>(params);
+  auto* lengths = reinterpret_cast<int32_t*>(memory);
+  keep_lengths<Shape>(params, static_cast<int32_t>(threadIdx.x), Shape::kThreads, lengths);
+  __syncthreads();
+  Stretch stretch = find_stretch<Shape>(params, lengths);
+  if constexpr (Shape::kProducer) {
+    cuda::fence_async_shared();
+  }
+  __syncthreads();  // the lengths' place becomes the keys'
   const Line& line = stretch.line;
   if (stretch.begin >= stretch.end) {
     return;
@@ -308,12 +243,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
       const int32_t slot = line.slot(static_cast<int32_t>(blockIdx.x), unit.start);
       {
         RowState<Shape> state;
-        work_on_piece<Shape>(params, unit, work, first_tile, last_tile, memory, barriers, phases,
-                             state, [&] {
-                               if (!whole && threadIdx.x == 0) {
-                                 begin_count(unit_counter(params, unit), params.nonce);
-                               }
-                             });
+        work_on_piece<Shape>(
+            params, unit, work, first_tile, last_tile, memory, barriers, phases, state,
+            CountStart(!whole && threadIdx.x == 0 ? unit_counter(params, unit) : nullptr));
         if constexpr (Shape::kTeams == 1) {
           if (whole) {
             write_whole<Shape>(params, unit, work, state);

@@ -35,6 +35,14 @@ inline int64_t multiprocessors(const Device& device) {
   return count;
 }
 
+/// Whether units are cut into equal parts: all have the host's lengths, or the caller says so.
+inline bool cuts_units(const AttentionOptions& options) {
+  const AttentionSequences& sequences = options.sequences;
+  const bool uniform =
+      !sequences.cu_query && !sequences.cu_key && !sequences.used_query && !sequences.used_key;
+  return uniform || options.execution.splits > 0;
+}
+
 template <class Shape>
 Plan make_plan(const AttentionInputs& inputs, const AttentionOptions& options) {
   // More parts than this have nothing left to share, and their counts fit 16 bits.
@@ -64,11 +72,8 @@ Plan make_plan(const AttentionInputs& inputs, const AttentionOptions& options) {
   const int64_t filled = std::max<int64_t>(
       1, static_cast<int64_t>(static_cast<float>(multiprocessors(inputs.q.device)) *
                               options.execution.multiprocessor_share));
-  const AttentionSequences& sequences = options.sequences;
-  const bool uniform =
-      !sequences.cu_query && !sequences.cu_key && !sequences.used_query && !sequences.used_key;
   plan.tiles_block = kTilesBlock;
-  if (uniform || options.execution.splits > 0) {
+  if (cuts_units(options)) {
     const int64_t least = filled / plan.units;
     plan.parts = least * plan.units * 4 >= filled * 3 ? least : least + 1;
     plan.parts = std::min(plan.parts, ceil_div(tiles, plan.units * kTilesBlock));
@@ -247,8 +252,11 @@ int64_t blocks_at_once(const Device& device) {
 
 /// Launches a kernel of a shape; `together`: all blocks at once or not at all.
 template <class Shape, auto kKernel>
-void launch_kernel(int64_t blocks, bool together, const typename Shape::KernelParams& params,
-                   cudaStream_t stream, const char* name) {
+void launch_kernel(const Device& device, int64_t blocks, bool together,
+                   typename Shape::KernelParams params, cudaStream_t stream, const char* name) {
+  // More under way than about 64 KB a multiprocessor, which its share of the memory needs, makes
+  // the memory slower.
+  params.ahead = Shape::kResident > 1 && blocks > multiprocessors(device) ? 1 : Shape::kStages - 1;
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeCooperative;
   attribute.val.cooperative = 1;
@@ -283,18 +291,24 @@ void launch_decode(const AttentionOutputs& outputs, const AttentionInputs& input
   params.slot_floats = static_cast<int32_t>(plan.slot_floats);
   params.nonce = next_nonce();
   cuda::prepare_debug(stream);
-  if (plan.parts > 0) {
-    constexpr auto kParts = &attention_decode_parts_kernel<Shape>;
-    const bool meets =
-        plan.blocks <= blocks_at_once<Shape, kParts>(inputs.q.device) && plan.parts > 1;
-    params.meets = meets ? 1 : 0;
-    launch_kernel<Shape, kParts>(plan.blocks, meets, params, stream,
-                                 "attention_decode_parts_kernel");
-  } else {
-    constexpr auto kLine = &attention_decode_line_kernel<Shape>;
-    const int64_t blocks = std::min(plan.blocks, blocks_at_once<Shape, kLine>(inputs.q.device));
-    params.meets = 1;
-    launch_kernel<Shape, kLine>(blocks, true, params, stream, "attention_decode_line_kernel");
+  const Device& device = inputs.q.device;
+  if constexpr ((Shape::kCuts & kParts) != 0) {
+    if (plan.parts > 0) {
+      constexpr auto kKernel = &attention_decode_parts_kernel<Shape>;
+      const bool meets = plan.blocks <= blocks_at_once<Shape, kKernel>(device) && plan.parts > 1;
+      params.meets = meets ? 1 : 0;
+      launch_kernel<Shape, kKernel>(device, plan.blocks, meets, params, stream,
+                                    "attention_decode_parts_kernel");
+    }
+  }
+  if constexpr ((Shape::kCuts & kLine) != 0) {
+    if (plan.parts == 0) {
+      constexpr auto kKernel = &attention_decode_line_kernel<Shape>;
+      const int64_t blocks = std::min(plan.blocks, blocks_at_once<Shape, kKernel>(device));
+      params.meets = 1;
+      launch_kernel<Shape, kKernel>(device, blocks, true, params, stream,
+                                    "attention_decode_line_kernel");
+    }
   }
 }
 

@@ -28,6 +28,7 @@ struct Params {
   Divisor row_tile_count, key_heads;  // of a block's number
   int32_t meets;        // all blocks run at once, so that those of a unit may wait for each other
   int32_t tiles_block;  // fewest tiles of keys a stretch
+  int32_t ahead;        // tiles a team has under way: 1, or kStages - 1
 
   const void* q;
   int64_t q_sequence, q_head, q_row;  // elements
@@ -76,13 +77,16 @@ struct MappedParams : Params {
   int32_t keys_packed;  // one sequence behind the other, without a dimension of their own
 };
 
+/// How a call's work is cut: each unit into parts, or the line of all into stretches.
+enum Cut : uint8_t { kParts = 1, kLine = 2, kEither = 3 };
+
 /// What a kernel is compiled for. A team of kRowWarps warps, 16 rows each, walks its own tiles of
 /// keys through its own kStages buffers; the kTeams teams of a block take tiles in turn. Teams of
 /// four warps are warpgroups and multiply by wgmma up to 128 columns, all others by mma.sync. Teams
 /// copy their own tiles, or, with kHasProducer, one more warp has the copy engine fetch those of
 /// all.
 template <class T, int kDimension, int kRowWarpCount, int kTeamCount, int kKeySteps,
-          int kStageCount, int kResidentBlocks, bool kHasProducer = false>
+          int kStageCount, int kResidentBlocks, bool kHasProducer = false, Cut kCutsOnly = kEither>
 struct Shape {
   using Type = T;
   static constexpr int kDim = kDimension;
@@ -98,6 +102,7 @@ struct Shape {
   static constexpr int kTileKeys = 16 * kSteps;
   static constexpr int kTeamThreads = 32 * kRowWarps;
   static constexpr bool kProducer = kHasProducer;
+  static constexpr Cut kCuts = kCutsOnly;
   static constexpr int kTeamsThreads = kTeams * kTeamThreads;
   static constexpr int kThreads = kTeamsThreads + (kProducer ? 32 : 0);
   static constexpr int kChunks = kDim / 8;  // of 16 bytes
@@ -108,15 +113,14 @@ struct Shape {
   static constexpr int kPieceBytes = kRowWarps == 4 ? 128 << 10 : 64 << 10;
   static constexpr int kPieceTiles = kPieceBytes > 2 * kTileBytes ? kPieceBytes / (2 * kTileBytes)
                                                                   : 1;
-  // Threads that copy a row side by side, rows that a team copies at once, and how often it does.
-  static constexpr int kWidth = kDim == 96 ? 4 : kDim % 128 == 64 ? 8 : kChunks;
-  static constexpr int kRowsOnce = kTeamThreads / kWidth;
+  // A team copies a tile a row behind the other, a chunk a thread. One turn of its threads is whole
+  // rows, or, of 12 or 24 chunks, three are; then it goes on kRowsOnce rows further.
+  static constexpr int kTurns = kChunks % 3 == 0 ? 3 : 1;
+  static constexpr int kRowsOnce = kTurns * kTeamThreads / kChunks;
   static constexpr int kRowSteps = kTileKeys / kRowsOnce;
-  // From a row of a tile to the next, from a panel of 64 columns to the next (wgmma), and from a
-  // thread's chunk of a row to its next.
+  // From a row of a tile to the next, and from a panel of 64 columns to the next (wgmma).
   static constexpr int kRowBytes = kWarpgroups ? 128 : kDim * 2;
   static constexpr int kPanelBytes = kTileKeys * 128;
-  static constexpr int kColumnBytes = kWarpgroups ? kWidth / 8 * kPanelBytes : kWidth * 16;
   // The teams' sums before they are joined: rows of f32, padded so that stores of two columns by
   // eight rows meet no bank twice. They lie where the keys were.
   static constexpr int kSumPitch = kDim + 8;
@@ -128,7 +132,7 @@ struct Shape {
   static constexpr bool kQueriesInShared = kDim > (kProducer ? 64 : 128);
   static constexpr int kSharedBytes = kBufferBytes + (kQueriesInShared ? kRows * kDim * 2 : 0);
   using KernelParams = std::conditional_t<kProducer, MappedParams, Params>;
-  static_assert(kTileKeys % kRowsOnce == 0 && kChunks % kWidth == 0);
+  static_assert(kTileKeys % kRowsOnce == 0 && kTurns * kTeamThreads % kChunks == 0);
   static_assert(!kWarpgroups || (kDim % 64 == 0 && kBufferBytes % 1024 == 0));
 };
 

@@ -138,6 +138,34 @@ TEST_F(AttentionDecodeGpu, ManySequencesOfAnyLength) {
   }
 }
 
+// Blocks share units of 64 rows: each joins more items than it has threads.
+TEST_F(AttentionDecodeGpu, StretchesOfManyRows) {
+  for (const int64_t dim : {64, 72, 128, 192, 256}) {
+    for (const int64_t page_size : {0, 24}) {
+      SCOPED_TRACE(std::to_string(dim) + " " + std::to_string(page_size));
+      check({.batch = 7,
+             .heads = 4,
+             .key_heads = 1,
+             .queries = 16,
+             .keys = 3000,
+             .dim = dim,
+             .page_size = page_size,
+             .used_key = {3000, 1, 640, 2999, 0, 129, 1500}});
+    }
+  }
+}
+
+// A block's shared memory holds the lengths of 24,576 sequences at 128 columns.
+TEST_F(AttentionDecodeGpu, MoreSequencesThanABlockKeeps) {
+  for (const int64_t batch : {24'576, 24'577}) {
+    std::vector<int32_t> used(static_cast<size_t>(batch));
+    for (size_t i = 0; i < used.size(); ++i) {
+      used[i] = static_cast<int32_t>(i * 7 % 4);
+    }
+    check({.batch = batch, .heads = 1, .key_heads = 1, .keys = 3, .used_key = used});
+  }
+}
+
 TEST_F(AttentionDecodeGpu, PagesOfAnySize) {
   for (const int64_t page_size : {1, 2, 3, 8, 15, 16, 17, 24, 48, 64, 100, 128, 4096}) {
     for (const int64_t keys : {1, 130, 1025}) {

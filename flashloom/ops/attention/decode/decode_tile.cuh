@@ -16,42 +16,51 @@ __device__ __forceinline__ uint32_t swizzle(uint32_t row) {
   return (kDim % 64 == 0 ? row & 7 : (row >> 1) & 3) * 16;
 }
 
-/// A thread's view of the keys of one (sequence, key-value head): the row of a tile and the chunk
-/// of it that it copies first.
+/// A chunk of a tile that a thread copies, and where it lies in a stage.
+template <class Shape>
+struct TileChunk {
+  int32_t row, chunk;
+  uint32_t target;
+
+  /// The thread's chunk in its turn `turn` of those that together are whole rows.
+  __device__ __forceinline__ explicit TileChunk(int turn) {
+    const uint32_t place = threadIdx.x % Shape::kTeamThreads + turn * Shape::kTeamThreads;
+    const uint32_t own_row = place / Shape::kChunks;
+    const uint32_t own_chunk = place % Shape::kChunks;
+    row = static_cast<int32_t>(own_row);
+    chunk = static_cast<int32_t>(own_chunk);
+    target = own_row * Shape::kRowBytes;
+    if constexpr (Shape::kWarpgroups) {
+      target += own_chunk / 8 * Shape::kPanelBytes +
+                ((own_chunk % 8 * 16) ^ swizzle<Shape::kDim>(own_row));
+    } else {
+      target += (own_chunk * 16) ^ swizzle<Shape::kDim>(own_row);
+    }
+  }
+};
+
+/// A team's view of the keys of one (sequence, key-value head).
 struct KeyCopies {
   const char* k;
   const char* v;
   const int32_t* pages;  // of the sequence; null without a page table
   int32_t first, last;   // keys outside are not read; they become zeros
-  int32_t row;
-  uint32_t target;  // in a stage, before the swizzle's part of it
-  uint32_t swizzled;
   bool regular;  // a tile's keys lie one behind the other: no pages, or pages of whole tiles
 };
 
 template <class Shape>
 __device__ __forceinline__ KeyCopies key_copies(const Params& params, const Unit& unit,
                                                 const Work& work) {
-  const uint32_t thread = threadIdx.x % Shape::kTeamThreads;
-  const uint32_t row = thread / Shape::kWidth;
-  const uint32_t chunk = thread % Shape::kWidth;
   const bool paged = params.pages != nullptr;
   const int64_t sequence = paged ? 0 : unit.sequence;
   KeyCopies copies;
   copies.k = params.k.data + sequence * params.k.sequence + unit.key_head * params.k.head +
-             work.rows.key_first * params.k.row + chunk * 16;
+             work.rows.key_first * params.k.row;
   copies.v = params.v.data + sequence * params.v.sequence + unit.key_head * params.v.head +
-             work.rows.key_first * params.v.row + chunk * 16;
+             work.rows.key_first * params.v.row;
   copies.pages = paged ? params.pages + unit.sequence * params.pages_sequence : nullptr;
   copies.first = work.first;
   copies.last = work.last;
-  copies.row = static_cast<int32_t>(row);
-  copies.target = row * Shape::kRowBytes;
-  copies.swizzled = (chunk * 16) ^ swizzle<Shape::kDim>(row);
-  if constexpr (Shape::kWarpgroups) {
-    copies.target += chunk / 8 * Shape::kPanelBytes;
-    copies.swizzled &= 127;
-  }
   copies.regular = !paged || params.page_size.divisor % Shape::kTileKeys == 0;
   return copies;
 }
@@ -75,7 +84,7 @@ __device__ __forceinline__ int32_t row_in_page(const Params& params, int32_t key
 /// tile of regular copies. Fetched a tile ahead of their use, all at once: each is a round trip.
 template <class Shape>
 struct TilePages {
-  int32_t entry[Shape::kRowSteps];
+  int32_t entry[Shape::kRowSteps * Shape::kTurns];
 
   __device__ __forceinline__ void fetch(const Params& params, const KeyCopies& copies,
                                         int32_t tile_key) {
@@ -88,16 +97,17 @@ struct TilePages {
       return;
     }
 #pragma unroll
-    for (int step = 0; step < Shape::kRowSteps; ++step) {
-      const int32_t key = copied_key(copies, tile_key, step);
-      entry[step] = copies.pages[params.page_size.quotient(key)];
+    for (int i = 0; i < Shape::kRowSteps * Shape::kTurns; ++i) {
+      const int32_t row = TileChunk<Shape>(i % Shape::kTurns).row;
+      const int32_t key = copied_key(copies, tile_key + row, i / Shape::kTurns);
+      entry[i] = copies.pages[params.page_size.quotient(key)];
     }
   }
 
   /// The key whose row is copied in a step, or the nearest one that may be read.
-  static __device__ __forceinline__ int32_t copied_key(const KeyCopies& copies, int32_t tile_key,
+  static __device__ __forceinline__ int32_t copied_key(const KeyCopies& copies, int32_t first_key,
                                                        int step) {
-    return min(max(tile_key + copies.row + step * Shape::kRowsOnce, copies.first), copies.last - 1);
+    return min(max(first_key + step * Shape::kRowsOnce, copies.first), copies.last - 1);
   }
 };
 
@@ -106,31 +116,27 @@ template <class Shape>
 __device__ __forceinline__ void load_tile(const Params& params, const KeyCopies& copies,
                                           int32_t tile_key, const TilePages<Shape>& pages,
                                           uint32_t stage) {
-  constexpr int kColumnSteps = Shape::kChunks / Shape::kWidth;
-  const uint32_t thread = threadIdx.x % Shape::kTeamThreads;
-  const int32_t key = tile_key + copies.row;
-  const auto chunk = static_cast<int32_t>(thread % Shape::kWidth);
   const auto visible = static_cast<uint32_t>(copies.last - copies.first);
-  const auto copy_row = [&](int step, const char* k, const char* v) {
-    const bool exists =
-        static_cast<uint32_t>(key + step * Shape::kRowsOnce - copies.first) < visible;
-    const uint32_t target = stage + copies.target +
-                            (copies.swizzled ^ swizzle<Shape::kDim>(step * Shape::kRowsOnce)) +
+  const auto copy_chunk = [&](const TileChunk<Shape>& own, int step, const char* k, const char* v) {
+    const bool exists = static_cast<uint32_t>(tile_key + own.row + step * Shape::kRowsOnce -
+                                              copies.first) < visible;
+    const uint32_t target = stage + (own.target ^ swizzle<Shape::kDim>(step * Shape::kRowsOnce)) +
                             step * Shape::kRowsOnce * Shape::kRowBytes;
-#pragma unroll
-    for (int c = 0; c < kColumnSteps; ++c) {
-      const int offset = c * Shape::kWidth;
-      const uint32_t column = target + c * Shape::kColumnBytes;
-      cuda::cp_async_16(column, k + offset * 16, exists && chunk + offset < params.k.chunks);
-      cuda::cp_async_16(column + Shape::kTileBytes, v + offset * 16,
-                        exists && chunk + offset < params.v.chunks);
-    }
+    const auto copy = [](uint32_t to, const char* from, bool is_there) {
+      if constexpr (Shape::kRowBytes % 128 != 0) {
+        cuda::cp_async_16_of_line(to, from, is_there);  // heads share lines
+      } else {
+        cuda::cp_async_16(to, from, is_there);
+      }
+    };
+    copy(target, k + own.chunk * 16, exists && own.chunk < params.k.chunks);
+    copy(target + Shape::kTileBytes, v + own.chunk * 16, exists && own.chunk < params.v.chunks);
   };
   if (copies.regular) {
-    int32_t row = key;
+    int32_t row = tile_key;
     int32_t page = 0;
     if (copies.pages != nullptr) {
-      row = row_in_page(params, tile_key) + copies.row;
+      row = row_in_page(params, tile_key);
       page = checked_page(params, pages.entry[0]);
     }
     const char* k = copies.k + page * params.k.sequence + row * params.k.row;
@@ -139,17 +145,24 @@ __device__ __forceinline__ void load_tile(const Params& params, const KeyCopies&
     const int64_t v_step = Shape::kRowsOnce * params.v.row;
 #pragma unroll
     for (int step = 0; step < Shape::kRowSteps; ++step) {
-      copy_row(step, k, v);
+#pragma unroll
+      for (int turn = 0; turn < Shape::kTurns; ++turn) {
+        const TileChunk<Shape> own(turn);
+        copy_chunk(own, step, k + own.row * params.k.row, v + own.row * params.v.row);
+      }
       k += k_step;
       v += v_step;
     }
   } else {
 #pragma unroll
-    for (int step = 0; step < Shape::kRowSteps; ++step) {
-      const int32_t page = checked_page(params, pages.entry[step]);
-      const int32_t row = row_in_page(params, TilePages<Shape>::copied_key(copies, tile_key, step));
-      copy_row(step, copies.k + page * params.k.sequence + row * params.k.row,
-               copies.v + page * params.v.sequence + row * params.v.row);
+    for (int i = 0; i < Shape::kRowSteps * Shape::kTurns; ++i) {
+      const TileChunk<Shape> own(i % Shape::kTurns);
+      const int step = i / Shape::kTurns;
+      const int32_t page = checked_page(params, pages.entry[i]);
+      const int32_t row =
+          row_in_page(params, TilePages<Shape>::copied_key(copies, tile_key + own.row, step));
+      copy_chunk(own, step, copies.k + page * params.k.sequence + row * params.k.row,
+                 copies.v + page * params.v.sequence + row * params.v.row);
     }
   }
 }

@@ -145,9 +145,27 @@ __device__ __forceinline__ Part find_part(const Params& params) {
   return own;
 }
 
+/// Sequences whose lengths on the line a block keeps in shared memory, where keys come later.
+template <class Shape>
+inline constexpr int32_t kKeptLengths = Shape::kBufferBytes / 4;
+
+/// Finds the lengths on the line of all sequences, each by one lane of the block's warps that take
+/// part: they are behind a memory's latency. A barrier follows.
+template <class Shape>
+__device__ __forceinline__ void keep_lengths(const Params& params, int32_t thread, int32_t threads,
+                                             int32_t* lengths) {
+  const int32_t count = params.source.sequences;
+  if (count <= kKeptLengths<Shape>) {
+#pragma unroll 1
+    for (int32_t i = thread; i < count; i += threads) {
+      lengths[i] = sequence_length<Shape>(params, i);
+    }
+  }
+}
+
 /// A block's stretch of the line. Called by whole warps, which all find the same.
 template <class Shape>
-__device__ __forceinline__ Stretch find_stretch(const Params& params) {
+__device__ __forceinline__ Stretch find_stretch(const Params& params, const int32_t* lengths) {
   const auto lane = static_cast<int32_t>(threadIdx.x % 32);
   const auto block = static_cast<int32_t>(blockIdx.x);
   const int32_t count = params.source.sequences;
@@ -158,7 +176,11 @@ __device__ __forceinline__ Stretch find_stretch(const Params& params) {
     int32_t sum = 0;
 #pragma unroll 1
     for (int32_t base = 0; base < count; base += 32) {
-      const int32_t own = base + lane < count ? sequence_length<Shape>(params, base + lane) : 0;
+      int32_t own = 0;
+      if (base + lane < count) {
+        own = count <= kKeptLengths<Shape> ? lengths[base + lane]
+                                           : sequence_length<Shape>(params, base + lane);
+      }
       int32_t end = own;
 #pragma unroll
       for (int step = 1; step < 32; step *= 2) {
@@ -222,13 +244,26 @@ __device__ __forceinline__ unsigned long long* unit_counter(const Params& params
 // own, longer than a small decode takes): memory that a caller hands in carries a random 48-bit
 // number by chance only, and a replayed graph finds what the launch before it left, 0.
 
-/// Begins a count; every block calls it before it arrives.
-__device__ __forceinline__ void begin_count(unsigned long long* counter, unsigned long long nonce) {
-  unsigned long long seen = *static_cast<volatile unsigned long long*>(counter);
-  while ((seen >> 16) != nonce) {
-    const unsigned long long before = atomicCAS(counter, seen, nonce << 16);
-    seen = before == seen ? nonce << 16 : before;
+/// Begins a count; one thread of every block does before it arrives. Each step is a trip to the
+/// memory that the thread need not wait for.
+struct CountStart {
+  unsigned long long* counter;  // null for threads and pieces without one
+  unsigned long long seen = 0;
+
+  __device__ __forceinline__ explicit CountStart(unsigned long long* begun) : counter(begun) {}
+
+  __device__ __forceinline__ void look() {
+    if (counter != nullptr) {
+      seen = *static_cast<volatile unsigned long long*>(counter);
+    }
   }
-}
+
+  /// Between the look and this only another block can have changed the counter, which has begun it.
+  __device__ __forceinline__ void begin(unsigned long long nonce) const {
+    if (counter != nullptr && (seen >> 16) != nonce) {
+      atomicCAS(counter, seen, nonce << 16);
+    }
+  }
+};
 
 }  // namespace flashloom::decode
