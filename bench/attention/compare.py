@@ -305,7 +305,7 @@ def main():
             rows += dense_row(attention, 16384 // seq, 32, 8, seq, 128, True)
     if options.decode:
         from decode import decode_rows
-        rows += decode_rows(attention, fa3)
+        rows += decode_rows(attention, fa3, fa4)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(rows, file, indent=1)

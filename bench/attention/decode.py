@@ -1,4 +1,5 @@
-"""Decoding beside FlashAttention-3 and beside reading alone. Used by compare.py --decode.
+"""Decoding beside FlashAttention-3, where the cache has pages beside FlashAttention-4, and beside
+reading alone. Used by compare.py --decode.
 
 Every call is timed inside CUDA graphs, so that no host overhead counts; the calls of a graph walk
 several caches of more than 400 MB together, so that none lies in the 50 MB of the L2 cache; graphs
@@ -85,7 +86,7 @@ def reference(q, k, v, length):
     return out
 
 
-def decode_row(attention, fa3, batch, cache, heads, group, dim, queries, page, ragged):
+def decode_row(attention, fa3, fa4, batch, cache, heads, group, dim, queries, page, ragged):
     torch.cuda.empty_cache()
     options = dict(device="cuda", dtype=torch.bfloat16)
     lengths = torch.full((batch,), cache, device="cuda", dtype=torch.int32)
@@ -123,6 +124,15 @@ def decode_row(attention, fa3, batch, cache, heads, group, dim, queries, page, r
     contestants = {"flashloom": ours}
     if fa3 and not page:  # the wheel is built without pages
         contestants["fa3"] = peers
+    if fa4 and page:
+        paged = [lambda kv=kv: fa4._flash_attn_fwd(q, kv[0], kv[1], page_table=table,
+                                                   seqused_k=lengths, causal=True)
+                 for kv in caches]
+        try:
+            paged[0]()
+            contestants["fa4"] = paged
+        except Exception as error:  # a peer that refuses pages leaves the row to the others
+            print("without fa4:", repr(error)[:200], flush=True)
     # As many bytes as the call uses, read in the order of memory by the best of these grids.
     words = [kv.view(torch.int32).flatten()[:used // 4] for kv in caches]
     target = torch.empty(4096, device="cuda", dtype=torch.int32)
@@ -137,14 +147,16 @@ def decode_row(attention, fa3, batch, cache, heads, group, dim, queries, page, r
     read = max(rate for name, rate in rates.items() if name.startswith("read"))
     row = dict(B=batch, cache=cache, H=heads, G=group, D=dim, Q=queries, page=page, ragged=ragged,
                microseconds=round(1e3 * times["flashloom"], 1), flashloom=round(rates["flashloom"]),
-               fa3=round(rates["fa3"]) if "fa3" in rates else None, read=round(read),
+               fa3=round(rates["fa3"]) if "fa3" in rates else None,
+               fa4=round(rates["fa4"]) if "fa4" in rates else None, read=round(read),
                over_fa3=round(rates["flashloom"] / rates["fa3"], 3) if "fa3" in rates else None,
+               over_fa4=round(rates["flashloom"] / rates["fa4"], 3) if "fa4" in rates else None,
                over_read=round(rates["flashloom"] / read, 3), error=round(error, 5))
     print(json.dumps(row), flush=True)
     return row
 
 
-def decode_rows(attention, fa3):
+def decode_rows(attention, fa3, fa4=None):
     stream = torch.cuda.Stream()
     rows = []
     with torch.cuda.stream(stream):  # graphs are captured on the stream of the prepared calls
@@ -152,7 +164,7 @@ def decode_rows(attention, fa3):
         print(f"copy of 2 GiB: {copy:.0f} GB/s read and written", flush=True)
         for case in CASES:
             try:
-                rows.append(dict(decode_row(attention, fa3, *case), copy=round(copy)))
+                rows.append(dict(decode_row(attention, fa3, fa4, *case), copy=round(copy)))
             except Exception as error:  # a peer that refuses a shape leaves the others their row
                 print("failed:", case, repr(error)[:200], flush=True)
     return rows

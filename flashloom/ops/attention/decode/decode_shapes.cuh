@@ -36,7 +36,7 @@ auto with_shape(const AttentionInputs& inputs, const AttentionOptions& options, 
   if (dim <= 64 && box_rows(inputs, options.sequences, 64) > 0) {
     return visitor.template operator()<ManyRowsFetched<T, 64, 2, 4, 6, 1>>();
   }
-  // Two blocks of one team begin and end sooner than one block of two, which has half the pieces.
+  // One block of two teams has half the pieces of two blocks of one, which begin and end sooner.
   if (dim > 64 && dim <= 128 && !cuts_units(options)) {
     return visitor.template operator()<ManyRows<T, 128, 2, 4, 2, 1, kLine>>();
   }
