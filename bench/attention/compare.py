@@ -1,6 +1,6 @@
 """Checks Flashloom's attention on a GPU against float64, then times it beside its peers.
 
-Usage: compare.py LIBRARY [--check] [--dense] [--decode] [--json FILE]
+Usage: compare.py LIBRARY [--check] [--dense] [--decode [--fa4-pages]] [--json FILE]
 
 Rates in TFLOP/s of visible pairs: forward 4 D a pair and head, backward 2.5 times that. Peers run
 in the same rounds, in turn; the figure is the median of five rounds.
@@ -281,6 +281,8 @@ def main():
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--dense", action="store_true")
     parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--fa4-pages", action="store_true",
+                        help="FlashAttention-4 beside --decode's pages; it compiles each shape")
     parser.add_argument("--json")
     options = parser.parse_args()
     torch.manual_seed(int(time.time()))
@@ -305,7 +307,7 @@ def main():
             rows += dense_row(attention, 16384 // seq, 32, 8, seq, 128, True)
     if options.decode:
         from decode import decode_rows
-        rows += decode_rows(attention, fa3, fa4)
+        rows += decode_rows(attention, fa3, fa4 if options.fa4_pages else None)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(rows, file, indent=1)
