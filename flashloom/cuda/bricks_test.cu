@@ -80,7 +80,7 @@ TEST(Bricks, TeamsMeetAsOftenAsTheyLike) {
 // A 16 x 16 tile from fragments to shared memory with stmatrix and back with ldmatrix, straight and
 // transposed.
 __global__ void matrix_moves_kernel(const uint16_t* in, uint16_t* stored, uint16_t* loaded,
-                                    uint16_t* transposed) {
+                                    uint16_t* transposed, uint16_t* turned) {
   __shared__ __align__(1024) unsigned char tile[16 * kPanelRowBytes];
   const uint32_t lane = threadIdx.x;
   const auto pair = [&](uint32_t row, uint32_t column) {
@@ -111,6 +111,12 @@ __global__ void matrix_moves_kernel(const uint16_t* in, uint16_t* stored, uint16
     transposed[row * 16 + column] = static_cast<uint16_t>(words[i]);
     transposed[(row + 1) * 16 + column] = static_cast<uint16_t>(words[i] >> 16);
   }
+  __syncwarp();
+  // The matrix beside the first becomes that below it.
+  stmatrix_x4_transposed(address, pair(g, t), pair(g, t + 8), pair(g + 8, t), pair(g + 8, t + 8));
+  __syncwarp();
+  reinterpret_cast<uint4*>(turned)[lane] =
+      load_shared_16(shared_address(tile) + swizzled_offset(lane / 2, lane % 2 * 8, 16));
 }
 
 TEST(Bricks, MatrixMovesKeepEveryElement) {
@@ -123,10 +129,17 @@ TEST(Bricks, MatrixMovesKeepEveryElement) {
   const Buffer<uint16_t> stored(std::vector<uint16_t>(256, 0));
   const Buffer<uint16_t> loaded(std::vector<uint16_t>(256, 0));
   const Buffer<uint16_t> transposed(std::vector<uint16_t>(256, 0));
-  matrix_moves_kernel<<<1, 32>>>(in.data(), stored.data(), loaded.data(), transposed.data());
+  const Buffer<uint16_t> turned(std::vector<uint16_t>(256, 0));
+  matrix_moves_kernel<<<1, 32>>>(in.data(), stored.data(), loaded.data(), transposed.data(),
+                                 turned.data());
   EXPECT_EQ(stored.read(), values);
   EXPECT_EQ(loaded.read(), values);
   EXPECT_EQ(transposed.read(), values);
+  std::vector<uint16_t> expected(256);
+  for (size_t i = 0; i < 256; ++i) {
+    expected[i % 16 * 16 + i / 16] = values[i];
+  }
+  EXPECT_EQ(turned.read(), expected);
 }
 
 template <class T>

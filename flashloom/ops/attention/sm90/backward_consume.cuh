@@ -7,6 +7,7 @@
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/ops/attention/sm90/backward_places.cuh"
 #include "flashloom/ops/attention/sm90/backward_produce.cuh"
+#include "flashloom/ops/attention/sm90/backward_results.cuh"
 #include "flashloom/ops/attention/sm90/backward_score.cuh"
 #include "flashloom/ops/attention/sm90/backward_tile.cuh"
 
@@ -43,8 +44,8 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
   /// dk and dv of this thread's places, unscaled, of one tile of keys; `parity` of its K and V.
   __device__ __forceinline__ void run(const BackwardParams& params, const BackwardWork& work,
                                       const BackwardShared<Shape>& shared, int32_t group,
-                                      uint32_t parity, float (&dk)[kDim / 2],
-                                      float (&dv)[kDim / 2]) {
+                                      uint32_t parity, float (&dk)[kDim / 2], float (&dv)[kDim / 2],
+                                      const BackwardMaps& maps) {
     using namespace cuda;
     const uint32_t thread = threadIdx.x % 128;
     const uint32_t lane = threadIdx.x % 32;
@@ -65,7 +66,9 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
     bool more = work.begin < work.end;
     if (more || Shape::kStays) {
       mbarrier_wait(&barriers.k_full, parity, {"a consumer", "k_full"});
-      mbarrier_wait(&barriers.v_full, parity, {"a consumer", "v_full"});
+      if constexpr (!Shape::kSendsInPlace) {  // there it is the last to come
+        mbarrier_wait(&barriers.v_full, parity, {"a consumer", "v_full"});
+      }
       if constexpr (Shape::kLists) {
         mbarrier_wait(&barriers.q_full[0], 0, {"a consumer", "q_full"});
         more = barriers.steps[0].t >= 0;
@@ -73,21 +76,29 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
         walk.start(params, work);
       }
     }
-    // From registers.
-    auto store_sums = [&] {
-      const int64_t batch = problem.cu_key != nullptr ? 0 : work.batch;
-      const int32_t rows = sequence.key_rows;
-      // Sums of rows that are stored but not used are those of nothing.
-      store_rows<T, kDim>(dk, params.scale, params.dk, batch, work.head, sequence.key_first,
-                          find_key(), rows, rows, params.accumulate, !Shape::kExact, params.columns,
+    // From registers. Sums of rows that are stored but not used are those of nothing.
+    auto store_dk = [&] {
+      store_rows<T, kDim>(dk, params.scale, params.dk, problem.cu_key != nullptr ? 0 : work.batch,
+                          work.head, sequence.key_first, find_key(), sequence.key_rows,
+                          sequence.key_rows, params.accumulate, !Shape::kExact, params.columns,
                           lane);
-      store_rows<T, kDim>(dv, Shape::kAdjusts ? params.score.keep : 1, params.dv, batch, work.head,
-                          sequence.key_first, find_key(), rows, rows, params.accumulate,
+    };
+    auto store_dv = [&] {
+      store_rows<T, kDim>(dv, Shape::kAdjusts ? params.score.keep : 1, params.dv,
+                          problem.cu_key != nullptr ? 0 : work.batch, work.head, sequence.key_first,
+                          find_key(), sequence.key_rows, sequence.key_rows, params.accumulate,
                           !Shape::kExact, params.value_columns, lane);
+    };
+    auto store_sums = [&] {
+      store_dk();
+      store_dv();
     };
     if (!more) {
       if constexpr (!Shape::kSends) {
         store_sums();
+      }
+      if constexpr (Shape::kSendsInPlace) {
+        mbarrier_wait(&barriers.v_full, parity, {"a consumer", "v_full"});
       }
       if constexpr (Shape::kStays) {
         give_place_back(&barriers.k_empty, lane);
@@ -164,6 +175,9 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
 
     if (work.key + Shape::kKeys > sequence.key_length &&
         (problem.cu_key != nullptr || problem.used_key != nullptr)) {
+      if constexpr (Shape::kSendsInPlace) {
+        mbarrier_wait(&barriers.v_full, parity, {"a consumer", "v_full"});
+      }
       // Both warpgroups zero all, since dQ reads the keys of both.
       const int32_t keys = sequence.key_length - work.key;
       zero_rows<Shape::kPanels, Panels>(shared.k(), keys, Shape::kKeys, row_barrier);
@@ -293,6 +307,9 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
       }
       if constexpr (!Shape::kAdjusts) {
         if constexpr (!Shape::kEarly) {
+          if (Shape::kSendsInPlace && !given) {
+            mbarrier_wait(&barriers.v_full, parity, {"a consumer", "v_full"});
+          }
           wait_for_values();
           wgmma_hold(dp);
           wgmma_fence();
@@ -441,10 +458,39 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
       wgmma_wait<0>();
       wgmma_hold(scores);
     }
-    if constexpr (Shape::kStays && !Shape::kHoldsValues) {
+    if constexpr (Shape::kSendsInPlace) {
+      // dV leaves through the place of V while the last dQ is computed, then dK while the next K is
+      // on its way.
+      const uint32_t tile_row = group * 64 + warp * 16;
+      const bool packed = problem.cu_key != nullptr;
+      const int32_t first = work.key + static_cast<int32_t>(tile_row);
+      // A vote, so that the compiler knows the warp to be whole behind it.
+      const bool sends =
+          __any_sync(0xffffffffu, params.sends && (!packed || first + 16 <= sequence.key_rows));
+      const int32_t batch = packed ? 0 : work.batch;
+      start_queries();
+      named_barrier_sync(row_barrier, 128, {"a consumer", "its warpgroup's last product"});
+      if (sends) {
+        send_rows<Shape>(dv, 1, &maps.dv, shared.v(), tile_row, sequence.key_first + first,
+                         work.head, batch, lane);
+      } else {
+        store_dv();
+      }
+      wgmma_wait<0>();
+      wgmma_hold(dq);
+      give_place_back(&barriers.ds_empty[dq_place.stage], lane);
+      give_place_back(&barriers.k_empty, lane);
+      take_room_back();
+      if (sends) {
+        send_rows<Shape>(dk, params.scale, &maps.dk, shared.v(), tile_row,
+                         sequence.key_first + first, work.head, batch, lane);
+      } else {
+        store_dk();
+      }
+      give_queries();
+      take_room_back();
       give_place_back(&barriers.v_empty, lane);
-    }
-    if constexpr (Shape::kLate) {
+    } else if constexpr (Shape::kLate) {
       start_queries();
       if constexpr (!Shape::kSends && !Shape::kStays) {
         store_sums();

@@ -73,6 +73,7 @@ class DelayCases {
     many.heads = many.key_heads = 10;
     many.queries = 200;
     many.keys = 2100;
+    add("few blocks, full", {}).options.execution.multiprocessor_share = 0.04F;
     add("near window", {.left = 64, .right = 64});
     add("near packed", {.right = 0}, {0, 65, 66, 300});
     Case& band = add("band", {.left = 64, .right = 20});

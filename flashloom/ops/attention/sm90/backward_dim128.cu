@@ -4,15 +4,20 @@ namespace flashloom::sm90 {
 namespace {
 
 // Steps of a block up to which blocks that stay are the faster ones: what they gain between two
-// tiles of keys is more than what their loop loses. All visible: S 1024 (12 steps of 80 queries)
-// 440 TFLOP/s, with blocks that stay 454, 2048 (25) 518 and 517. Causal: 2048 (12) 400 and 417,
-// 4096 (25) 510 and 518, 16384 (102) 593 and 588.
-constexpr int64_t kFewSteps = 20, kFewHalfSteps = 40;
+// tiles of keys, and by sums that are converted beside them, is more than what their loop loses.
+// All visible: S 2048 (25 steps of 80 queries) 518 TFLOP/s, with blocks that stay 542, 4096 (51)
+// 583 and 594, 8192 (102) 632 and 626. Causal: 8192 (51) the same, 32/8 heads 524 and 556.
+constexpr int64_t kFewSteps = 64;
+// The same where sums take turns; nothing is converted beside those.
+constexpr int64_t kFewStepsInTurn = 20, kFewHalfStepsInTurn = 40;
 
 /// Whether the blocks of a call for exactly 128 columns stay.
 bool stays(const BackwardCall& call, int64_t queries) {
   const bool half = call.options.visibility.right >= 0;
-  return steps_of_block(call.inputs, call.options, queries) < (half ? kFewHalfSteps : kFewSteps);
+  const int64_t few = !call.options.execution.deterministic ? kFewSteps
+                      : half                                ? kFewHalfStepsInTurn
+                                                            : kFewStepsInTurn;
+  return steps_of_block(call.inputs, call.options, queries) < few;
 }
 
 }  // namespace

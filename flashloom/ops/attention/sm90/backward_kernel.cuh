@@ -28,7 +28,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   }
   const BackwardWork found = backward_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
   if (found.key >= found.sequence.key_rows) {
-    wait_for_earlier_kernel();  // so that whoever waits for this kernel has waited for that one
+    if (waits_for_all(params)) {
+      wait_for_earlier_kernel();
+    }
     if (params.ended != nullptr && threadIdx.x < 2) {
       add_release(params.ended + head_of_work(params, found));
     }
@@ -68,7 +70,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     register_limit_lower<Shape::kProducerRegisters>();
     const BackwardWork& work = shared.work();
     if (threadIdx.x % 32 == 0) {
-      wait_for_earlier_kernel();
+      wait_for_rows(params, work);
       if (threadIdx.x == 0) {
         let_next_kernel_start();
       }
@@ -83,6 +85,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       if (params.ended != nullptr) {
         bulk_wait<0>();
         add_release(params.ended + head_of_work(params, work));
+      }
+      if (waits_for_all(params)) {
+        wait_for_earlier_kernel();
       }
     } else if (work.begin < work.end) {
       if (threadIdx.x == 0) {
@@ -107,15 +112,15 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       consumer.pass_turn(1);
     }
     if constexpr (kFew) {
-      consumer.run(params, shared.work(), shared, warpgroup - 1, 0, dk, dv);
+      consumer.run(params, shared.work(), shared, warpgroup - 1, 0, dk, dv, maps);
     } else if constexpr (!Shape::kSends) {
-      consumer.run(params, found, shared, warpgroup - 1, 0, dk, dv);
+      consumer.run(params, found, shared, warpgroup - 1, 0, dk, dv, maps);
     } else {
       BackwardWork work = found;
       // Registers are short at 64 columns.
       work.begin = shared.work().begin;
       work.sequence.query_length = shared.work().sequence.query_length;
-      consumer.run(params, work, shared, warpgroup - 1, 0, dk, dv);
+      consumer.run(params, work, shared, warpgroup - 1, 0, dk, dv, maps);
     }
     if (warpgroup == 1) {
       consumer.wait_for_turn(0);

@@ -5,6 +5,7 @@
 
 #include "flashloom/cuda/error.cuh"
 #include "flashloom/cuda/tensor_map.cuh"
+#include "flashloom/ops/attention/sm90/backward_beside.cuh"
 #include "flashloom/ops/attention/sm90/backward_kernel.cuh"
 #include "flashloom/ops/attention/sm90/backward_queries_work.cuh"
 #include "flashloom/ops/attention/sm90/backward_rows.cuh"
@@ -32,7 +33,7 @@ inline RankLists rank_lists(const AttentionBlocks& mask) {
 }
 
 struct BackwardWorkspace {
-  int64_t lse, delta, dentropy, dq, added, ended, next, works, ranks, counts, end;
+  int64_t lse, delta, dentropy, dq, added, ended, ready, next, works, ranks, counts, end;
   int64_t query_tiles;  // a head
   int64_t places;
 };
@@ -69,7 +70,8 @@ inline BackwardWorkspace backward_workspace(const AttentionInputs& inputs,
       workspace.dentropy + (saved.dentropy ? aligned(workspace.places * queries * 4) : 0);
   workspace.added = workspace.dq + workspace.places * queries * sums * 4;
   workspace.ended = workspace.added + aligned(workspace.places * 8);
-  workspace.next = workspace.ended + aligned(int64_t{problem.batch} * problem.heads * 4);
+  workspace.ready = workspace.ended + aligned(int64_t{problem.batch} * problem.heads * 4);
+  workspace.next = workspace.ready + aligned(int64_t{problem.batch} * problem.heads * 4);
   workspace.works = workspace.next + 64;
   workspace.ranks = workspace.works + works * static_cast<int64_t>(sizeof(BackwardWork));
   const AttentionBlocks& mask = options.blocks;
@@ -167,6 +169,8 @@ inline BackwardRowParams backward_rows(const BackwardCall& call, const BackwardW
   rows.accumulate = gradients.accumulate;
   rows.half = storage == DType::f16;
   rows.query_tiles = static_cast<int32_t>(place.query_tiles);
+  rows.tiles = Divisor(std::max<int64_t>(place.query_tiles, 1));
+  rows.heads = Divisor(rows.problem.heads);
   return rows;
 }
 
@@ -294,6 +298,7 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   const BackwardWorkspace place = backward_workspace(inputs, call.saved, options, Shape::kQueries,
                                                      Shape::kDim, Shape::kStays ? Shape::kKeys : 0);
   const bool deterministic = options.execution.deterministic;
+  constexpr int kLanes = row_lanes(Shape::kDim);
   BackwardRowParams rows = backward_rows(call, place, memory);
   rows.dq_sum = reinterpret_cast<float*>(memory + place.dq);
   rows.sum_floats = Shape::kQueries * Shape::kDim;
@@ -310,23 +315,30 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   }
   const bool masks = Shape::kLists && options.blocks.rows;
   const bool full = !masks && options.visibility.left < 0 && options.visibility.right < 0;
-  if ((full && !Shape::kStays) || masks) {
+  const int64_t heads = backward_heads(rows.problem);
+  const int64_t work_count = heads * backward_key_tiles(rows.problem, Shape::kKeys);
+  const int32_t blocks = multiprocessors(options);
+  // Measured for exact widths in the fast mode only.
+  constexpr bool kBeside = Shape::kExact && Shape::kTurns == BackwardTurns::never;
+  const bool packed = rows.problem.cu_key != nullptr || rows.problem.cu_query != nullptr;
+  const int32_t aside =
+      kBeside && !packed ? multiprocessors_aside({visible_keys(rows.problem, options), Shape::kDim,
+                                                  rows.added == nullptr, Shape::kStays, work_count},
+                                                 blocks)
+                         : 0;
+  if ((full && !Shape::kStays) || masks || (Shape::kStays && aside > 0)) {
     // Blocks are equally long, or end apart as their lists do, so that the last ones leave
-    // multiprocessors idle.
+    // multiprocessors idle; or blocks that stay leave some free from the start.
     rows.ended = reinterpret_cast<int32_t*>(memory + place.ended);
-  }
-  if constexpr (!Shape::kStays) {
-    launch_backward_prepare<row_lanes(Shape::kDim), Shape::kQueries>(rows, place.places, stream);
   }
   BackwardParams params = backward_params(call, rows, Shape::kKeys);
   rows.ends = 2 * params.key_tiles;  // two adders a block
-  if (masks) {
-    params.blocks = launch_backward_blocks(call, memory, place, Shape::kQueries, stream);
-  } else {
+  params.work_count = static_cast<int32_t>(work_count);
+  params.staying = std::min(std::max(blocks - aside, 1), params.work_count);
+  if (!masks) {
     params.cyclic = !deterministic && full;
   }
   params.circle = device_multiprocessors();
-  const int64_t heads = backward_heads(rows.problem);
   const bool causal = options.visibility.right >= 0 && options.visibility.left < 0;
   // Where all is visible, blocks of a head begin at the same tile and follow each other closely.
   params.turns_early = causal;
@@ -340,9 +352,17 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   } else if (deterministic) {
     section = heads_that_take_turns(call, rows.problem, Shape::kQueries);
   } else if (causal && rows.problem.cu_key == nullptr) {
-    const int64_t bytes =
-        int64_t{8} * rows.problem.query_length * Shape::kDim * rows.problem.heads_per_key;
-    section = heads_side_by_side(heads, bytes, 1, int64_t{32} << 20);
+    if constexpr (kBeside) {
+      // At 128 columns half a round is best up to 2048 keys without grouped heads, else one; at 64
+      // columns two.
+      const bool few = rows.problem.key_length <= 2048 && rows.problem.heads_per_key == 1;
+      const double rounds = Shape::kDim <= 64 ? 2 : few ? 0.5 : 1;
+      section = causal_section(heads, params.key_tiles, blocks, rounds);
+    } else {
+      const int64_t bytes =
+          int64_t{8} * rows.problem.query_length * Shape::kDim * rows.problem.heads_per_key;
+      section = heads_side_by_side(heads, bytes, 1, int64_t{32} << 20);
+    }
   }
   if (Shape::kStays && section == 0 && rows.problem.cu_key != nullptr) {
     // With one, blocks are idle behind the last long document; more than two gain nothing.
@@ -350,6 +370,36 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
     section = heads_side_by_side(heads, 1, 1, kPackedHeads);
   }
   params.order = backward_order(rows.problem, params.key_tiles, section, alone);
+  // Rows of the heads that the first blocks work on come before, the others beside them.
+  int64_t first_heads = (params.staying - 1) / params.key_tiles + 1;
+  first_heads = section > 0 ? (first_heads + section - 1) / section * section : first_heads;
+  const bool beside = aside > 0 && first_heads < heads;
+  int64_t first_places = place.places;
+  if (beside) {
+    first_places = first_heads * rows.problem.heads_per_key * place.query_tiles;
+    rows.ready = params.ready = reinterpret_cast<int32_t*>(memory + place.ready);
+    params.ready_count = static_cast<int32_t>(rows.problem.heads_per_key * place.query_tiles);
+  }
+  if constexpr (Shape::kStays) {
+    params.works = reinterpret_cast<BackwardWork*>(memory + place.works);
+    params.next = reinterpret_cast<int32_t*>(memory + place.next);
+    rows.drawn = params.next + 1;
+    launch_backward_prepare_staying<kLanes, Shape::kQueries>(rows, params, first_places, stream);
+  } else {
+    launch_backward_prepare<kLanes, Shape::kQueries>(rows, first_places, stream);
+  }
+  if constexpr (kBeside) {
+    if (beside) {
+      const BackwardRowMaps row_maps = {
+          cuda::make_tile_map(as_batched(call.saved.out), row_chunk(kLanes)),
+          cuda::make_tile_map(as_batched(call.saved.dout), row_chunk(kLanes))};
+      launch_backward_prepare_rest<kLanes, Shape::kQueries>(rows, row_maps, first_places,
+                                                            place.places, aside, stream);
+    }
+  }
+  if (masks) {
+    params.blocks = launch_backward_blocks(call, memory, place, Shape::kQueries, stream);
+  }
   BackwardMaps maps = backward_maps<Shape>(inputs, call.saved.dout, Shape::Panels::kColumns);
   params.sends = !params.dk.wide && !params.dv.wide;
   if (params.sends) {
@@ -357,12 +407,6 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
     maps.dv = cuda::make_tile_map(as_batched(call.gradients.dv), 16);
   }
   if constexpr (Shape::kStays) {
-    params.works = reinterpret_cast<BackwardWork*>(memory + place.works);
-    params.next = reinterpret_cast<int32_t*>(memory + place.next);
-    params.work_count = static_cast<int32_t>(params.key_tiles * heads);
-    params.staying = std::min(multiprocessors(options), params.work_count);
-    launch_backward_prepare_staying<row_lanes(Shape::kDim), Shape::kQueries>(rows, params,
-                                                                             place.places, stream);
     launch_backward_kernel<Shape>(
         &attention_backward_staying_kernel<Shape>, "attention_backward_staying_kernel",
         static_cast<uint32_t>(params.staying), params, maps, true, stream);
@@ -372,7 +416,19 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
                                   true, stream);
   }
   static_assert(Shape::kQueryColumns == sum_columns(Shape::kDim, Shape::kQueries, Shape::kSwapped));
-  launch_backward_finish<Shape::kDim, Shape::kQueries, Shape::kSwapped>(rows, place.places, stream);
+  // Where blocks stay, sums become dq while others are still added to.
+  constexpr bool kConverts = Shape::kStays && kBeside;
+  const bool converts = kConverts && rows.ended != nullptr && !rows.dq.wide;
+  if constexpr (kConverts) {
+    if (converts) {
+      launch_backward_convert<Shape::kDim, Shape::kQueries, Shape::kSwapped>(rows, place.places,
+                                                                             blocks, stream);
+    }
+  }
+  if (!converts) {
+    launch_backward_finish<Shape::kDim, Shape::kQueries, Shape::kSwapped>(rows, place.places,
+                                                                          stream);
+  }
   launch_backward_sinks(rows, Shape::kQueries, stream);
 }
 

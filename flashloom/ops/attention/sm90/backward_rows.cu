@@ -4,6 +4,7 @@
 #include "flashloom/cuda/tile/fragment.cuh"
 #include "flashloom/ops/attention/sm90/backward_counts.cuh"
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
+#include "flashloom/ops/attention/sm90/backward_row_tile.cuh"
 #include "flashloom/ops/attention/sm90/backward_rows.cuh"
 #include "flashloom/ops/attention/sm90/backward_schedule.cuh"
 #include "flashloom/ops/attention/sm90/backward_works.cuh"
@@ -12,34 +13,6 @@ namespace flashloom::sm90 {
 namespace {
 
 constexpr int kThreads = 256;  // of a block
-
-/// A tile of queries of a query head.
-struct RowTile {
-  int32_t batch, head, first;  // first query
-  int64_t place;
-  Sequence sequence;
-};
-
-/// The tile of block `index`: places of a head are neighbours.
-__device__ __forceinline__ RowTile row_tile(const BackwardRowParams& params, int32_t index,
-                                            int32_t queries) {
-  const Problem& problem = params.problem;
-  const bool packed = problem.cu_query != nullptr;
-  const int32_t head = index / params.query_tiles;
-  int32_t tile = index % params.query_tiles;
-  RowTile result;
-  result.batch =
-      packed ? sequence_at(problem.cu_query, problem.batch, problem.total_query, queries, tile)
-             : head / problem.heads;
-  result.head = packed ? head : head % problem.heads;
-  result.sequence = sequence_of(problem, result.batch);
-  result.place = index;
-  if (packed) {
-    tile -= result.sequence.query_first / queries + result.batch;
-  }
-  result.first = tile * queries;
-  return result;
-}
 
 /// Those of packed sequences count once.
 __device__ __forceinline__ int32_t key_value_heads(const Problem& problem) {
@@ -68,10 +41,15 @@ __device__ __forceinline__ void wait_for_sums(const BackwardRowParams& params,
 template <int kLanes, int kQueries>
 __device__ __forceinline__ void prepare_rows(const BackwardRowParams& params) {
   cuda::let_next_kernel_start();
-  if (params.ended != nullptr && threadIdx.x == 0) {
+  if (threadIdx.x == 0) {
     for (auto i = static_cast<int32_t>(blockIdx.x); i < key_value_heads(params.problem);
          i += static_cast<int32_t>(gridDim.x)) {
-      params.ended[i] = 0;
+      if (params.ended != nullptr) {
+        params.ended[i] = 0;
+      }
+      if (params.ready != nullptr) {
+        params.ready[i] = 0;
+      }
     }
   }
   const RowTile tile = row_tile(params, static_cast<int32_t>(blockIdx.x), kQueries);
@@ -104,8 +82,9 @@ __device__ __forceinline__ void prepare_rows(const BackwardRowParams& params) {
           params.dout.at<uint16_t>(batch, tile.head, row) + 8 * lane);
       sum = params.half ? row_product<__half>(a, b) : row_product<__nv_bfloat16>(a, b);
     }
+    // In this order backward_beside.cu adds up too: a row's number must not depend on who does it.
 #pragma unroll
-    for (int step = kLanes / 2; step > 0; step /= 2) {
+    for (int step = 1; step < kLanes; step *= 2) {
       sum += __shfl_xor_sync(0xffffffffu, sum, step);
     }
     if (lane == 0 && own < kQueries) {
@@ -151,7 +130,8 @@ __global__ void __launch_bounds__(kThreads)
     attention_backward_prepare_staying_kernel(const __grid_constant__ BackwardRowParams params,
                                               const __grid_constant__ BackwardParams next) {
   if (blockIdx.x == 0 && threadIdx.x == 0) {
-    *next.next = next.staying;
+    next.next[0] = next.staying;
+    next.next[1] = 0;
   }
   // One a warp, whose lanes look for its sequence together.
   const auto warp = static_cast<int32_t>(blockIdx.x + threadIdx.x / 32 * gridDim.x);
@@ -195,11 +175,13 @@ __global__ void __launch_bounds__(kThreads)
   float4 sum[kVectors];
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    sum[i] = i < vectors && any ? __ldcg(sums + threads * i) : make_float4(0, 0, 0, 0);
+    // Whatever there is, at once: to know whether it counts is a trip to memory too.
+    sum[i] = i < vectors ? __ldcg(sums + threads * i) : make_float4(0, 0, 0, 0);
   }
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
-    const float values[4] = {sum[i].x, sum[i].y, sum[i].z, sum[i].w};
+    const float values[4] = {any ? sum[i].x : 0, any ? sum[i].y : 0, any ? sum[i].z : 0,
+                             any ? sum[i].w : 0};
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const uint32_t r = row + 8 * (e / 2);

@@ -2,6 +2,9 @@
 
 #include <cstdint>
 
+#include "flashloom/cuda/ptx/barrier.cuh"
+#include "flashloom/cuda/ptx/grid.cuh"
+#include "flashloom/ops/attention/sm90/backward_counts.cuh"
 #include "flashloom/ops/attention/sm90/backward_shape.cuh"
 
 // Which keys a block of the backward kernel owns, which tiles of queries it walks in which order,
@@ -125,6 +128,24 @@ __device__ __forceinline__ int32_t head_of_work(const BackwardParams& params,
 template <class Shape>
 __device__ __forceinline__ bool may_start_with_late_keys(const BackwardParams& params) {
   return Shape::kDim < 128 || params.order.alone != 0;
+}
+
+/// Waits until the rows of a work's heads are prepared and nothing has been added to their dQ.
+__device__ __forceinline__ void wait_for_rows(const BackwardParams& params,
+                                              const BackwardWork& work) {
+  if (params.ready == nullptr) {
+    cuda::wait_for_earlier_kernel();
+    return;
+  }
+  wait_for_count(params.ready + head_of_work(params, work), params.ready_count,
+                 params.problem.status);
+  cuda::fence_async_global();  // before the copy engine reads them
+}
+
+/// Whether a block waits for the whole kernel before: where rows are waited for head by head, one
+/// does, so that whoever waits for this kernel has waited for that one.
+__device__ __forceinline__ bool waits_for_all(const BackwardParams& params) {
+  return params.ready == nullptr || blockIdx.x == gridDim.x - 1;
 }
 
 /// The work of block `index`.

@@ -48,8 +48,10 @@ struct BackwardParams {
   float* dq;              // by place: sums in the order of accumulator fragments
   int32_t* added;         // by place, one a warpgroup, zero: how far the sums are; or null
   int32_t* ended;         // by key-value head, zero: takes 2 of each block that is done; or null
+  int32_t* ready;         // by key-value head: places whose rows are prepared; or null: all are
+  int32_t ready_count;    // what that comes to
   BackwardWork* works;    // where blocks stay: of all tiles of keys, in their order
-  int32_t* next;          // and the first that no block has taken yet
+  int32_t* next;          // and the first that no block has taken yet, and rows.drawn
   int32_t work_count, staying;  // tiles of keys; blocks
   float scale;
   bool accumulate;      // add to dk, dv (f32)
@@ -104,6 +106,9 @@ struct BackwardShape {
   // left store them from registers: their loops would be compiled otherwise, and spill. At 96
   // columns there is no room but that of the next keys.
   static constexpr bool kSends = !(kDim == 128 && (kLate || kAdjusts)) && kDim != 96;
+  // Whether they leave through the place of V before the block takes its next keys.
+  static constexpr bool kSendsInPlace =
+      kStays && kDim == 128 && !kSends && kForm.turns == BackwardTurns::never;
   // Whether the next scores are issued before a step's dK is ready.
   static constexpr bool kAhead = kDim == 64 && (kLate || kLists);
   // Whether the next step is found while a step's last products run.

@@ -160,6 +160,42 @@ TEST(BackwardSm90Borders, SumsInMemoryHoldTheLaw) {
   EXPECT_EQ(expect_sm90_law(cases, true), static_cast<int>(cases.size()));
 }
 
+// So many heads that rows are prepared and sums converted beside the kernel, where there are enough
+// tiles of keys for all multiprocessors and where there are two.
+TEST(BackwardSm90Borders, ManyHeadsHoldTheLaw) {
+  FLASHLOOM_NEEDS_GPU();
+  RandomSequence random(fresh_seed(), RandomStream::test);
+  std::vector<ContractCase> cases;
+  for (const int64_t dim : {64, 96, 128}) {
+    for (int i = 0; i < 6; ++i) {
+      ContractCase c;
+      const bool few = i >= 4;
+      c.call = {.batch = few ? 2 : 8,
+                .heads = few ? 4 : 16,
+                .key_heads = i % 2 == 0 ? 4
+                             : few      ? 2
+                                        : 16,
+                .queries = 513 + random.below(200),
+                .keys = 513 + random.below(200),
+                .dim = dim,
+                .value_dim = dim,
+                .dtype = i % 2 == 0 ? DType::f16 : DType::bf16,
+                .seed = random.below(1u << 30)};
+      c.call.options.visibility.right = i % 4 < 2 ? 0 : -1;
+      c.call.options.execution.deterministic = i % 3 == 0;
+      c.call.with_dlse = i % 2 == 1;
+      if (few) {
+        c.call.options.execution.multiprocessor_share = 0.03F;
+      }
+      c.name = std::to_string(c.call.batch * c.call.heads) + " heads, " +
+               std::to_string(c.call.queries) + " x " + std::to_string(c.call.keys) +
+               (c.call.options.execution.deterministic ? ", in turn" : "");
+      cases.push_back(c);
+    }
+  }
+  EXPECT_EQ(expect_sm90_law(cases, true), static_cast<int>(cases.size()));
+}
+
 // Queries and keys that are each other's neighbours: the kernel for narrow bands, which takes no
 // grouped heads.
 TEST(BackwardSm90Borders, NarrowBandsHoldTheLaw) {

@@ -58,7 +58,7 @@ __device__ __forceinline__ void backward_lead(const BackwardParams& params,
     }
     backward_load_keys<Shape>(params, work, &maps.k, shared.k(), &barriers.k_full,
                               &barriers.k_empty, n % 2);
-    wait_for_earlier_kernel();  // at the first tile
+    wait_for_rows(params, work);
     let_next_kernel_start();
     backward_produce<Shape>(params, work, walk, more, &maps.q, params.lse, nullptr, shared.q(0),
                             shared.lse(0), barriers.q_full, barriers.q_empty, nullptr, place, true);
@@ -91,7 +91,7 @@ __device__ __forceinline__ void backward_follow(const BackwardParams& params,
     }
     backward_load_keys<Shape>(params, work, &maps.v, shared.v(), &barriers.v_full,
                               &barriers.v_empty, n % 2);
-    wait_for_earlier_kernel();  // at the first tile
+    wait_for_rows(params, work);
     BackwardWalk<Shape> walk;
     const bool more = walk.start(params, work);
     backward_produce<Shape>(params, work, walk, more, &maps.dout, params.delta, nullptr,
@@ -114,11 +114,18 @@ __device__ __forceinline__ void backward_add_all(const BackwardParams& params,
     if (work.key < 0) {
       break;
     }
-    wait_for_earlier_kernel();  // at the first tile
+    wait_for_rows(params, work);
     BackwardWalk<Shape> walk;
     const bool more = walk.start(params, work);
     backward_add<Shape>(params, work, walk, more, shared, group, place);
+    if (params.ended != nullptr) {
+      bulk_wait<0>();
+      add_release(params.ended + head_of_work(params, work));
+    }
     mbarrier_arrive(&barriers.work_empty[compute_here(n) % 2]);
+  }
+  if (waits_for_all(params)) {
+    wait_for_earlier_kernel();
   }
 }
 
@@ -169,7 +176,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       if (work.key < 0) {
         break;
       }
-      consumer.run(params, work, shared, warpgroup - 1, n % 2, dk, dv);
+      consumer.run(params, work, shared, warpgroup - 1, n % 2, dk, dv, maps);
       if constexpr (Shape::kSends) {
         char* room = consumer.room_for_results(shared);
         store_results<Shape>(params, maps, work, warpgroup - 1, room, room + Shape::kKeyBytes, dk,
