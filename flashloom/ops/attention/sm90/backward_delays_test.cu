@@ -62,7 +62,7 @@ class DelayCases {
     }
     add("wide window", {.left = 600, .right = 30});
     if (dim == 128) {
-      add("many steps, so that blocks do not stay", {}).queries = 1700;
+      add("many steps, so that blocks do not stay", {}).queries = 5200;
     }
     add("packed", {.right = 0}, {0, 1, 130, 700});
     // Blocks that stay take several tiles of keys each.
