@@ -248,6 +248,13 @@ TEST_P(AttentionSanitizerSm90, EveryBackwardKernel) {
     }
     // At 64 columns blocks that walk fewer than 6 tiles of 128 queries have a kernel of their own.
     add("many queries", 64, 800, 600);
+    // Rows and sums beside blocks that stay: four heads for two multiprocessors.
+    for (const int64_t dim : {64, 128}) {
+      ContractCase& beside = add("few multiprocessors", dim, 300, 530);
+      beside.call.heads = beside.call.key_heads = 4;
+      beside.call.options.execution.multiprocessor_share = 0.02F;
+      beside.call.options.visibility.right = dim == 64 ? 0 : -1;
+    }
     for (const int64_t dim : {64, 128}) {
       cases.add_blocks(add("blocks with bits", dim, 300, 300), 128, 128);
       // Blocks of the kernel that walk 1,700 queries or more.
