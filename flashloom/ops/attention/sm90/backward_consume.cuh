@@ -5,6 +5,7 @@
 
 #include "flashloom/cuda/ptx/ldmatrix.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
+#include "flashloom/ops/attention/sm90/backward_pieces.cuh"
 #include "flashloom/ops/attention/sm90/backward_places.cuh"
 #include "flashloom/ops/attention/sm90/backward_produce.cuh"
 #include "flashloom/ops/attention/sm90/backward_results.cuh"
@@ -62,14 +63,16 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
     auto find_key = [&] {
       return static_cast<int32_t>(work.key + group * 64 + warp * 16 + lane / 4);
     };
-    std::conditional_t<Shape::kStays, BackwardCount<Shape>, BackwardWalk<Shape>> walk = {};
+    std::conditional_t<Shape::kPieces, BackwardLeft,
+                       std::conditional_t<Shape::kStays, BackwardCount<Shape>, BackwardWalk<Shape>>>
+        walk = {};
     bool more = work.begin < work.end;
     if (more || Shape::kStays) {
       mbarrier_wait(&barriers.k_full, parity, {"a consumer", "k_full"});
       if constexpr (!Shape::kSendsInPlace) {  // there it is the last to come
         mbarrier_wait(&barriers.v_full, parity, {"a consumer", "v_full"});
       }
-      if constexpr (Shape::kLists) {
+      if constexpr (Shape::kTold) {
         mbarrier_wait(&barriers.q_full[0], 0, {"a consumer", "q_full"});
         more = barriers.steps[0].t >= 0;
       } else {
@@ -120,7 +123,7 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
     // Tiles [inner_begin, inner_end) hide nothing from these 64 keys; where `work` is in shared
     // memory.
     int32_t inner_begin = 0, inner_end = 0;
-    if constexpr (Shape::kStays) {
+    if constexpr (Shape::kStays && !Shape::kPieces) {
       const int32_t first_key = work.key + group * 64;
       const int32_t visible_end = sequence.query_end(first_key);
       inner_begin = first_key + 64 > sequence.key_length
@@ -140,7 +143,8 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
              (visible_end < sequence.query_length && (t + 1) * kQueries > visible_end);
     };
     // The tile whose last rows are not this sequence's, if any holds something else than zeros.
-    const bool others = problem.cu_query != nullptr || problem.used_query != nullptr;
+    const bool others =
+        !Shape::kPieces && (problem.cu_query != nullptr || problem.used_query != nullptr);
     const int32_t tail =
         others && sequence.query_length % kQueries != 0 ? sequence.query_length / kQueries : -1;
     const auto row_barrier = static_cast<uint32_t>(2 + group);
@@ -150,7 +154,7 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
     bool given = !Shape::kLate;         // whether this step has a dQ to give
 
     auto step_at = [&](uint32_t stage) -> BackwardStep {
-      return Shape::kLists ? barriers.steps[stage] : walk;
+      return Shape::kTold ? barriers.steps[stage] : walk;
     };
     auto wait_for = [&](uint64_t* full, char* tile, int32_t t) {
       mbarrier_wait(full, place.parity, {"a consumer", "q_full or dout_full"});
@@ -173,7 +177,7 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
       }
     };
 
-    if (work.key + Shape::kKeys > sequence.key_length &&
+    if (!Shape::kPieces && work.key + Shape::kKeys > sequence.key_length &&
         (problem.cu_key != nullptr || problem.used_key != nullptr)) {
       if constexpr (Shape::kSendsInPlace) {
         mbarrier_wait(&barriers.v_full, parity, {"a consumer", "v_full"});
@@ -192,6 +196,8 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
       }
       give_place_back(&barriers.v_empty, lane);
       take_room_back();
+    } else if constexpr (Shape::kStays && Shape::kSends) {
+      take_room_back();  // before the next dS is written there
     }
     auto start_scores = [&] {
       wgmma_hold(scores);
@@ -262,7 +268,7 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
     // The next step, whose tile of queries has come.
     auto next = [&] {
       place.advance();
-      if constexpr (Shape::kLists) {
+      if constexpr (Shape::kTold) {
         mbarrier_wait(&barriers.q_full[place.stage], place.parity, {"a consumer", "q_full"});
         more = step_at(place.stage).t >= 0;
       } else {
@@ -336,7 +342,10 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
           hide_self(scores, distance);
         }
       }
-      if constexpr (Shape::kLists) {
+      if constexpr (Shape::kPieces) {
+        hide_in_pieces(scores, barriers.hidden[2 * place.parity + stage], params.blocks, find_key(),
+                       lane);
+      } else if constexpr (Shape::kLists) {
         if (const int32_t partial = step_at(stage).partial; partial >= 0) {
           const int32_t query = t * kQueries + 2 * static_cast<int32_t>(lane % 4);
 #pragma unroll
@@ -352,7 +361,11 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
           }
         }
       }
-      if (is_border(t)) {
+      if constexpr (Shape::kPieces) {
+        if (work.key + Shape::kKeys > sequence.key_length) {
+          hide_keys_behind(scores, sequence.key_length - find_key());
+        }
+      } else if (is_border(t)) {
         hide_queries(scores, sequence, find_key(), t * kQueries, lane);
       }
       wait_for_turn();
@@ -383,8 +396,8 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
       wgmma_hold(dp);
       if constexpr (Shape::kExpsBehind) {
         // 0, but only dP tells: else the assembler moves half of the exponentials before the wait.
-        const auto nothing =
-            __float_as_uint(dp[0]) & static_cast<uint32_t>(params.blocks.partial_count);
+        const int32_t none = Shape::kLists ? params.order.section : params.blocks.partial_count;
+        const auto nothing = __float_as_uint(dp[0]) & static_cast<uint32_t>(none);
         exponentials_in_place(scores, __uint_as_float(__float_as_uint(factor) | nothing),
                               shared.lse(stage) + 2 * (lane % 4));
       }

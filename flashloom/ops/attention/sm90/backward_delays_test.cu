@@ -79,10 +79,12 @@ class DelayCases {
     Case& band = add("band", {.left = 64, .right = 20});
     band.key_heads = 4;
     band.queries = band.keys;
-    // Lists of fewer than 1,700 queries and of more have kernels of their own.
-    for (const int64_t queries : {300, 1800}) {
-      Case& masked = add("block mask, " + std::to_string(queries) + " queries", {});
-      masked.queries = queries;
+    for (const bool few : {false, true}) {
+      Case& masked = add(few ? "block mask, few blocks" : "block mask", {});
+      const int64_t queries = masked.queries;
+      if (few) {
+        masked.options.execution.multiprocessor_share = 0.02F;
+      }
       masks_.push_back(std::make_unique<RandomBlocks>(queries, masked.keys, 128, 128, masked.heads,
                                                       masked.seed));
       masked.options.blocks = masks_.back()->blocks;

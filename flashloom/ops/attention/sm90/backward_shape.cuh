@@ -99,23 +99,29 @@ struct BackwardShape {
   static constexpr bool kExact = kForm.exact;
   static constexpr bool kEarly = kForm.early;
   static constexpr bool kStays = kForm.stays;
-  static_assert(!kStays || (kLate && !kLists && !kAdjusts));
+  static_assert(!kStays || (kLate && !kAdjusts));
+  static_assert(!kLate || !kLists || kStays);
+  // Whether lists of a block mask are told in the ring of Q, a whole tile a step and a step that is
+  // none at the end; or, where blocks stay, in pieces of 16 queries.
+  static constexpr bool kTold = kLists && !kStays;
+  static constexpr bool kPieces = kLists && kStays;
   // Whether V is an operand from registers, which spares shared memory, the busiest part.
-  static constexpr bool kHoldsValues = kStays && kDim == 64;
+  // With lists no register is left for it.
+  static constexpr bool kHoldsValues = kStays && kDim == 64 && !kLists;
   // Whether dK and dV leave through shared memory, behind the loop. Kernels that have no register
   // left store them from registers: their loops would be compiled otherwise, and spill. At 96
   // columns there is no room but that of the next keys.
   static constexpr bool kSends = !(kDim == 128 && (kLate || kAdjusts)) && kDim != 96;
   // Whether they leave through the place of V before the block takes its next keys.
   static constexpr bool kSendsInPlace =
-      kStays && kDim == 128 && !kSends && kForm.turns == BackwardTurns::never;
+      kStays && kDim == 128 && !kSends && !kLists && kForm.turns == BackwardTurns::never;
   // Whether the next scores are issued before a step's dK is ready.
   static constexpr bool kAhead = kDim == 64 && (kLate || kLists);
   // Whether the next step is found while a step's last products run.
   static constexpr bool kSeeks = kEarly || (kLate && !kAhead);
   // Whether the other warpgroup is told of dS behind the issue of the step's products: it needs it
-  // a step later. With 64 queries a tile (lists) that costs up to 6 %.
-  static constexpr bool kTellsBehind = kLate && kDim > 64 && !kLists;
+  // a step later.
+  static constexpr bool kTellsBehind = kLate && kDim > 64;
   // Whether threads that add may ask early whose turn is next; at 96 columns they would spill.
   static constexpr bool kAsksEarly = kDim != 96;
   // Whether exponentials wait for dP.
@@ -123,7 +129,7 @@ struct BackwardShape {
   // Whether the warpgroups take turns with the exponentials, so that they stay half a step apart.
   static constexpr bool kAlternates = kLate && kDim == 64;
   // Buffers for dS; tiles of 80 queries leave room for two.
-  static constexpr int kScoreBuffers = !kLate ? 2 : kDim == 64 ? 3 : kLists ? 4 : 2;
+  static constexpr int kScoreBuffers = !kLate ? 2 : kDim == 64 ? 3 : 2;
   static_assert(!kEarly || !kAhead);
   static constexpr BackwardTurns kTurns = kForm.turns;
   // A warpgroup's part of dQ: 64 columns x queries if swapped, else 64 queries x 64 columns. The
@@ -148,7 +154,7 @@ struct BackwardShape {
   static constexpr int kThreads = 384;
   // Producers that walk lists or sum in either mode need more than 24 registers. A block has 504
   // for three warpgroups (168 a thread): asking for more waits for ever.
-  static constexpr bool kLeanProducer = !kLists && kTurns != BackwardTurns::maybe;
+  static constexpr bool kLeanProducer = !kTold && kTurns != BackwardTurns::maybe;
   static constexpr int kProducerRegisters = kLeanProducer ? 24 : 40;
   static constexpr int kConsumerRegisters = kLeanProducer ? 240 : 232;
   static_assert(kProducerRegisters + 2 * kConsumerRegisters <= 504);
@@ -188,6 +194,29 @@ struct BackwardStep {
   int32_t partial;  // block of bits to look at, or -1
 };
 
+/// One step where blocks stay and walk lists: what one or two blocks of the mask have of a tile of
+/// queries, in pieces of 16. Behind the last block a tile may hold less.
+struct BackwardPieces {
+  int32_t count[2];    // pieces
+  int32_t head[2];     // query head
+  int32_t row[2];      // first query
+  int32_t partial[2];  // block of bits to look at, or -1
+};
+
+/// What of it hides something from consumers.
+struct BackwardHidden {
+  int32_t count;
+  int32_t row[2];
+  int32_t partial[2];
+};
+
+/// What a warp that walks lists keeps in shared memory, since its registers are few.
+struct BackwardLead {
+  uint32_t tiles;  // of keys, done
+  int32_t steps;   // of this one, done
+  uint32_t place;  // steps of all
+};
+
 template <class Shape>
 struct BackwardBarriers {
   uint64_t k_full, v_full;
@@ -197,6 +226,11 @@ struct BackwardBarriers {
   uint64_t sum_full[2][Shape::kSumStages], sum_empty[2][Shape::kSumStages];  // by warpgroup
   BackwardStep steps[Shape::kStages];  // of each tile of q, where lists may be walked
   uint64_t work_full[2], work_empty[2], k_empty, v_empty;  // where blocks stay
+  // Of the last steps and the next ones; and at 2 parity + stage of their tile of q.
+  BackwardPieces pieces[Shape::kPieces ? 8 : 1];
+  BackwardPieces dout_pieces[Shape::kPieces ? 4 : 1];  // the same, of dout
+  BackwardHidden hidden[Shape::kPieces ? 4 : 1];
+  BackwardLead lead[2];
 };
 
 template <class Shape>

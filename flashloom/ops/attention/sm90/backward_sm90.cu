@@ -43,7 +43,7 @@ Choice choose(const AttentionInputs& inputs, const AttentionSaved& saved,
   const bool masked = static_cast<bool>(options.blocks.row_offsets);
   // At 64 columns a tile of the kernel for masks is 128 queries, that of the general one 64.
   const bool whole_tiles =
-      width > 64 || options.blocks.block_rows % BackwardMasked64<__half, true>::kQueries == 0;
+      width > 64 || options.blocks.block_rows % BackwardMasked64<__half>::kQueries == 0;
   if (is_adjusted(saved, options) || (masked && !whole_tiles)) {
     return {launch_backward_general,
             width > 64 ? workspace_of<BackwardGeneral128<__half>>(inputs, saved, options)
@@ -51,8 +51,9 @@ Choice choose(const AttentionInputs& inputs, const AttentionSaved& saved,
   }
   if (masked) {
     return {launch_backward_masked,
-            width > 64 ? workspace_of<BackwardMasked128<__half, true>>(inputs, saved, options)
-                       : workspace_of<BackwardMasked64<__half, true>>(inputs, saved, options)};
+            std::max(backward_lists_bytes(inputs, options),
+                     width > 64 ? workspace_of<BackwardMasked128<__half>>(inputs, saved, options)
+                                : workspace_of<BackwardMasked64<__half>>(inputs, saved, options))};
   }
   if (is_near(inputs, options)) {
     return {launch_backward_near, rows};

@@ -196,6 +196,40 @@ TEST(BackwardSm90Borders, ManyHeadsHoldTheLaw) {
   EXPECT_EQ(expect_sm90_law(cases, true), static_cast<int>(cases.size()));
 }
 
+// Block masks and nothing else, exact widths, fast mode: blocks that stay walk the lists, several
+// tiles of keys each where there are two multiprocessors, and prepare what comes.
+TEST(BackwardSm90Borders, ListsOfBlocksHoldTheLaw) {
+  FLASHLOOM_NEEDS_GPU();
+  RandomSequence random(fresh_seed(), RandomStream::test);
+  std::vector<ContractCase> cases;
+  std::vector<std::unique_ptr<RandomBlocks>> masks;
+  for (const int64_t dim : {64, 128}) {
+    for (int i = 0; i < 8; ++i) {
+      ContractCase c;
+      c.call = {.batch = 2,
+                .heads = 6,
+                .key_heads = i % 3 == 2 ? 2 : 6,
+                .queries = i == 0 ? 1 : 1 + random.below(600),
+                .keys = i == 1 ? 129 : 1 + random.below(600),
+                .dim = dim,
+                .value_dim = dim,
+                .dtype = i % 2 == 0 ? DType::bf16 : DType::f16,
+                .seed = random.below(1u << 30)};
+      const int64_t rows = i < 4 ? 128 : 256;
+      const int64_t keys = i % 4 < 2 ? 128 : 256;
+      masks.push_back(std::make_unique<RandomBlocks>(c.call.queries, c.call.keys, rows, keys,
+                                                     c.call.heads, c.call.seed));
+      c.call.options.blocks = masks.back()->blocks;
+      c.call.with_dlse = i % 3 == 0;
+      c.call.options.execution.multiprocessor_share = i < 6 ? 0.02F : 1;
+      c.name = std::to_string(c.call.queries) + " x " + std::to_string(c.call.keys) +
+               ", blocks of " + std::to_string(rows) + " x " + std::to_string(keys);
+      cases.push_back(c);
+    }
+  }
+  EXPECT_EQ(expect_sm90_law(cases, true), static_cast<int>(cases.size()));
+}
+
 // Queries and keys that are each other's neighbours: the kernel for narrow bands, which takes no
 // grouped heads.
 TEST(BackwardSm90Borders, NarrowBandsHoldTheLaw) {

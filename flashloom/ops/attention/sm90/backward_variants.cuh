@@ -73,29 +73,27 @@ using BackwardGeneral64 = BackwardShape<T, BackwardForm{.dim = 64,
                                                         .exact = false,
                                                         .turns = BackwardTurns::maybe}>;
 
-/// For block masks and nothing else.
-template <class T, bool kLate>
-using BackwardMasked128 =
-    BackwardShape<T, BackwardForm{.dim = 128,
-                                  .queries = 64,
-                                  .swapped = false,
-                                  .late = kLate,
-                                  .early = kLate,
-                                  .lists = true,
-                                  .adjusts = false,
-                                  .exact = false,
-                                  .turns = kLate ? BackwardTurns::never : BackwardTurns::maybe}>;
-template <class T, bool kLate>
-using BackwardMasked64 =
-    BackwardShape<T, BackwardForm{.dim = 64,
-                                  .queries = 128,
-                                  .swapped = false,
-                                  .late = kLate,
-                                  .early = false,
-                                  .lists = true,
-                                  .adjusts = false,
-                                  .exact = false,
-                                  .turns = kLate ? BackwardTurns::never : BackwardTurns::maybe}>;
+/// For block masks and nothing else, where the kernel for nothing but lists does not do.
+template <class T>
+using BackwardMasked128 = BackwardShape<T, BackwardForm{.dim = 128,
+                                                        .queries = 64,
+                                                        .swapped = false,
+                                                        .late = false,
+                                                        .early = false,
+                                                        .lists = true,
+                                                        .adjusts = false,
+                                                        .exact = false,
+                                                        .turns = BackwardTurns::maybe}>;
+template <class T>
+using BackwardMasked64 = BackwardShape<T, BackwardForm{.dim = 64,
+                                                       .queries = 128,
+                                                       .swapped = false,
+                                                       .late = false,
+                                                       .early = false,
+                                                       .lists = true,
+                                                       .adjusts = false,
+                                                       .exact = false,
+                                                       .turns = BackwardTurns::maybe}>;
 
 /// Whether scores need more than scale and what hides pairs.
 inline bool is_adjusted(const AttentionSaved& saved, const AttentionOptions& options) {
@@ -158,6 +156,11 @@ void launch_backward_96(const BackwardCall& call, std::byte* memory, cudaStream_
 void launch_backward_128(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
 void launch_backward_general(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
 void launch_backward_masked(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
+/// Whether the kernel for nothing but lists takes a call with a block mask.
+bool is_for_lists(const BackwardCall& call);
+void launch_backward_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stream);
+/// Its workspace; 0 where it takes no such call.
+int64_t backward_lists_bytes(const AttentionInputs& inputs, const AttentionOptions& options);
 /// Whether the kernel for narrow bands takes a call; it needs no workspace.
 bool is_band(const BackwardCall& call);
 void launch_backward_band(const BackwardCall& call, cudaStream_t stream);

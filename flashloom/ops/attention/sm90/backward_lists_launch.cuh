@@ -1,0 +1,174 @@
+#pragma once
+
+#include <iterator>
+
+#include "flashloom/ops/attention/sm90/backward_launch.cuh"
+#include "flashloom/ops/attention/sm90/backward_lists.cuh"
+
+// The launch of the kernel for lists, and the kernels before and after it.
+
+namespace flashloom::sm90 {
+
+inline constexpr int kListThreads = 256;
+inline constexpr int kListWarps = kListThreads / 32;
+inline constexpr int32_t kSortedTiles = 256;
+
+/// Rows, the first sums, all tiles of keys, nothing counted.
+template <class Shape>
+__global__ void __launch_bounds__(kListThreads)
+    attention_backward_lists_prepare_kernel(const __grid_constant__ BackwardListParams params) {
+  cuda::let_next_kernel_start();
+  const auto thread = static_cast<int32_t>(blockIdx.x * kListThreads + threadIdx.x);
+  const auto threads = static_cast<int32_t>(gridDim.x * kListThreads);
+  if (thread == 0) {
+    *params.next = params.staying;
+  }
+  if (thread < kPlaceRows) {  // of the place of nothing
+    const int64_t row = int64_t{params.jobs} * kPlaceRows + thread;
+    params.rows.padded_lse[row] = INFINITY;
+    params.rows.delta[row] = 0;
+  }
+  for (int32_t i = thread; i < params.jobs / params.jobs_a_head; i += threads) {
+    params.cleared_jobs[i] = 0;
+    params.ended[i] = 0;
+  }
+  for (int32_t i = thread; i < params.sorted; i += threads) {
+    params.works[i] = work_of_lists<Shape>(params, i);
+  }
+  if (blockIdx.x == 0) {
+    // The last ones by the lengths of their lists, so that blocks end together.
+    __shared__ int32_t lengths[kSortedTiles];
+    const int32_t count = params.work_count - params.sorted;
+    for (auto i = static_cast<int32_t>(threadIdx.x); i < count; i += kListThreads) {
+      lengths[i] = work_of_lists<Shape>(params, params.sorted + i).end;
+    }
+    __syncthreads();
+    for (auto i = static_cast<int32_t>(threadIdx.x); i < count; i += kListThreads) {
+      BackwardWork work = work_of_lists<Shape>(params, params.sorted + i);
+      int32_t to = params.sorted;
+      for (int32_t j = 0; j < count; ++j) {
+        to += lengths[j] > work.end || (lengths[j] == work.end && j < i) ? 1 : 0;
+      }
+      work.first = to;
+      params.works[to] = work;
+    }
+  }
+  const auto job = static_cast<int32_t>(blockIdx.x);
+  if (job < params.cleared) {
+    clear_sums<Shape::kDim>(params, job, static_cast<int32_t>(threadIdx.x), kListThreads);
+  }
+  prepare_job<typename Shape::T, Shape::kDim, kListWarps>(params, job,
+                                                          static_cast<int32_t>(threadIdx.x / 32));
+}
+
+/// dq from its sums. A head's are converted as soon as all its tiles of keys are done, while others
+/// still run, on multiprocessors that are left to it; one block waits for the end of the kernel
+/// before all the same, so that whoever waits for this one has waited for that one.
+template <class Shape>
+__global__ void __launch_bounds__(kListThreads)
+    attention_backward_lists_finish_kernel(const __grid_constant__ BackwardListParams params) {
+  const auto job = static_cast<int32_t>(blockIdx.x);
+  if (blockIdx.x == gridDim.x - 1) {
+    cuda::wait_for_earlier_kernel();
+  } else {
+    if (threadIdx.x == 0) {
+      wait_for_count(params.ended + job / params.jobs_a_head, params.key_tiles,
+                     params.problem.status);
+    }
+    __syncthreads();
+  }
+  finish_job<typename Shape::T, Shape::kDim, kListWarps>(params, job,
+                                                         static_cast<int32_t>(threadIdx.x / 32));
+}
+
+struct BackwardListWorkspace {
+  int64_t lse, delta, dq, ready, ended, next, works, end;
+};
+
+/// Places of a query head: those of whole blocks.
+inline int32_t list_query_tiles(const Problem& problem, const AttentionOptions& options) {
+  const auto block = static_cast<int32_t>(options.blocks.block_rows);
+  return (problem.query_length - 1) / block * (block / kPlaceRows) + block / kPlaceRows;
+}
+
+/// For heads of `dim` columns.
+inline BackwardListWorkspace backward_list_workspace(const AttentionInputs& inputs,
+                                                     const AttentionOptions& options, int64_t dim) {
+  const Problem problem = make_problem(as_batched(inputs.q), as_batched(inputs.k), options);
+  const int64_t tiles = list_query_tiles(problem, options);
+  const int64_t rows = int64_t{problem.batch} * problem.heads * tiles * kPlaceRows;
+  const int64_t heads = backward_heads(problem);
+  const auto aligned = [](int64_t bytes) { return (bytes + 127) / 128 * 128; };
+  BackwardListWorkspace place = {};
+  place.delta = place.lse + (rows + kPlaceRows) * 4;
+  place.dq = place.delta + (rows + kPlaceRows) * 4;
+  place.ready = place.dq + rows * dim * 4;
+  place.ended = place.ready + aligned(heads * 4);
+  place.next = place.ended + aligned(heads * 4);
+  place.works = place.next + 128;
+  place.end = place.works + aligned(backward_key_tiles(problem, 128) * heads *
+                                    static_cast<int64_t>(sizeof(BackwardWork)));
+  return place;
+}
+
+template <class Shape>
+void launch_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
+  const AttentionInputs& inputs = call.inputs;
+  const BackwardListWorkspace place = backward_list_workspace(inputs, call.options, Shape::kDim);
+  BackwardRowParams rows = backward_rows(call, {}, memory);
+  rows.padded_lse = reinterpret_cast<float*>(memory + place.lse);
+  rows.delta = reinterpret_cast<float*>(memory + place.delta);
+  rows.query_tiles = list_query_tiles(rows.problem, call.options);
+  rows.dq_sum = reinterpret_cast<float*>(memory + place.dq);
+  rows.ended = reinterpret_cast<int32_t*>(memory + place.ended);
+  BackwardListParams params = {backward_params(call, rows, Shape::kKeys)};
+  params.rows = rows;
+  params.blocks = backward_blocks(inputs, call.options, kPieceRows);
+  params.cleared_jobs = reinterpret_cast<int32_t*>(memory + place.ready);
+  params.works = reinterpret_cast<BackwardWork*>(memory + place.works);
+  params.next = reinterpret_cast<int32_t*>(memory + place.next);
+  const auto heads = static_cast<int32_t>(backward_heads(rows.problem));
+  params.work_count = params.key_tiles * heads;
+  // The kernel behind turns sums of heads that are done into dq on multiprocessors of its own: with
+  // 0, 1, 2, 3 of them 415, 419, 421, 424 TFLOP/s at 128 columns and a tenth of the blocks, 558,
+  // 563, 574, 571 at half; at 64 columns 380, 382, 385, 389 and 467, 464, 460, 456 (lists14).
+  constexpr int32_t kBeside = 3;
+  const int32_t all = multiprocessors(call.options);
+  params.staying = std::min(all > 16 * kBeside ? all - kBeside : all, params.work_count);
+  params.sends = true;
+  params.sorted = std::max(params.staying, params.work_count - kSortedTiles);
+  params.jobs_a_head = rows.query_tiles * rows.problem.heads_per_key;
+  params.jobs = params.jobs_a_head * heads;
+  params.jobs_a_tile = (params.jobs + params.work_count - 1) / params.work_count;
+  // A head's sums must be cleared when its first tile of keys comes: a head's tiles before it (or
+  // as many as are sorted), and as many as run at a time, so that nobody waits.
+  const int32_t together = std::max(params.key_tiles, params.work_count - params.sorted);
+  params.cleared = std::min(params.jobs, (together + params.staying) * params.jobs_a_tile);
+
+  BackwardListMaps maps = {backward_maps<Shape>(inputs, call.saved.dout)};
+  maps.dk = cuda::make_tile_map(as_batched(call.gradients.dk), 16);
+  maps.dv = cuda::make_tile_map(as_batched(call.gradients.dv), 16);
+  for (uint32_t i = 0; i < std::size(maps.q_pieces); ++i) {
+    const uint32_t rows_of_box = Shape::kQueries == 80 ? (i + 1) * kPieceRows : Shape::kQueries;
+    maps.q_pieces[i] = cuda::make_tile_map(as_batched(inputs.q), rows_of_box);
+    maps.dout_pieces[i] = cuda::make_tile_map(as_batched(call.saved.dout), rows_of_box);
+  }
+
+  attention_backward_lists_prepare_kernel<Shape>
+      <<<static_cast<uint32_t>(params.jobs), kListThreads, 0, stream>>>(params);
+  cuda::check(cudaGetLastError(), "attention_backward_lists_prepare_kernel");
+  const auto kernel = &attention_backward_lists_kernel<Shape>;
+  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                   Shape::kSharedBytes),
+              "cudaFuncSetAttribute");
+  cuda::prepare_debug(stream);
+  cuda::launch_overlapping(kernel, "attention_backward_lists_kernel",
+                           static_cast<uint32_t>(params.staying), Shape::kThreads,
+                           Shape::kSharedBytes, stream, params, maps);
+  cuda::launch_overlapping(&attention_backward_lists_finish_kernel<Shape>,
+                           "attention_backward_lists_finish_kernel",
+                           static_cast<uint32_t>(params.jobs), kListThreads, 0, stream, params);
+  launch_backward_sinks(rows, kPlaceRows, stream);
+}
+
+}  // namespace flashloom::sm90
