@@ -4,18 +4,42 @@
 namespace flashloom::sm90 {
 namespace {
 
+int64_t divide_up(int64_t a, int64_t b) {
+  return (a + b - 1) / b;
+}
+
+struct BandCut {
+  int32_t tiles;            // of the first heads' blocks
+  int64_t heads;            // of the first ones
+  int32_t tiles_of_others;  // of the other heads' blocks
+};
+
 // Tiles of a block: waves of blocks times the tiles of each should be few. A run also computes
-// about a tile's worth beside it.
-int32_t tiles_of_run(int64_t tiles, int64_t heads, int32_t slots) {
-  int32_t best = 1;
-  double least = INFINITY;
-  for (int32_t run = 4; run <= 32; ++run) {
-    const int64_t blocks = (tiles + run - 1) / run * heads;
-    const auto waves = static_cast<double>((blocks + slots - 1) / slots);
-    const double cost = waves * (static_cast<double>(std::min<int64_t>(run, tiles)) + 1);
-    if (cost < least) {
-      least = cost;
-      best = run;
+// about a tile's worth beside it. Where not all heads fill the waves, those that do may have long
+// runs, and shorter ones make up a last wave: 384 heads of 16 tiles, 264 blocks at a time, take
+// 264 of 16, then 240 of 8, where runs of 8 would take three waves.
+BandCut cut_heads(int64_t tiles, int64_t heads, int32_t slots) {
+  constexpr int32_t kLeast = 4;
+  constexpr int32_t kMost = 32;
+  const auto cost = [&](int32_t run) { return std::min<int64_t>(run, tiles) + 1; };
+  BandCut best = {};
+  int64_t least = INT64_MAX;
+  for (int32_t run = kLeast; run <= kMost; ++run) {
+    const int64_t blocks = divide_up(tiles, run);  // a head
+    const int64_t whole = divide_up(blocks * heads, slots) * cost(run);
+    if (whole < least) {
+      least = whole;
+      best = {run, heads, run};
+    }
+    const int64_t waves = blocks * heads / slots;
+    const int64_t first = waves * slots / blocks;  // heads
+    for (int32_t other = kLeast; other < run && waves * cost(run) + cost(other) < least; ++other) {
+      const int64_t others = divide_up(tiles, other) * (heads - first);
+      const int64_t mixed = waves * cost(run) + divide_up(others, slots) * cost(other);
+      if (mixed < least) {
+        least = mixed;
+        best = {run, first, other};
+      }
     }
   }
   return best;
@@ -50,14 +74,21 @@ void launch(const BackwardCall& call, cudaStream_t stream) {
   const int64_t heads = int64_t{packed ? 1 : problem.batch} * problem.heads;
   const int64_t rows = packed ? problem.total_key : problem.key_length;
   const int64_t tiles = (rows + Shape::kTile - 1) / Shape::kTile;
-  params.run = tiles_of_run(tiles, heads, device_multiprocessors() * Shape::kBlocks);
-  const int32_t run_rows = params.run * Shape::kTile;
-  params.runs = static_cast<int32_t>(packed ? rows / run_rows + problem.batch
-                                            : (rows + run_rows - 1) / run_rows);
+  const BandCut cut = cut_heads(tiles, heads, device_multiprocessors() * Shape::kBlocks);
+  // Sequences of a packed batch start runs of their own.
+  const auto runs = [&](int32_t run) {
+    const int64_t own = int64_t{run} * Shape::kTile;
+    return BandRuns{
+        run, static_cast<int32_t>(packed ? rows / own + problem.batch : divide_up(rows, own))};
+  };
+  params.first = runs(cut.tiles);
+  params.others = runs(cut.tiles_of_others);
+  params.first_heads = static_cast<int32_t>(cut.heads);
+  const int64_t blocks =
+      cut.heads * params.first.blocks + (heads - cut.heads) * params.others.blocks;
   launch_backward_kernel<Shape>(
       &attention_backward_kernel_band<Shape>, "attention_backward_kernel_band",
-      dim3(static_cast<uint32_t>(params.runs), static_cast<uint32_t>(heads)), params, inputs,
-      saved.dout, stream);
+      dim3(static_cast<uint32_t>(blocks)), params, inputs, saved.dout, stream);
 }
 
 }  // namespace

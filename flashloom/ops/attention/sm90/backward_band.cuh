@@ -393,8 +393,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   extern __shared__ __align__(1024) char memory[];
   const BandShared<Shape> shared{memory};
   BandBarriers<Shape>& barriers = shared.barriers();
-  const BandWork found =
-      band_work<Shape>(params, static_cast<int32_t>(blockIdx.x), static_cast<int32_t>(blockIdx.y));
+  const BandWork found = band_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
   if (found.first >= found.end) {
     return;
   }

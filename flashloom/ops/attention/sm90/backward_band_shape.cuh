@@ -39,6 +39,12 @@ struct BandShape {
   static_assert(kBlocks * (kSharedBytes + 1024) <= 228 * 1024);
 };
 
+/// How heads are cut into blocks.
+struct BandRuns {
+  int32_t tiles;   // of a block
+  int32_t blocks;  // a head
+};
+
 struct BandParams {
   Problem problem;
   int32_t columns, value_columns;      // of q and k, of v and dout
@@ -48,9 +54,10 @@ struct BandParams {
   RowTensor dq, dk, dv;
   float scale;
   bool accumulate;
-  bool sends;    // results are of the storage type and not added to: the copy engine stores them
-  int32_t run;   // tiles of a block
-  int32_t runs;  // blocks a head
+  bool sends;       // results are of the storage type and not added to: the copy engine stores them
+  BandRuns first;   // of the first heads
+  BandRuns others;  // of those behind them
+  int32_t first_heads;  // how many of the former
 };
 
 /// A block's tiles [first, end), and [low, high) with those beside them.
@@ -66,10 +73,15 @@ struct BandWork {
 };
 
 template <class Shape>
-__device__ __forceinline__ BandWork band_work(const BandParams& params, int32_t run, int32_t head) {
+__device__ __forceinline__ BandWork band_work(const BandParams& params, int32_t block) {
   const Problem& problem = params.problem;
   const bool packed = problem.cu_key != nullptr;
-  const int32_t rows = params.run * Shape::kTile;
+  const int32_t others = block - params.first_heads * params.first.blocks;
+  const BandRuns runs = others < 0 ? params.first : params.others;
+  block = others < 0 ? block : others;
+  const int32_t head = block / runs.blocks + (others < 0 ? 0 : params.first_heads);
+  int32_t run = block % runs.blocks;
+  const int32_t rows = runs.tiles * Shape::kTile;
   BandWork work;
   work.batch = packed ? sequence_at(problem.cu_key, problem.batch, problem.total_key, rows, run)
                       : head / problem.heads;
@@ -79,8 +91,8 @@ __device__ __forceinline__ BandWork band_work(const BandParams& params, int32_t 
     run -= work.sequence.key_first / rows + work.batch;
   }
   work.tiles = (work.sequence.key_rows + Shape::kTile - 1) / Shape::kTile;
-  work.first = run * params.run;
-  work.end = min(work.first + params.run, work.tiles);
+  work.first = run * runs.tiles;
+  work.end = min(work.first + runs.tiles, work.tiles);
   work.low = max(work.first - 1, 0);
   work.high = min(work.end + 1, work.tiles);
   return work;

@@ -286,6 +286,19 @@ TEST(BackwardSm90Borders, NarrowBandsHoldTheLaw) {
       cases.push_back(c);
     }
   }
+  // More heads than 132 multiprocessors take at a time: those behind them are cut into short runs.
+  ContractCase many = {.name = "many heads",
+                       .call = {.batch = 36,
+                                .heads = 8,
+                                .key_heads = 8,
+                                .queries = 520,
+                                .keys = 520,
+                                .dim = 8,
+                                .value_dim = 8,
+                                .dtype = DType::bf16,
+                                .seed = random.below(1u << 30)}};
+  many.call.options.visibility = {64, 64};
+  cases.push_back(many);
   check_laws(pointers_to(cases), true, [](const ContractCase& c, const Law& law) {
     SCOPED_TRACE(c.name + ", D " + std::to_string(c.call.dim));
     law.expect(AttentionBackend::sm90, SharedOffsetsExecutor());

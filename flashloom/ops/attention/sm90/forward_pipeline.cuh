@@ -221,6 +221,9 @@ class ForwardPipeline {
         return false;
       }
     }
+    if constexpr (Shape::kLeads && !kPlain) {
+      walk_.skip_behind();
+    }
     walk_.wait_keys();
     walk_.take_turn();
     cuda::wgmma_hold(consumer_.scores);
@@ -283,6 +286,9 @@ class ForwardPipeline {
     cuda::wgmma_hold(consumer_.out);
     cuda::wgmma_hold(consumer_.weights);
     walk_.release_values();
+    if constexpr (Shape::kLeads && !kPlain) {
+      walk_.skip_values();
+    }
     if constexpr (kBorder) {
       prepare_store(inverse);
     }

@@ -67,7 +67,10 @@ __device__ __forceinline__ void forward_produce_work(const ForwardParams& params
       const KeyTiles range = key_tiles(sequence, tile.row, Shape::kRows, Shape::kKeys);
       if (lane == 0) {
         const int64_t batch = packed ? 0 : tile.batch;
-        work = {tile, range, 0, sequence,
+        work = {tile,
+                range,
+                {0},
+                sequence,
                 batch * params.lse_batch + tile.head * params.lse_head +
                     sequence.query_first * params.lse_row};
       }
@@ -85,6 +88,12 @@ __device__ __forceinline__ void forward_produce_work(const ForwardParams& params
       part.swapped = swaps ? 1 : 0;
       if (lane == 0) {
         work.swapped = part.swapped;
+      }
+    }
+    if constexpr (Shape::kLeads) {
+      part.lead = leading_tile(part, Shape::kGroups);
+      if (lane == 0) {
+        work.lead = part.lead >= 0 ? part.lead : work.range.end - 1;
       }
     }
     if (lane < Shape::kGroups) {

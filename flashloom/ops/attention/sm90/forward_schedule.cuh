@@ -116,6 +116,18 @@ __device__ __forceinline__ bool may_swap(const ForwardPart& part) {
          (part.right == 0 && part.end - part.begin >= 2);
 }
 
+/// The tile of keys before those that hide something from the parts that the first `groups` lanes
+/// of a warp hold, if there are such tiles and all parts see it and another one; else -1.
+__device__ __forceinline__ int32_t leading_tile(const ForwardPart& part, int32_t groups) {
+  const bool works = static_cast<int32_t>(threadIdx.x % 32) < groups &&
+                     static_cast<ForwardState>(part.state) == ForwardState::work;
+  const int32_t lead = __reduce_min_sync(0xffffffffu, works ? part.closed : INT32_MAX) - 1;
+  const bool sees = lead >= part.begin && lead < part.end && part.end - part.begin >= 2;
+  const bool leads = __all_sync(0xffffffffu, !works || sees) != 0 &&
+                     __any_sync(0xffffffffu, works && part.closed < part.end) != 0;
+  return leads ? lead : -1;
+}
+
 /// Walks the tiles of keys of one tile of queries from the last to the first, through the block
 /// mask if there is one.
 template <class Shape>
@@ -125,7 +137,8 @@ class KeyWalk {
       : range_(work.range),
         tile_(work.range.end),
         lowest_(work.range.begin),
-        swap_(work.swapped != 0 ? work.range.end - 2 : INT32_MAX) {
+        swap_(work.swapped != 0 ? work.range.end - 2 : INT32_MAX),
+        lead_(work.lead) {
     if constexpr (Shape::kListed) {
       const ForwardBlocks& blocks = params.rule.blocks;
       if (blocks.block_rows > 0) {
@@ -157,7 +170,10 @@ class KeyWalk {
       return false;
     }
     --tile_;
-    step = {Shape::kSwaps ? tile_of_step(tile_, swap_) : tile_, partial_, 0, -1};
+    step = {Shape::kSwaps   ? swapped_tile(tile_, swap_)
+            : Shape::kLeads ? led_tile(tile_, range_.end - 1, lead_)
+                            : tile_,
+            partial_, 0, -1};
     return true;
   }
 
@@ -169,7 +185,7 @@ class KeyWalk {
  private:
   KeyTiles range_;
   int32_t tile_, lowest_;
-  int32_t swap_;
+  int32_t swap_, lead_;
   int32_t entry_ = 0, entry_begin_ = 0;
   int32_t partial_ = -1;
 };

@@ -141,6 +141,9 @@ struct ForwardShape {
   // A tile of queries sees its last keys but one first (see ForwardWork::swapped). Only where tiles
   // of queries and of keys are as long as one another do warpgroups mostly end at the same keys.
   static constexpr bool kSwaps = !kListed && kTurns && kRows == kKeys;
+  // It sees first the last keys that all of its rows see, and a warpgroup skips what is hidden from
+  // it behind those. Instead of kSwaps that costs 1 to 3 % (runs fwd35, fwd36).
+  static constexpr bool kLeads = !kListed && kTurns && kQStages == 1;
 };
 
 struct ForwardTile {
@@ -153,8 +156,13 @@ struct KeyTiles {
 
 /// Tile of step `step` of a tile of queries; `swap` is the last step but one if the last two change
 /// places, else behind all steps.
-__device__ __forceinline__ int32_t tile_of_step(int32_t step, int32_t swap) {
+__device__ __forceinline__ int32_t swapped_tile(int32_t step, int32_t swap) {
   return step >= swap ? 2 * swap + 1 - step : step;
+}
+
+/// Tile of step `step`, counted down from `first`, if the tile `lead` comes before all others.
+__device__ __forceinline__ int32_t led_tile(int32_t step, int32_t first, int32_t lead) {
+  return step == first ? lead : step + (step >= lead ? 1 : 0);
 }
 
 /// Of a consumer warpgroup, for a tile of queries.
@@ -170,7 +178,11 @@ struct alignas(16) ForwardPart {
   int32_t open, closed;  // tiles before `open` and from `closed` on hide something
   int32_t left, right;   // tiles that others see and it does not
   int32_t state;         // ForwardState
-  int32_t swapped;       // the last two tiles change places, see ForwardWork
+
+  union {             // see ForwardWork
+    int32_t swapped;  // the last two tiles change places; with kSwaps
+    int32_t lead;     // the tile that comes first, or -1: the last of its own; with kLeads
+  };
 };
 
 /// What the producer tells the consumers about a tile of queries: the divisions that find it are
@@ -178,10 +190,15 @@ struct alignas(16) ForwardPart {
 struct ForwardWork {
   ForwardTile tile;
   KeyTiles range;  // begin < 0: no more work
-  // The last two tiles of keys change places. A row that sees few keys of its first tile has a
-  // small sum, so its maximum may move again with the next keys (see set_limits()), and the other
-  // warpgroup waits for that.
-  int32_t swapped;
+
+  // The last two tiles of keys change places, or `lead` comes before all others. A row that sees
+  // few keys of its first tile has a small sum, so its maximum may move again with the next keys
+  // (see set_limits()), and the other warpgroup waits for that.
+  union {
+    int32_t swapped;
+    int32_t lead;
+  };
+
   Sequence sequence;
   int64_t lse;  // of row 0 of the sequence and head, in elements
 };

@@ -67,11 +67,13 @@ TEST(ForwardSm90Borders, WindowsAtEveryOffsetHoldTheLaw) {
   const uint64_t seed = fresh_seed();
   RandomSequence random(seed, RandomStream::test);
   std::vector<ContractCase> cases;
-  for (const int64_t dim : {64, 128}) {
+  for (const int64_t dim : {64, 96, 128, 192, 256}) {
     for (int i = 0; i < 24; ++i) {
       ContractCase c;
       const auto queries = static_cast<int64_t>(1 + random.below(700));
-      const auto keys = static_cast<int64_t>(1 + random.below(700));
+      auto keys = static_cast<int64_t>(1 + random.below(700));
+      // Long rows of 96 columns have another kernel.
+      keys += dim == 96 && i % 3 == 0 ? 1024 : 0;
       const auto left = static_cast<int64_t>(random.below(200)) - 1;
       const auto right = static_cast<int64_t>(random.below(200)) - 1;
       c.call = {.batch = 2,

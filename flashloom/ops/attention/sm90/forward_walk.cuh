@@ -34,9 +34,11 @@ struct ForwardWalk {
   int32_t next = -1;             // the tile behind it, see ForwardStep
   bool last = false;             // it ends a tile of queries
   int32_t open = 0, closed = 0;  // tiles before `open` and from `closed` on hide something
-  int32_t swap = INT32_MAX;      // see tile_of_step(); `tile` and `begin` count steps
+  int32_t swap = INT32_MAX;      // see swapped_tile(); `tile` and `begin` count steps
+  int32_t lead = 0, first = 0;   // see led_tile()
   int32_t plain = 0;             // steps from here on may hide something
   int32_t skip = 0;              // tiles of values to skip when this one's have been summed
+  int32_t behind = 0;            // tiles to skip behind the leading one
   int32_t kept_row = 0;          // own_row(), with kKeepsRow
 
   /// The first of this warp's rows within a tile of queries.
@@ -125,7 +127,10 @@ struct ForwardWalk {
 
   /// The tile of keys of the last scores.
   __device__ __forceinline__ int32_t seen() const {
-    return Shape::kSwaps ? tile_of_step(tile, swap) : tile;
+    if constexpr (Shape::kLeads) {
+      return led_tile(tile, first, lead);
+    }
+    return Shape::kSwaps ? swapped_tile(tile, swap) : tile;
   }
 
   /// Whether the tile that follows, of the same tile of queries, hides nothing.
@@ -133,7 +138,7 @@ struct ForwardWalk {
     if constexpr (Shape::kListed) {
       return next < closed && next >= open;
     } else {
-      return tile <= (Shape::kSwaps ? plain : closed) && tile > open;
+      return tile <= (Shape::kSwaps || Shape::kLeads ? plain : closed) && tile > open;
     }
   }
 
@@ -145,6 +150,16 @@ struct ForwardWalk {
       pass_turn();
       __syncwarp();
       release_keys();
+    }
+  }
+
+  /// Those behind the leading tile, before the scores of the one that follows it.
+  __device__ __forceinline__ void skip_behind() {
+    if (behind > 0) {
+      skip_keys(behind);
+      skip = behind;
+      tile -= behind;
+      behind = 0;
     }
   }
 
@@ -175,7 +190,17 @@ struct ForwardWalk {
       swap = uniform(part.swapped) != 0 ? tile - 2 : INT32_MAX;
       plain = min(closed, swap);
     }
-    if constexpr (!Shape::kListed) {
+    if constexpr (Shape::kLeads) {
+      const int32_t right = uniform(part.right);
+      const int32_t found = uniform(part.lead);
+      behind = found >= 0 ? right : 0;
+      tile += behind;
+      first = tile - 1;
+      lead = found >= 0 ? found : first;
+      plain = min(closed, lead);
+      skip += right - behind;
+      skip_keys(right - behind);
+    } else if constexpr (!Shape::kListed) {
       const int32_t right = uniform(part.right);
       skip += right;
       skip_keys(right);
