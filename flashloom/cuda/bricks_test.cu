@@ -10,6 +10,7 @@
 #include "flashloom/cuda/ptx/barrier.cuh"
 #include "flashloom/cuda/ptx/ldmatrix.cuh"
 #include "flashloom/cuda/ptx/mma.cuh"
+#include "flashloom/cuda/ptx/movmatrix.cuh"
 #include "flashloom/cuda/ptx/stmatrix.cuh"
 #include "flashloom/cuda/tile/fragment.cuh"
 #include "flashloom/cuda/tile/fragment_layout.h"
@@ -140,6 +141,28 @@ TEST(Bricks, MatrixMovesKeepEveryElement) {
     expected[i % 16 * 16 + i / 16] = values[i];
   }
   EXPECT_EQ(turned.read(), expected);
+}
+
+// A matrix in the registers of a warp.
+__global__ void transpose_kernel(const uint32_t* in, uint32_t* out) {
+  out[threadIdx.x] = transpose_8x8(in[threadIdx.x]);
+}
+
+TEST(Bricks, MatricesTransposeInRegisters) {
+  FLASHLOOM_NEEDS_HOPPER();
+  // Element (row, column) is 8 row + column; two of a row in a word.
+  std::vector<uint32_t> words;
+  for (uint32_t i = 0; i < 64; i += 2) {
+    words.push_back(i | (i + 1) << 16);
+  }
+  const Buffer<uint32_t> in(words);
+  const Buffer<uint32_t> out(std::vector<uint32_t>(32, 0));
+  transpose_kernel<<<1, 32>>>(in.data(), out.data());
+  const std::vector<uint32_t> found = out.read();
+  for (uint32_t i = 0; i < 32; ++i) {
+    const uint32_t row = i / 4, column = i % 4 * 2;
+    EXPECT_EQ(found[i], (8 * column + row) | (8 * (column + 1) + row) << 16);
+  }
 }
 
 template <class T>
