@@ -504,6 +504,9 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
       take_room_back();
       give_place_back(&barriers.v_empty, lane);
     } else if constexpr (Shape::kLate) {
+      if constexpr (Shape::kStays && !Shape::kHoldsValues) {
+        give_place_back(&barriers.v_empty, lane);
+      }
       start_queries();
       if constexpr (!Shape::kSends && !Shape::kStays) {
         store_sums();

@@ -27,12 +27,12 @@ using Lists64 = BackwardShape<T, BackwardForm{.dim = 64,
                                               .turns = BackwardTurns::never,
                                               .stays = true}>;
 
+/// In whichever mode, since the workspace must do for both.
 bool suits(const AttentionInputs& inputs, const AttentionOptions& options) {
   const AttentionSequences& sequences = options.sequences;
   return (is_exact<Lists128<__half>>(inputs) || is_exact<Lists64<__half>>(inputs)) &&
-         !options.execution.deterministic && options.visibility.left < 0 &&
-         options.visibility.right < 0 && !sequences.cu_query && !sequences.cu_key &&
-         !sequences.used_query && !sequences.used_key;
+         options.visibility.left < 0 && options.visibility.right < 0 && !sequences.cu_query &&
+         !sequences.cu_key && !sequences.used_query && !sequences.used_key;
 }
 
 }  // namespace
@@ -40,8 +40,8 @@ bool suits(const AttentionInputs& inputs, const AttentionOptions& options) {
 bool is_for_lists(const BackwardCall& call) {
   const AttentionGradients& gradients = call.gradients;
   const DType storage = call.inputs.q.dtype;
-  return suits(call.inputs, call.options) && !gradients.accumulate &&
-         gradients.dq.dtype == storage && gradients.dk.dtype == storage &&
+  return suits(call.inputs, call.options) && !call.options.execution.deterministic &&
+         !gradients.accumulate && gradients.dq.dtype == storage && gradients.dk.dtype == storage &&
          gradients.dv.dtype == storage;
 }
 
