@@ -134,6 +134,7 @@ TEST(Bricks, AsynchronousCopiesFillWithZeros) {
 
 // Boxes out of swizzled shared memory: the inverse of the load above, ends left out. Not before the
 // tensor's start: there a store, unlike a load, is an illegal instruction (seen on an H100).
+template <bool kHinted>
 __global__ void tma_store_kernel(const __grid_constant__ CUtensorMap map, const int* coordinates) {
   extern __shared__ __align__(1024) unsigned char memory[];
   const int* c = coordinates + 4 * blockIdx.x;
@@ -145,7 +146,11 @@ __global__ void tma_store_kernel(const __grid_constant__ CUtensorMap map, const 
   fence_async_shared();
   __syncthreads();
   if (threadIdx.x == 0) {
-    tma_store_4d(&map, shared_address(memory), c[0], c[1], c[2], c[3]);
+    if constexpr (kHinted) {
+      tma_store_4d(&map, shared_address(memory), c[0], c[1], c[2], c[3], kEvictFirst);
+    } else {
+      tma_store_4d(&map, shared_address(memory), c[0], c[1], c[2], c[3]);
+    }
     bulk_commit();
     bulk_wait_read<0>();  // the shared memory is free from here on, the box is not there yet
     bulk_wait<0>();
@@ -155,13 +160,8 @@ __global__ void tma_store_kernel(const __grid_constant__ CUtensorMap map, const 
 TEST(Bricks, TmaStoresBoxesAndLeavesTheOutsideAlone) {
   FLASHLOOM_NEEDS_HOPPER();
   constexpr uint16_t kOld = 0xabcd;
-  const Buffer<uint16_t> target(std::vector<uint16_t>(2 * 3 * 100 * 128, kOld));
   const std::vector<int> places = {64, 10, 1, 1, 0, 80, 2, 0, 0, 200, 0, 1};
   const Buffer<int> coordinates(places);
-  const TensorView view(static_cast<void*>(target.data()), DType::bf16, {2, 3, 100, 128},
-                        {Device::Kind::cuda, 0});
-  const CUtensorMap map = make_tile_map(view, kBoxRows);
-  tma_store_kernel<<<3, 64, kBoxRows * kPanelRowBytes>>>(map, coordinates.data());
   std::vector<uint16_t> expected(2 * 3 * 100 * 128, kOld);
   for (int box = 0; box < 3; ++box) {
     const int* c = &places[static_cast<size_t>(4 * box)];
@@ -173,7 +173,15 @@ TEST(Bricks, TmaStoresBoxesAndLeavesTheOutsideAlone) {
       }
     }
   }
-  EXPECT_EQ(target.read(), expected);
+  for (const bool hinted : {false, true}) {
+    const Buffer<uint16_t> target(std::vector<uint16_t>(2 * 3 * 100 * 128, kOld));
+    const TensorView view(static_cast<void*>(target.data()), DType::bf16, {2, 3, 100, 128},
+                          {Device::Kind::cuda, 0});
+    const CUtensorMap map = make_tile_map(view, kBoxRows);
+    const auto kernel = hinted ? tma_store_kernel<true> : tma_store_kernel<false>;
+    kernel<<<3, 64, kBoxRows * kPanelRowBytes>>>(map, coordinates.data());
+    EXPECT_EQ(target.read(), expected) << (hinted ? "with a hint" : "without a hint");
+  }
 }
 
 __global__ void bulk_load_kernel(const float* in, float* out, int* tests) {

@@ -42,6 +42,16 @@ __device__ __forceinline__ void tma_store_4d(const CUtensorMap* map, uint32_t sh
       : "memory");
 }
 
+/// The same with a hint for the L2 cache.
+__device__ __forceinline__ void tma_store_4d(const CUtensorMap* map, uint32_t shared, int32_t c0,
+                                             int32_t c1, int32_t c2, int32_t c3, uint64_t hint) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.global.shared::cta.tile.bulk_group.L2::cache_hint "
+      "[%0, {%2, %3, %4, %5}], [%1], %6;" ::"l"(reinterpret_cast<uint64_t>(map)),
+      "r"(shared), "r"(c0), "r"(c1), "r"(c2), "r"(c3), "l"(hint)
+      : "memory");
+}
+
 /// Copies `bytes` (a multiple of 16, 16-byte aligned) to shared memory.
 __device__ __forceinline__ void bulk_load(void* shared, const void* global, uint32_t bytes,
                                           uint64_t* barrier) {

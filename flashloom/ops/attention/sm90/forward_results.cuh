@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "flashloom/cuda/ptx/barrier.cuh"
-#include "flashloom/cuda/ptx/tma_store.cuh"
+#include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/ops/attention/sm90/forward_consumer.cuh"
 #include "flashloom/ops/attention/sm90/forward_walk.cuh"
 
@@ -82,8 +82,8 @@ struct ForwardResults {
       const int32_t batch = packed ? 0 : work.tile.batch;
 #pragma unroll
       for (int p = 0; p < kCount; ++p) {
-        cuda::tma_store_4d_hinted(map, place + p * Shape::kOutPanelBytes, (kFirst + p) * 64, row,
-                                  head, batch, params.out_hint);
+        cuda::tma_store_4d(map, place + p * Shape::kOutPanelBytes, (kFirst + p) * 64, row, head,
+                           batch, params.out_hint);
       }
       cuda::bulk_commit();
     }
