@@ -210,7 +210,8 @@ __device__ __forceinline__ void forward_produce_keys(const ForwardParams& params
     KeyWalk<Shape> walk(params, work);
     ForwardStep step = {-1, -1, 1, -1};
     bool more = walk.next(params, work, step);
-    bool drawn = kValues;  // the keys' producer has the next tile drawn
+    // The keys' producer has the next tile drawn, where tiles are drawn.
+    bool drawn = kValues || params.counter == nullptr;
     do {
       ForwardStep following = {-1, -1, 0, -1};
       more = more && walk.next(params, work, following);
