@@ -24,7 +24,8 @@ SASS_FUNCTION = re.compile(r"^\s*Function : (\S+)")
 HGMMA = re.compile(r"\bHGMMA\.(\d+)x(\d+)x(\d+)\.(\S+)")
 # Kernels that must use wgmma: all but those that surround them, and one whose warps each see other
 # keys, so that products of four warps would do a third more.
-PRODUCTS = re.compile(r"attention_(forward|backward)_(?!prepare|finish|sinks|ranks)\w*kernel")
+PRODUCTS = re.compile(r"attention_(forward|backward)_"
+                      r"(?!(lists_)?(prepare|finish|convert|sinks|ranks))\w*kernel")
 BY_WARP = re.compile(r"attention_forward_kernel_band")
 
 

@@ -38,7 +38,6 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
   using Tile::kQueries;
   using Tile::kScores;
   using Tile::kSums;
-  using Tile::shift;
   using Tile::store_gradients;
   using typename Tile::Panels;
 
@@ -284,18 +283,9 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
                  step_at(place.stage).t);
       }
     };
-    float2 lse[kScores / 4];
-    // What a step needs beside its tiles; after the last one it is read from stale ones.
-    auto read_rows = [&] {
-      load_rows<kScores>(lse, shared.lse(place.stage) + 2 * (lane % 4));
-      shift(dp, shared.delta(place.stage) + 2 * (lane % 4));
-    };
     wait_for(&barriers.q_full[place.stage], shared.q(place.stage), step_at(place.stage).t);
     if constexpr (Shape::kAhead) {
       start_scores();
-    } else if constexpr (Shape::kEarly) {
-      wait_for_values();
-      read_rows();
     }
     while (true) {
       const uint32_t stage = place.stage;
@@ -306,20 +296,15 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
         wgmma_wait<0>();
         wgmma_hold(scores);
       } else {
-        if constexpr (Shape::kEarly) {
-          wgmma_hold(dp);
-        }
         start_scores();
       }
       if constexpr (!Shape::kAdjusts) {
-        if constexpr (!Shape::kEarly) {
-          if (Shape::kSendsInPlace && !given) {
-            mbarrier_wait(&barriers.v_full, parity, {"a consumer", "v_full"});
-          }
-          wait_for_values();
-          wgmma_hold(dp);
-          wgmma_fence();
+        if (Shape::kSendsInPlace && !given) {
+          mbarrier_wait(&barriers.v_full, parity, {"a consumer", "v_full"});
         }
+        wait_for_values();
+        wgmma_hold(dp);
+        wgmma_fence();
         start_dp(stage);
       }
       if constexpr (!Shape::kAhead) {
@@ -369,9 +354,7 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
         hide_queries(scores, sequence, find_key(), t * kQueries, lane);
       }
       wait_for_turn();
-      if constexpr (Shape::kEarly) {
-        exponentials<T>(scores, weights, factor, lse);
-      } else if constexpr (!Shape::kExpsBehind) {
+      if constexpr (!Shape::kExpsBehind) {
         exponentials_in_place(scores, factor, shared.lse(stage) + 2 * (lane % 4));
       }
       if constexpr (Shape::kAdjusts) {
@@ -416,9 +399,7 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
         tell_ds();
       }
       pass_turn();
-      if constexpr (!Shape::kEarly) {
-        round_to<T>(weights, scores);
-      }
+      round_to<T>(weights, scores);
       if constexpr (Shape::kAdjusts) {
         drop_pairs(weights, compute_here(kept));
       }
@@ -430,9 +411,6 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
       }
       if constexpr (Shape::kSeeks) {
         next();
-      }
-      if constexpr (Shape::kEarly) {
-        wait_for_values();
       }
       wgmma_wait<1>();
       wgmma_hold(dv);
@@ -452,9 +430,7 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
         wgmma_wait<1>();
       } else {
         give_queries();
-        if constexpr (Shape::kEarly) {
-          read_rows();
-        } else if constexpr (!Shape::kSeeks) {
+        if constexpr (!Shape::kSeeks) {
           next();
         }
         wgmma_wait<0>();

@@ -3,19 +3,14 @@
 #include <cstdint>
 
 #include "flashloom/ops/attention/sm90/backward_aside.cuh"
-#include "flashloom/ops/attention/sm90/backward_pieces.cuh"
+#include "flashloom/ops/attention/sm90/backward_lists_feed.cuh"
 #include "flashloom/ops/attention/sm90/backward_stay.cuh"
 
-// The kernel of backward_stay.cuh for the lists of a block mask. One warp walks the lists and
-// fetches everything, one thread adds up dQ, and two warps prepare the rows of heads to come, all
-// in the shade of the tensor cores.
+// The kernel of backward_stay.cuh for the lists of a block mask. Two warps walk the lists and fetch
+// queries' tiles, one thread adds up dQ, and one warp fetches keys and clears the sums of heads to
+// come, all in the shade of the tensor cores.
 
 namespace flashloom::sm90 {
-
-/// With maps of 1 to 5 pieces of q and dout, or of 8 where a tile is a block.
-struct BackwardListMaps : BackwardMaps {
-  CUtensorMap q_pieces[5], dout_pieces[5];
-};
 
 /// Waits until the sums of a key-value head are cleared, which blocks do beside earlier tiles of
 /// keys, so that they cannot wait for each other in a circle.
@@ -25,147 +20,6 @@ __device__ __forceinline__ void wait_for_sums(const BackwardListParams& params, 
   if (jobs > 0) {
     wait_for_count(params.cleared_jobs + head, jobs, params.problem.status);
     cuda::fence_async_global();
-  }
-}
-
-/// The rows of q or dout and the numbers of a step, by a warp whose lanes take a copy each. What is
-/// left behind the last block is nothing: rows behind the end of the tensor, and numbers of a place
-/// that belongs to no head.
-template <class Shape>
-__device__ __forceinline__ void load_pieces(const BackwardListParams& params, int32_t batch,
-                                            const volatile BackwardPieces& pieces,
-                                            const CUtensorMap* maps, char* tile, const float* rows,
-                                            float* row_tile, uint64_t* full) {
-  using namespace cuda;
-  constexpr int32_t kPieces = Shape::kQueries / kPieceRows;
-  const int32_t lane = lane_anew();
-  if (lane == 0) {
-    mbarrier_arrive_expect(full, Shape::kQueryBytes + Shape::kRowBytes);
-  }
-  __syncwarp();
-  // The first block's part, the second one's, and nothing; of each the numbers, then the panels.
-  const int32_t run = lane % 3;
-  const int32_t panel = lane / 3 - 1;
-  const int32_t before = (run > 0 ? pieces.count[0] : 0) + (run > 1 ? pieces.count[1] : 0);
-  int32_t count = kPieces - before;
-  int32_t row = params.problem.query_length;
-  int32_t head = 0;
-  auto number = static_cast<uint32_t>(params.jobs) * kPlaceRows;
-  if (run < 2) {
-    count = pieces.count[run];
-    row = pieces.row[run];
-    head = pieces.head[run];
-    number = static_cast<uint32_t>((batch * params.problem.heads + head) * params.query_tiles) *
-                 kPlaceRows +
-             static_cast<uint32_t>(row);
-  }
-  if (count > 0 && panel < 0) {
-    bulk_load(row_tile + before * kPieceRows, rows + number,
-              static_cast<uint32_t>(count) * (kPieceRows * 4), full);
-  } else if (count > 0 && panel < Shape::kPanels) {
-    tma_load_4d(
-        tile + panel * panel_bytes(Shape::kQueries) + before * (kPieceRows * kPanelRowBytes),
-        maps + (kPieces == 5 ? count - 1 : 0), full, panel * 64, row, head, batch, kEvictLast);
-  }
-  __syncwarp();
-}
-
-/// A warp that walks lists: fetches q and lse, tells what it finds to the others and takes the next
-/// tile of keys; or fetches dout and delta.
-template <class Shape, bool kLeads>
-__device__ __forceinline__ void list_feed(const BackwardListParams& params,
-                                          const BackwardListMaps& maps,
-                                          const BackwardShared<Shape>& shared) {
-  using namespace cuda;
-  constexpr uint32_t kRing = kLeads ? 8 : 4;
-  BackwardBarriers<Shape>& barriers = shared.barriers();
-  BackwardPieces* ring = kLeads ? barriers.pieces : barriers.dout_pieces;
-  volatile BackwardLead& own = barriers.lead[kLeads ? 0 : 1];
-  auto first = [] { return lane_anew() == 0; };  // worked out again: registers are few
-  if (first()) {
-    own.tiles = 0;
-    own.place = 0;
-  }
-  __syncwarp();
-  wait_for_earlier_kernel();
-  if constexpr (kLeads) {
-    let_next_kernel_start();
-  }
-  while (true) {
-    if (wait_for_work(shared, own.tiles, "a producer").key < 0) {
-      break;
-    }
-    own.steps = 0;
-    __syncwarp();
-    do {
-      if (own.steps % kFoundSteps == 0) {
-        // Of eight, those before the last four: their dQ has come.
-        const BackwardWork& work = shared.work(own.tiles % 2);
-        const int32_t lane = lane_anew();
-        const int32_t step = own.steps + lane;
-        if (lane < kFoundSteps && step < work.end) {
-          find_pieces<Shape>(params, work, step,
-                             ring[(own.place + static_cast<uint32_t>(lane)) % kRing]);
-        }
-        __syncwarp();
-      }
-      if (shared.work(own.tiles % 2).end > 0) {
-        if constexpr (kLeads) {
-          const uint32_t place = own.place;
-          const uint32_t stage = place % 2;
-          const volatile BackwardPieces& pieces = ring[place % kRing];
-          mbarrier_wait(&barriers.q_empty[stage], place / 2 % 2 ^ 1, {"a producer", "q_empty"});
-          if (params.blocks.partial.data != nullptr && first()) {
-            volatile BackwardHidden& hidden = barriers.hidden[place % 4];
-            hidden.count = pieces.count[0];
-            hidden.row[0] = pieces.row[0];
-            hidden.row[1] = pieces.row[1];
-            hidden.partial[0] = pieces.partial[0];
-            hidden.partial[1] = pieces.partial[1];
-          }
-          load_pieces<Shape>(params, shared.work(own.tiles % 2).batch, pieces, maps.q_pieces,
-                             shared.q(stage), params.lse, shared.lse(stage),
-                             &barriers.q_full[stage]);
-        }
-        if constexpr (!kLeads) {
-          const uint32_t place = own.place;
-          const uint32_t stage = place % 2;
-          mbarrier_wait(&barriers.dout_empty[stage], place / 2 % 2 ^ 1,
-                        {"a producer", "dout_empty"});
-          load_pieces<Shape>(params, shared.work(own.tiles % 2).batch, ring[place % kRing],
-                             maps.dout_pieces, shared.dout(stage), params.delta,
-                             shared.delta(stage), &barriers.dout_full[stage]);
-        }
-        const uint32_t next = own.place + 1;
-        __syncwarp();
-        own.place = next;
-      }
-      const int32_t next = own.steps + 1;
-      __syncwarp();
-      own.steps = next;
-      __syncwarp();
-    } while (own.steps < shared.work(own.tiles % 2).end);
-    const uint32_t next = own.tiles + 1;
-    __syncwarp();
-    if (first()) {
-      own.tiles = next;
-      if constexpr (kLeads) {
-        const auto index = atomicAdd(params.next, 1);
-        mbarrier_wait(&barriers.work_empty[next % 2], next / 2 % 2 ^ 1,
-                      {"a producer", "work_empty"});
-        uint64_t* full = &barriers.work_full[next % 2];
-        if (index < params.work_count) {
-          mbarrier_arrive_expect(full, sizeof(BackwardWork));
-          bulk_load(&shared.work(next % 2), params.works + index, sizeof(BackwardWork), full);
-        } else {
-          shared.work(next % 2).key = -1;
-          mbarrier_arrive(full);
-        }
-      } else {
-        mbarrier_arrive(&barriers.work_empty[(next - 1) % 2]);
-      }
-    }
-    __syncwarp();
   }
 }
 

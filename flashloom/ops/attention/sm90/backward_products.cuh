@@ -22,10 +22,8 @@ __device__ __forceinline__ uint32_t compute_here(uint32_t value) {
 
 using WidePanels = cuda::PanelLayout<128>;
 
-/// d (64 x kN) = a b^T over kDim columns, or that much more; a and b are rows of tiles of `kRowsA`
-/// and `kRowsB` rows.
-template <class T, int kDim, int kRowsA, int kRowsB, int kN, bool kAdds = false,
-          class Panels = WidePanels>
+/// d (64 x kN) = a b^T over kDim columns; a and b are rows of tiles of `kRowsA` and `kRowsB` rows.
+template <class T, int kDim, int kRowsA, int kRowsB, int kN, class Panels = WidePanels>
 __device__ __forceinline__ void issue_rows_by_rows(float (&d)[kN / 2], uint32_t a, uint32_t b) {
   using namespace cuda;
   const uint64_t left = Panels::k_major(a);
@@ -34,7 +32,7 @@ __device__ __forceinline__ void issue_rows_by_rows(float (&d)[kN / 2], uint32_t 
   for (int step = 0; step < kDim / 16; ++step) {
     Wgmma<T, kN>::template from_shared<Major::kReduced, Major::kReduced>(
         d, left + (Panels::k_major_step(step, kRowsA) >> 4),
-        right + (Panels::k_major_step(step, kRowsB) >> 4), kAdds || step != 0);
+        right + (Panels::k_major_step(step, kRowsB) >> 4), step != 0);
   }
   wgmma_commit();
 }

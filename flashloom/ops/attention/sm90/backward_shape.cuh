@@ -77,7 +77,6 @@ struct BackwardForm {
   bool swapped;  // dQ is computed transposed, half of the columns a warpgroup
   bool late;     // dQ of a step is computed beside the products of the next one, so that the
                  // warpgroups need not meet and one's exponentials run beside the other's products
-  bool early;    // lse and delta are read before the scores are computed: 2 registers a query more
   bool lists;    // may walk the lists of a block mask
   bool adjusts;  // softcap, ALiBi, dropout, exclude_self, dentropy
   bool exact;    // tensors have just these columns
@@ -97,7 +96,6 @@ struct BackwardShape {
   static constexpr bool kLists = kForm.lists;
   static constexpr bool kAdjusts = kForm.adjusts;
   static constexpr bool kExact = kForm.exact;
-  static constexpr bool kEarly = kForm.early;
   static constexpr bool kStays = kForm.stays;
   static_assert(!kStays || (kLate && !kAdjusts));
   static_assert(!kLate || !kLists || kStays);
@@ -118,7 +116,7 @@ struct BackwardShape {
   // Whether the next scores are issued before a step's dK is ready.
   static constexpr bool kAhead = kDim == 64 && (kLate || kLists);
   // Whether the next step is found while a step's last products run.
-  static constexpr bool kSeeks = kEarly || (kLate && !kAhead);
+  static constexpr bool kSeeks = kLate && !kAhead;
   // Whether the other warpgroup is told of dS behind the issue of the step's products: it needs it
   // a step later.
   static constexpr bool kTellsBehind = kLate && kDim > 64;
@@ -130,7 +128,6 @@ struct BackwardShape {
   static constexpr bool kAlternates = kLate && kDim == 64;
   // Buffers for dS; tiles of 80 queries leave room for two.
   static constexpr int kScoreBuffers = !kLate ? 2 : kDim == 64 ? 3 : 2;
-  static_assert(!kEarly || !kAhead);
   static constexpr BackwardTurns kTurns = kForm.turns;
   // A warpgroup's part of dQ: 64 columns x queries if swapped, else 64 queries x 64 columns. The
   // warpgroups split the columns; with 64 columns they split the queries.

@@ -22,12 +22,12 @@ struct BackwardTile {
   using Panels = typename Shape::Panels;
 
   static __device__ __forceinline__ void issue_scores(float (&d)[kScores], uint32_t a, uint32_t b) {
-    issue_rows_by_rows<T, kDim, Shape::kKeys, kQueries, kQueries, false, Panels>(d, a, b);
+    issue_rows_by_rows<T, kDim, Shape::kKeys, kQueries, kQueries, Panels>(d, a, b);
   }
 
-  /// dP, on top of -delta where that is read early.
+  /// dP.
   static __device__ __forceinline__ void issue_values(float (&d)[kScores], uint32_t a, uint32_t b) {
-    issue_rows_by_rows<T, kDim, Shape::kKeys, kQueries, kQueries, Shape::kEarly, Panels>(d, a, b);
+    issue_rows_by_rows<T, kDim, Shape::kKeys, kQueries, kQueries, Panels>(d, a, b);
   }
 
   static __device__ __forceinline__ void issue_keys(float (&d)[kDim / 2],
@@ -48,16 +48,6 @@ struct BackwardTile {
     }
   }
 
-  /// -delta in each place of dP.
-  static __device__ __forceinline__ void shift(float (&dp)[kScores], const float* delta) {
-#pragma unroll
-    for (int j = 0; j < kQueries / 8; ++j) {
-      const float2 value = *reinterpret_cast<const float2*>(delta + 8 * j);
-      dp[4 * j] = dp[4 * j + 2] = -value.x;
-      dp[4 * j + 1] = dp[4 * j + 3] = -value.y;
-    }
-  }
-
   /// dS = P (dP - delta), rounded, of P as it is before it is rounded for dV. In general scores dP
   /// is what dropout keeps of it, and `slopes` follow.
   static __device__ __forceinline__ void gradients(uint32_t (&ds)[kScores / 2],
@@ -68,10 +58,7 @@ struct BackwardTile {
     using namespace cuda;
 #pragma unroll
     for (int j = 0; j < kQueries / 8; ++j) {
-      float2 less = {0, 0};
-      if constexpr (!Shape::kEarly) {
-        less = *reinterpret_cast<const float2*>(delta + 8 * j);
-      }
+      const float2 less = *reinterpret_cast<const float2*>(delta + 8 * j);
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         const int at = 4 * j + 2 * half;
@@ -85,11 +72,7 @@ struct BackwardTile {
           x = (kept >> at & 1) != 0 ? x * keep : 0;
           y = (kept >> (at + 1) & 1) != 0 ? y * keep : 0;
         }
-        if constexpr (!Shape::kEarly) {
-          x -= less.x;
-          y -= less.y;
-        }
-        ds[at / 2] = pack2<T>(p[0] * x, p[1] * y);
+        ds[at / 2] = pack2<T>(p[0] * (x - less.x), p[1] * (y - less.y));
       }
     }
   }
