@@ -1,18 +1,20 @@
 """Times Flashloom's backward attention beside its peers.
 
 Usage: compare_backward.py NAME=LIBRARY[,NAME=LIBRARY...] GROUP... [--json FILE]
+           [--milliseconds N] [--without-cudnn]
 
 Groups: short, long (D 64 and 128), grouped, windows, packed, blocks, dimensions. Rates in TFLOP/s of
-visible pairs, 10 D a pair and head. Every call is timed in bursts of 5 ms, each between two bursts of
-the first column's; figures are the first column's median rate and, of the others, that rate times
-the median of five ratios. `det` is the deterministic mode. Before timing, all libraries and
-modes must agree. cuDNN runs through autograd; FA4 if its wheel is in the folder PEERS (the FA3 wheel
-has no backward).
+visible pairs, 10 D a pair and head. Every call is timed in bursts of N (5) ms, each between two
+bursts of the first column's; figures are the first column's median rate and, of the others, that
+rate times the median of five ratios. A burst begins with an idle device: what a peer's host does
+before its first kernel counts, the less the longer bursts are. `det` is the deterministic mode.
+Before timing, all libraries and modes must agree. cuDNN runs through autograd; FA4 if its wheel is
+in the folder PEERS (the FA3 wheel has no backward).
 """
+import argparse
 import json
 import os
 import site
-import sys
 
 import torch
 import torch.nn.functional as F
@@ -42,14 +44,14 @@ def burst(run, count):
     return start.elapsed_time(end) / count
 
 
-def ratios(calls):
+def ratios(calls, length=MILLISECONDS):
     """Milliseconds of the first call, and how many times as fast the others are. A burst lies between
     two of the first call: the second of two equal bursts is 1-3 % slower at the power limit."""
     base = next(iter(calls))
     counts = {}
     for name, run in calls.items():
         burst(run, 1)
-        counts[name] = max(2, int(MILLISECONDS / burst(run, 2)))
+        counts[name] = max(2, int(length / burst(run, 2)))
     others = [name for name in calls if name != base]
     own, speed = [], {name: [] for name in others}
     for _ in range(ROUNDS):
@@ -79,8 +81,10 @@ def agree(calls, results):
 
 
 class Bench:
-    def __init__(self, libraries):
+    def __init__(self, libraries, milliseconds=MILLISECONDS, cudnn=True):
         self.libraries = libraries
+        self.milliseconds = milliseconds
+        self.cudnn = cudnn
         self.rows = []
 
     def ours(self, q, k, v, dout, **mask):
@@ -101,7 +105,7 @@ class Bench:
 
     def row(self, case, flops, calls):
         base = next(iter(calls))
-        milliseconds, speed = ratios(calls)
+        milliseconds, speed = ratios(calls, self.milliseconds)
         rate = flops / milliseconds / 1e9
         result = {"case": case, base: round(rate),
                   **{name: [round(rate * x), round(x, 3)] for name, x in speed.items()}}
@@ -115,12 +119,14 @@ class Bench:
         q, dout = (torch.randn(batch, seq, heads, dim, device="cuda", dtype=BF16) for _ in range(2))
         k, v = (torch.randn(batch, seq, group, dim, device="cuda", dtype=BF16) for _ in range(2))
         calls, out, lse = self.ours(q, k, v, dout, right=0 if causal else -1)
-        leaves = [x.transpose(1, 2).detach().requires_grad_() for x in (q, k, v)]
-        with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-            result = F.scaled_dot_product_attention(*leaves, is_causal=causal,
-                                                    enable_gqa=heads != group)
-        upstream = dout.transpose(1, 2)
-        calls["cudnn"] = lambda: torch.autograd.grad(result, leaves, upstream, retain_graph=True)
+        if self.cudnn:
+            leaves = [x.transpose(1, 2).detach().requires_grad_() for x in (q, k, v)]
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                result = F.scaled_dot_product_attention(*leaves, is_causal=causal,
+                                                        enable_gqa=heads != group)
+            upstream = dout.transpose(1, 2)
+            calls["cudnn"] = lambda: torch.autograd.grad(result, leaves, upstream,
+                                                         retain_graph=True)
         if fa4:
             calls["fa4"] = lambda: fa4._flash_attn_bwd(q, k, v, out.transpose(1, 2), dout, lse,
                                                        causal=causal)
@@ -205,7 +211,7 @@ class Bench:
                                         block_column_offsets=column_offsets,
                                         block_transposed_rows=rows)
                 visible = keep.float().mean().item()
-                dense_ms, speed = ratios({"dense": dense[base], **calls})
+                dense_ms, speed = ratios({"dense": dense[base], **calls}, self.milliseconds)
                 rate = flops / dense_ms / 1e9
                 result = {"case": f"D {dim} blocks, density {visible:.2f}", "dense": round(rate),
                           **{n: [round(rate * x * visible), round(x * visible, 3)]
@@ -226,24 +232,27 @@ def block_lists(keep):
 
 
 def main():
-    arguments = sys.argv[1:]
-    file = None
-    if "--json" in arguments:
-        at = arguments.index("--json")
-        file = arguments[at + 1]
-        del arguments[at:at + 2]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("libraries")
+    parser.add_argument("groups", nargs="+",
+                        choices=("short", "long", "grouped", "windows", "packed", "blocks",
+                                 "dimensions"))
+    parser.add_argument("--json")
+    parser.add_argument("--milliseconds", type=float, default=MILLISECONDS)
+    parser.add_argument("--without-cudnn", action="store_true")
+    options = parser.parse_args()
     libraries = {name: Attention(os.path.abspath(path))
-                 for name, path in (part.split("=") for part in arguments[0].split(","))}
+                 for name, path in (part.split("=") for part in options.libraries.split(","))}
     print(torch.cuda.get_device_name(), "torch", torch.__version__, "cuDNN",
           torch.backends.cudnn.version(), "fa4", fa4 is not None, flush=True)
-    bench = Bench(libraries)
-    for group in arguments[1:]:
+    bench = Bench(libraries, options.milliseconds, not options.without_cudnn)
+    for group in options.groups:
         try:
             getattr(bench, group)()
         except Exception as error:  # a peer that does not take a shape must not hide the others
             print(group, "failed:", error, flush=True)
-    if file:
-        with open(file, "w") as out:
+    if options.json:
+        with open(options.json, "w") as out:
             json.dump(bench.rows, out, indent=1)
 
 
