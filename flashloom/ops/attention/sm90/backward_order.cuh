@@ -1,0 +1,89 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "flashloom/ops/attention/sm90/backward_beside.cuh"
+#include "flashloom/ops/attention/sm90/backward_call.cuh"
+
+// How many heads the backward kernels work on at a time.
+
+namespace flashloom::sm90 {
+
+/// Heads worked on together where blocks take turns. A block meets a tile of queries a turn after
+/// the one before it, so one head can only start so many blocks a microsecond: with the steps of a
+/// block, that gives the heads that keep all multiprocessors busy.
+inline int32_t heads_that_take_turns(const BackwardCall& call, const Problem& problem,
+                                     int32_t queries) {
+  constexpr int64_t kTurn = 2;  // steps from a block's turn to the next block's
+  const AttentionOptions& options = call.options;
+  int64_t rows = problem.cu_query != nullptr ? problem.total_query / problem.batch
+                                             : int64_t{problem.query_length};
+  if (options.blocks.rows) {
+    const int64_t columns = options.blocks.column_offsets.shape[2] - 1;
+    rows = options.blocks.rows.shape[2] / columns * options.blocks.block_rows;
+  } else if (options.visibility.right >= 0 && options.visibility.left < 0) {
+    rows /= 2;
+  } else if (options.visibility.left >= 0 && options.visibility.right >= 0) {
+    rows = std::min(rows, options.visibility.left + options.visibility.right + 128);
+  }
+  const int64_t steps = std::max<int64_t>(1, rows / queries * problem.heads_per_key);
+  const int64_t heads = (kTurn * device_multiprocessors() + steps - 1) / steps;
+  return heads_side_by_side(backward_heads(problem), 1, 1, heads);
+}
+
+/// Where turns begin with late keys, which have the fewest queries under a causal mask, a head ends
+/// with its longest blocks. The last heads go the other way, side by side, so that the call ends
+/// with short ones: as many as have one block a multiprocessor of an H100. Another GPU takes the
+/// same number, so that its sums are the same bits.
+inline int32_t heads_in_reverse(int64_t heads, int64_t key_tiles) {
+  constexpr int64_t kBlocks = 132;
+  const int64_t tiles = std::max<int64_t>(key_tiles, 1);
+  return static_cast<int32_t>(std::min(heads, std::max<int64_t>(1, (kBlocks + tiles / 2) / tiles)));
+}
+
+/// For BackwardOrder.
+struct BackwardSections {
+  int32_t together, alone;
+};
+
+/// `kBeside`: rows and sums are worked on beside the tiles; `blocks` run at a time.
+template <class Shape, bool kBeside>
+BackwardSections backward_sections(const BackwardCall& call, const BackwardParams& params,
+                                   int32_t blocks) {
+  const AttentionOptions& options = call.options;
+  const Problem& problem = params.problem;
+  const int64_t heads = backward_heads(problem);
+  const bool deterministic = options.execution.deterministic;
+  const bool causal = options.visibility.right >= 0 && options.visibility.left < 0;
+  const bool packed = problem.cu_key != nullptr;
+  BackwardSections sections = {0, 0};
+  if (deterministic && causal && !options.blocks.rows && problem.heads_per_key == 1) {
+    // With several query heads a block, a tile of queries would be met again too late for the cache
+    // (0.65 of the rate at 4 heads): 80 KB a step of each of 132 blocks lie between.
+    // Of packed sequences no head goes the other way: their order ends with short ones.
+    sections.together = packed ? 0 : heads_in_reverse(heads, params.key_tiles);
+    sections.alone = static_cast<int32_t>(heads) - sections.together;
+  } else if (deterministic) {
+    sections.together = heads_that_take_turns(call, problem, Shape::kQueries);
+  } else if (causal && !packed) {
+    if constexpr (kBeside) {
+      // At 128 columns half a round is best up to 2048 keys without grouped heads, else one; at 64
+      // columns two.
+      const bool few = problem.key_length <= 2048 && problem.heads_per_key == 1;
+      const double rounds = Shape::kDim <= 64 ? 2 : few ? 0.5 : 1;
+      sections.together = causal_section(heads, params.key_tiles, blocks, rounds);
+    } else {
+      const int64_t bytes = int64_t{8} * problem.query_length * Shape::kDim * problem.heads_per_key;
+      sections.together = heads_side_by_side(heads, bytes, 1, int64_t{32} << 20);
+    }
+  }
+  if (Shape::kStays && sections.together == 0 && packed) {
+    // With one, blocks are idle behind the last long document; more than two gain nothing.
+    constexpr int64_t kPackedHeads = 2;
+    sections.together = heads_side_by_side(heads, 1, 1, kPackedHeads);
+  }
+  return sections;
+}
+
+}  // namespace flashloom::sm90
