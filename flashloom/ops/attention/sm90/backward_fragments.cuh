@@ -50,42 +50,28 @@ __device__ __forceinline__ void hide_keys(float (&scores)[kScores], const Sequen
   }
 }
 
-/// Numbers of rows for this thread's columns of scores: of its first column on, at `rows`.
-template <int kScores>
-__device__ __forceinline__ void load_rows(float2 (&values)[kScores / 4], const float* rows) {
-#pragma unroll
-  for (int j = 0; j < kScores / 4; ++j) {
-    values[j] = *reinterpret_cast<const float2*>(rows + 8 * j);
-  }
-}
-
-/// Scores of keys x queries -> P, in place and rounded; `lse` of this thread's columns.
+/// Scores of keys x queries -> P, in place and rounded; `lse` of this thread's first column on.
 template <class T, int kScores>
 __device__ __forceinline__ void exponentials(float (&scores)[kScores],
                                              uint32_t (&weights)[kScores / 2], float scale,
-                                             const float2 (&lse)[kScores / 4]) {
+                                             const float* lse) {
   using namespace cuda;
+  float2 values[kScores / 4];
+#pragma unroll
+  for (int j = 0; j < kScores / 4; ++j) {
+    values[j] = *reinterpret_cast<const float2*>(lse + 8 * j);
+  }
 #pragma unroll
   for (int j = 0; j < kScores / 4; ++j) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       float& a = scores[4 * j + 2 * half];
       float& b = scores[4 * j + 2 * half + 1];
-      a = exp2_fast(fmaf(a, scale, -lse[j].x));
-      b = exp2_fast(fmaf(b, scale, -lse[j].y));
+      a = exp2_fast(fmaf(a, scale, -values[j].x));
+      b = exp2_fast(fmaf(b, scale, -values[j].y));
       weights[2 * j + half] = pack2<T>(a, b);
     }
   }
-}
-
-/// The same; `lse` of this thread's first column on.
-template <class T, int kScores>
-__device__ __forceinline__ void exponentials(float (&scores)[kScores],
-                                             uint32_t (&weights)[kScores / 2], float scale,
-                                             const float* lse) {
-  float2 values[kScores / 4];
-  load_rows<kScores>(values, lse);
-  exponentials<T>(scores, weights, scale, values);
 }
 
 /// The same, not rounded.

@@ -157,14 +157,9 @@ void launch_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stre
   attention_backward_lists_prepare_kernel<Shape>
       <<<static_cast<uint32_t>(params.jobs), kListThreads, 0, stream>>>(params);
   cuda::check(cudaGetLastError(), "attention_backward_lists_prepare_kernel");
-  const auto kernel = &attention_backward_lists_kernel<Shape>;
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Shape::kSharedBytes),
-              "cudaFuncSetAttribute");
-  cuda::prepare_debug(stream);
-  cuda::launch_overlapping(kernel, "attention_backward_lists_kernel",
-                           static_cast<uint32_t>(params.staying), Shape::kThreads,
-                           Shape::kSharedBytes, stream, params, maps);
+  launch_backward_kernel<Shape>(&attention_backward_lists_kernel<Shape>,
+                                "attention_backward_lists_kernel",
+                                static_cast<uint32_t>(params.staying), params, maps, true, stream);
   cuda::launch_overlapping(&attention_backward_lists_finish_kernel<Shape>,
                            "attention_backward_lists_finish_kernel",
                            static_cast<uint32_t>(params.jobs), kListThreads, 0, stream, params);

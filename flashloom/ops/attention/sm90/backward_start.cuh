@@ -57,9 +57,9 @@ __device__ __forceinline__ void begin_backward_block(const BackwardMaps& maps, I
 }
 
 /// `overlaps`: the kernel waits itself for the one of this call before it.
-template <class Shape, class Params>
-void launch_backward_kernel(void (*kernel)(Params, BackwardMaps), const char* name, dim3 blocks,
-                            const Params& params, const BackwardMaps& maps, bool overlaps,
+template <class Shape, class Params, class Maps>
+void launch_backward_kernel(void (*kernel)(Params, Maps), const char* name, dim3 blocks,
+                            const Params& params, const Maps& maps, bool overlaps,
                             cudaStream_t stream) {
   cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                    Shape::kSharedBytes),
