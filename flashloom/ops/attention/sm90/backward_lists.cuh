@@ -114,35 +114,6 @@ __device__ __forceinline__ void list_aside(const BackwardListParams& params,
   }
 }
 
-/// A consumer warpgroup.
-template <class Shape>
-__device__ __forceinline__ void list_consume(const BackwardListParams& params,
-                                             const BackwardListMaps& maps,
-                                             const BackwardShared<Shape>& shared, int32_t group) {
-  using namespace cuda;
-  BackwardConsumer<Shape> consumer;
-  float dk[Shape::kDim / 2], dv[Shape::kDim / 2];
-  if (group == 1) {
-    consumer.pass_turn(1);
-  }
-  for (uint32_t n = 0;; ++n) {
-    const BackwardWork& work = wait_for_work(shared, n, "a consumer");
-    if (work.key < 0) {
-      break;
-    }
-    consumer.run(params, work, shared, group, n % 2, dk, dv, maps);
-    if constexpr (Shape::kSends) {
-      char* room = consumer.room_for_results(shared);
-      store_results<Shape>(params, maps, work, group, room, room + Shape::kKeyBytes, dk, dv);
-    }
-    consumer.give_place_back(&shared.barriers().work_empty[n % 2], threadIdx.x % 32);
-  }
-  consumer.take_room_back();
-  if (group == 0) {
-    consumer.wait_for_turn(0);
-  }
-}
-
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     attention_backward_lists_kernel(const __grid_constant__ BackwardListParams params,
@@ -172,7 +143,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
   } else {
     register_limit_raise<Shape::kConsumerRegisters>();
-    list_consume<Shape>(params, maps, shared, warpgroup - 1);
+    backward_consume_all<Shape>(params, maps, shared, warpgroup);
   }
 }
 

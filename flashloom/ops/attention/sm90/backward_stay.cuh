@@ -129,6 +129,42 @@ __device__ __forceinline__ void backward_add_all(const BackwardParams& params,
   }
 }
 
+/// Consumer warpgroup 1 or 2: 64 keys of tile after tile.
+template <class Shape>
+__device__ __forceinline__ void backward_consume_all(const BackwardParams& params,
+                                                     const BackwardMaps& maps,
+                                                     const BackwardShared<Shape>& shared,
+                                                     int32_t warpgroup) {
+  using namespace cuda;
+  BackwardBarriers<Shape>& barriers = shared.barriers();
+  BackwardConsumer<Shape> consumer;
+  float dk[Shape::kDim / 2], dv[Shape::kDim / 2];
+  if (warpgroup == 2) {
+    consumer.pass_turn(1);
+  }
+  for (uint32_t n = 0;; ++n) {
+    // Read where it is needed: registers are short.
+    const BackwardWork& work = wait_for_work(shared, n, "a consumer");
+    if (work.key < 0) {
+      break;
+    }
+    consumer.run(params, work, shared, warpgroup - 1, n % 2, dk, dv, maps);
+    if constexpr (Shape::kSends) {
+      char* room = consumer.room_for_results(shared);
+      store_results<Shape>(params, maps, work, warpgroup - 1, room, room + Shape::kKeyBytes, dk,
+                           dv);
+    }
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) {
+      mbarrier_arrive(&barriers.work_empty[n % 2]);
+    }
+  }
+  consumer.take_room_back();
+  if (warpgroup == 1) {
+    consumer.wait_for_turn(0);
+  }
+}
+
 template <class Shape>
 __global__ void __launch_bounds__(Shape::kThreads, 1)
     attention_backward_staying_kernel(const __grid_constant__ BackwardParams params,
@@ -165,32 +201,7 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
   } else {
     register_limit_raise<Shape::kConsumerRegisters>();
-    BackwardConsumer<Shape> consumer;
-    float dk[Shape::kDim / 2], dv[Shape::kDim / 2];
-    if (warpgroup == 2) {
-      consumer.pass_turn(1);
-    }
-    for (uint32_t n = 0;; ++n) {
-      // Read where it is needed: registers are short.
-      const BackwardWork& work = wait_for_work(shared, n, "a consumer");
-      if (work.key < 0) {
-        break;
-      }
-      consumer.run(params, work, shared, warpgroup - 1, n % 2, dk, dv, maps);
-      if constexpr (Shape::kSends) {
-        char* room = consumer.room_for_results(shared);
-        store_results<Shape>(params, maps, work, warpgroup - 1, room, room + Shape::kKeyBytes, dk,
-                             dv);
-      }
-      __syncwarp();
-      if (threadIdx.x % 32 == 0) {
-        mbarrier_arrive(&barriers.work_empty[n % 2]);
-      }
-    }
-    consumer.take_room_back();
-    if (warpgroup == 1) {
-      consumer.wait_for_turn(0);
-    }
+    backward_consume_all<Shape>(params, maps, shared, warpgroup);
   }
 }
 
