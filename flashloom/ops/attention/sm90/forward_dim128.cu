@@ -17,14 +17,13 @@ using Forward128Full = ForwardShape<T, 128, 2, 128, 2, 2, false>;
 
 // Whether Forward96Short is taken. It is faster (runs fwd34, fwd36) where a pair of rows costs it 4
 // to 11 % more, but 512 or 1024 rows take 0.79 or 0.86 of the pairs in whole tiles, and with a
-// window of 256 keys (0.87 to 0.91 of the time). Not where blocks draw their tiles: it rounds a
-// row's sum in another order in a block's first tile, so its last bits would depend on time (the
-// other has one order).
+// window of 256 keys (0.87 to 0.91 of the time).
 bool takes_short_96(const ForwardCall& call) {
   const auto& [left, right] = call.options.visibility;
+  const AttentionSequences& sequences = call.options.sequences;
   constexpr int64_t kWindow = 512;  // keys; wider ones are not measured
-  if (call.counter != nullptr) {
-    return false;
+  if (sequences.cu_query || sequences.used_query || sequences.used_key) {
+    return false;  // how long rows are is on the device
   }
   if (left >= 0 && right >= 0) {
     return left + right <= kWindow;

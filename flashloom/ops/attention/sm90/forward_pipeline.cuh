@@ -196,7 +196,13 @@ class ForwardPipeline {
     walk_.release_keys();
     finish_scores();
     moved_ = consumer_.settle_maximum(params_, factor_);
-    consumer_.template exponentials<0, kEighths>(params_);
+    // In the parts of step(): what a row's sum is must not depend on which tile a block has before.
+    if constexpr (kBefore > 0) {
+      consumer_.template exponentials<0, kBefore>(params_);
+    }
+    if constexpr (kBefore < kEighths) {
+      consumer_.template exponentials<kBefore, kEighths>(params_);
+    }
     cuda::wgmma_hold(consumer_.scores);
     drop();
     cuda::wgmma_hold(consumer_.scores);

@@ -140,5 +140,83 @@ TEST(ForwardSm90Borders, BlockMasksHoldTheLaw) {
   EXPECT_EQ(expect_sm90_law(cases, false), static_cast<int>(cases.size()));
 }
 
+__global__ void count_different_bytes(const uint8_t* a, const uint8_t* b, int64_t count,
+                                      int* differences) {
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
+       i += int64_t{gridDim.x} * blockDim.x) {
+    if (a[i] != b[i]) {
+      atomicAdd(differences, 1);
+    }
+  }
+}
+
+/// Runs the forward pass on all multiprocessors and on two, so that blocks take other tiles one
+/// after the other, and compares the results on the device.
+struct SharingExecutor : attention_test::DeviceExecutor {
+ protected:
+  void call_forward(const AttentionOutputs& outputs, const AttentionInputs& inputs,
+                    std::span<std::byte> workspace,
+                    const AttentionOptions& options) const override {
+    const TensorView* results[] = {&outputs.out, &outputs.lse};
+    const cudaStream_t stream = attention_test::own_stream();
+    int* differences = nullptr;
+    cuda::check(cudaMallocAsync(&differences, sizeof(int), stream), "cudaMallocAsync");
+    cuda::check(cudaMemsetAsync(differences, 0, sizeof(int), stream), "cudaMemsetAsync");
+    uint8_t* first[std::size(results)] = {};
+    for (const float share : {1.0f, 0.02f}) {
+      AttentionOptions own = options;
+      own.execution.multiprocessor_share = share;
+      DeviceExecutor::call_forward(outputs, inputs, workspace, own);
+      for (size_t n = 0; n < std::size(results); ++n) {
+        const int64_t bytes = results[n]->bytes();
+        auto* data = static_cast<uint8_t*>(results[n]->data);
+        if (first[n] == nullptr) {
+          cuda::check(cudaMallocAsync(&first[n], static_cast<size_t>(bytes), stream),
+                      "cudaMallocAsync");
+          cuda::check(cudaMemcpyAsync(first[n], data, static_cast<size_t>(bytes),
+                                      cudaMemcpyDeviceToDevice, stream),
+                      "cudaMemcpyAsync");
+        } else {
+          count_different_bytes<<<132, 256, 0, stream>>>(data, first[n], bytes, differences);
+        }
+      }
+    }
+    int found = 0;
+    cuda::check(cudaMemcpyAsync(&found, differences, sizeof(int), cudaMemcpyDeviceToHost, stream),
+                "cudaMemcpyAsync");
+    for (uint8_t* copy : first) {
+      cudaFreeAsync(copy, stream);
+    }
+    cudaFreeAsync(differences, stream);
+    cuda::check(cudaStreamSynchronize(stream), "cudaStreamSynchronize");
+    EXPECT_EQ(found, 0) << "bytes that differ";
+  }
+};
+
+// Tiles are drawn from a counter, so which tile a block has before another depends on time.
+TEST(ForwardSm90Borders, BitsDoNotDependOnWhatABlockDidBefore) {
+  FLASHLOOM_NEEDS_GPU();
+  for (const int64_t dim : {64, 96, 128, 192, 256}) {
+    for (const int64_t right : {-1, 0}) {
+      // Up to 64 columns long rows have a kernel of their own.
+      for (const int64_t rows : {700, dim == 64 ? 2600 : 512}) {
+        SCOPED_TRACE("D " + std::to_string(dim) + ", right " + std::to_string(right) + ", " +
+                     std::to_string(rows) + " rows");
+        Case call = {.batch = 1,
+                     .heads = 4,
+                     .key_heads = 2,
+                     .queries = rows,
+                     .keys = rows,
+                     .dim = dim,
+                     .value_dim = dim,
+                     .dtype = DType::bf16,
+                     .seed = fresh_seed()};
+        call.options.visibility.right = right;
+        call.run(AttentionBackend::sm90, false, SharingExecutor(), DType::bf16, DType::bf16);
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace flashloom
