@@ -109,4 +109,22 @@ __device__ __forceinline__ void near_issue_sums(float (&d)[Shape::kDim / 2],
   issue_registers_by_tile<typename Shape::T, Shape::kDim, 64>(d, a, b);
 }
 
+/// Begins a step: waits for the pair that passes by, clears rows of others, issues S and dP.
+template <class Shape, class Borders>
+__device__ __forceinline__ void near_begin_step(const NearShared<Shape>& shared,
+                                                const cuda::PipelineState<Shape::kStages>& place,
+                                                const Borders& borders, int32_t tile,
+                                                float (&scores)[32], float (&dp)[32]) {
+  cuda::mbarrier_wait(shared.full(place.stage), place.parity, {"the warpgroup", "a pair"});
+  char* pair = shared.pair(place.stage);
+  if (tile == borders.tail) {
+    zero_rows<Shape::kPanels>(pair, borders.tail_rows, 64, 1);
+    zero_rows<Shape::kPanels>(pair + Shape::kTileBytes, borders.tail_rows, 64, 1);
+  }
+  const uint32_t own = cuda::shared_address(shared.own());
+  const uint32_t other = cuda::shared_address(pair);
+  near_issue_scores<Shape>(scores, own, other);
+  near_issue_scores<Shape>(dp, own + Shape::kTileBytes, other + Shape::kTileBytes);
+}
+
 }  // namespace flashloom::sm90
