@@ -239,8 +239,10 @@ void launch_backward_prepare_rest(const BackwardRowParams& rows, const BackwardR
                            static_cast<int32_t>(places));
 }
 
-// Rows of up to 64, 128 columns.
+// Rows of up to 64, 96, 128 columns.
 template void launch_backward_prepare_rest<8, 128>(const BackwardRowParams&, const BackwardRowMaps&,
+                                                   int64_t, int64_t, int32_t, cudaStream_t);
+template void launch_backward_prepare_rest<16, 96>(const BackwardRowParams&, const BackwardRowMaps&,
                                                    int64_t, int64_t, int32_t, cudaStream_t);
 template void launch_backward_prepare_rest<16, 80>(const BackwardRowParams&, const BackwardRowMaps&,
                                                    int64_t, int64_t, int32_t, cudaStream_t);

@@ -12,9 +12,22 @@
 
 namespace flashloom::sm90 {
 
-/// Keys that an average query sees; not of packed sequences.
+/// Keys of an average query's sequence, as far as the host knows.
+inline double sequence_keys(const Problem& problem) {
+  const double longest = problem.key_length;
+  if (problem.cu_key == nullptr) {
+    return longest;
+  }
+  // Long sequences have most queries: between the average and the longest one, but not far from the
+  // average, since few may be as long. Too high an estimate leaves main blocks waiting for rows.
+  constexpr double kMost = 2;
+  const double average = static_cast<double>(problem.total_key) / std::max(problem.batch, 1);
+  return std::min(std::sqrt(average * longest), kMost * average);
+}
+
+/// Keys that an average query sees.
 inline double visible_keys(const Problem& problem, const AttentionOptions& options) {
-  const auto keys = static_cast<double>(problem.key_length);
+  const double keys = sequence_keys(problem);
   const auto& [left, right] = options.visibility;
   if (left >= 0 && right >= 0) {
     return std::min(keys, static_cast<double>(left + right + 1));

@@ -43,7 +43,7 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   rows.sum_floats = Shape::kQueries * Shape::kDim;
   // Claims cost a trip to memory now and then, clearing a pass over the sums.
   constexpr int64_t kClaimedKeys = 4096;
-  int64_t keys = rows.problem.key_length;
+  auto keys = static_cast<int64_t>(sequence_keys(rows.problem));
   if (Shape::kLists && options.blocks.rows) {
     // Of an average row of blocks.
     keys = options.blocks.rows.shape[2] * options.blocks.block_keys /
@@ -57,14 +57,14 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   const int64_t heads = backward_heads(rows.problem);
   const int64_t work_count = heads * backward_key_tiles(rows.problem, Shape::kKeys);
   const int32_t blocks = multiprocessors(options);
-  // Measured for exact widths in the fast mode only.
-  constexpr bool kBeside = Shape::kExact && Shape::kTurns == BackwardTurns::never;
-  const bool packed = rows.problem.cu_key != nullptr || rows.problem.cu_query != nullptr;
+  // Measured in the fast mode only.
+  constexpr bool kBeside =
+      (Shape::kExact || Shape::kDim == 96) && Shape::kTurns == BackwardTurns::never;
   const int32_t aside =
-      kBeside && !packed ? multiprocessors_aside({visible_keys(rows.problem, options), Shape::kDim,
-                                                  rows.added == nullptr, Shape::kStays, work_count},
-                                                 blocks)
-                         : 0;
+      kBeside ? multiprocessors_aside({visible_keys(rows.problem, options), Shape::kDim,
+                                       rows.added == nullptr, Shape::kStays, work_count},
+                                      blocks)
+              : 0;
   if ((full && !Shape::kStays) || masks || (Shape::kStays && aside > 0)) {
     // Blocks are equally long, or end apart as their lists do, so that the last ones leave
     // multiprocessors idle; or blocks that stay leave some free from the start.
@@ -131,7 +131,7 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   }
   static_assert(Shape::kQueryColumns == sum_columns(Shape::kDim, Shape::kQueries, Shape::kSwapped));
   // Where blocks stay, sums become dq while others are still added to.
-  constexpr bool kConverts = Shape::kStays && kBeside;
+  constexpr bool kConverts = Shape::kStays && kBeside && Shape::kDim != 96;
   const bool converts = kConverts && rows.ended != nullptr && !rows.dq.wide;
   if constexpr (kConverts) {
     if (converts) {

@@ -136,13 +136,16 @@ TEST(BackwardPacked, OffsetsThatContradictEachOtherSetTheStatus) {
   FLASHLOOM_NEEDS_GPU();
   RandomSequence random(fresh_seed(), RandomStream::test);
   for (const int64_t dim : {64, 96, 128}) {
-    ContractCase c = packed_case("overlapping", random, dim, {900, 100}, {900, 100});
-    c.call.packed_queries = c.call.packed_keys = {0, 900, 100, 1000};
-    c.call.options.execution.deterministic = false;
-    const Tensor status = Tensor::index({1}, {0});
-    c.call.options.execution.status = status;
-    c.call.run(AttentionBackend::sm90, true, DeviceExecutor(), c.call.dtype, c.call.dtype);
-    EXPECT_NE(*status.view().as<int32_t>(), 0) << "D " << dim;
+    for (const float share : {1.0F, 0.02F}) {  // of few blocks, each waits for counts of heads
+      ContractCase c = packed_case("overlapping", random, dim, {900, 100}, {900, 100});
+      c.call.packed_queries = c.call.packed_keys = {0, 900, 100, 1000};
+      c.call.options.execution.deterministic = false;
+      c.call.options.execution.multiprocessor_share = share;
+      const Tensor status = Tensor::index({1}, {0});
+      c.call.options.execution.status = status;
+      c.call.run(AttentionBackend::sm90, true, DeviceExecutor(), c.call.dtype, c.call.dtype);
+      EXPECT_NE(*status.view().as<int32_t>(), 0) << "D " << dim << ", share " << share;
+    }
   }
 }
 

@@ -37,15 +37,15 @@ __device__ __forceinline__ void wait_for_sums(const BackwardRowParams& params,
 }
 
 /// delta = sum(dout * out) - dlse and lse in powers of two, in rows padded to whole tiles; nothing
-/// has been added to dQ. A block a place.
+/// has been added to dQ. A block a place. `ended`: adders of a head that will never be.
 template <int kLanes, int kQueries>
-__device__ __forceinline__ void prepare_rows(const BackwardRowParams& params) {
+__device__ __forceinline__ void prepare_rows(const BackwardRowParams& params, int32_t ended = 0) {
   cuda::let_next_kernel_start();
   if (threadIdx.x == 0) {
     for (auto i = static_cast<int32_t>(blockIdx.x); i < key_value_heads(params.problem);
          i += static_cast<int32_t>(gridDim.x)) {
       if (params.ended != nullptr) {
-        params.ended[i] = 0;
+        params.ended[i] = ended;
       }
       if (params.ready != nullptr) {
         params.ready[i] = 0;
@@ -139,7 +139,12 @@ __global__ void __launch_bounds__(kThreads)
        i += static_cast<int32_t>(gridDim.x) * kThreads / 32) {
     write_work<StayingShape<kQueries>>(next, i);
   }
-  prepare_rows<kLanes, kQueries>(params);
+  int32_t missing = 0;
+  if (params.ended != nullptr && threadIdx.x < 32 &&
+      static_cast<int32_t>(blockIdx.x) < key_value_heads(params.problem)) {
+    missing = missing_tiles<StayingShape<kQueries>>(next);
+  }
+  prepare_rows<kLanes, kQueries>(params, 2 * missing);
 }
 
 /// dq = scale * sums. They lie in the order of accumulator fragments, one part a warpgroup of the

@@ -183,7 +183,9 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       mbarrier_arrive(&barriers.work_full[0]);
     }
   } else if (threadIdx.x == 0) {
-    wait_for_earlier_kernel();
+    if (params.ready == nullptr) {  // else the kernel before has waited for the one of the works
+      wait_for_earlier_kernel();
+    }
     mbarrier_arrive_expect(&barriers.work_full[0], sizeof(BackwardWork));
     bulk_load(&shared.work(0), params.works + blockIdx.x, sizeof(BackwardWork),
               &barriers.work_full[0]);

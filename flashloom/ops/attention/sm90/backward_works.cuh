@@ -56,6 +56,10 @@ __device__ __forceinline__ void write_work(const BackwardParams& params, int32_t
   }
   if (!tiles.ordered) {
     params.works[index] = work;
+    if (work.key < 0) {  // no tile, but it must not end the list
+      params.works[index].key = 0;
+      params.works[index].end = work.begin;
+    }
     return;
   }
   const int32_t own = (sequence.key_rows + Shape::kKeys - 1) / Shape::kKeys;
@@ -64,7 +68,7 @@ __device__ __forceinline__ void write_work(const BackwardParams& params, int32_t
   if (index >= tiles.all * heads) {
     params.works[index].key = -1;  // no more
   }
-  if (tile < own) {
+  if (0 <= tile && tile < own) {  // rows before the first sequence have tiles below 0
     const int32_t section = order.width.quotient(head);
     const int32_t first = section * order.section;
     const int32_t width = min(order.section, heads - first);
