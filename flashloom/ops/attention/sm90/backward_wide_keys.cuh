@@ -99,12 +99,13 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
     }
   } else {
     register_limit_raise<240>();
-    WideKeysConsumer<Shape> consumer(params, work, shared);
     if (warpgroup == 1) {
-      consumer.run_values();
+      WideKeysConsumer<Shape, true> consumer(params, work, shared);
+      consumer.run();
       consumer.store(params.dv, Shape::kAdjusts ? params.score.keep : 1, params.value_columns);
     } else {
-      consumer.run_keys();
+      WideKeysConsumer<Shape, false> consumer(params, work, shared);
+      consumer.run();
       consumer.store(params.dk, params.scale, params.columns);
     }
   }

@@ -111,4 +111,30 @@ struct WideQueriesShape {
       kBarrierBytes + 2 * kQueryBytes + (kKeyStages + kValueStages) * kKeyBytes;
 };
 
+template <class Shape>
+struct WideQueriesBarriers {
+  uint64_t q_full, dout_full;
+  uint64_t k_full[Shape::kKeyStages], k_empty[Shape::kKeyStages];
+  uint64_t v_full[Shape::kValueStages], v_empty[Shape::kValueStages];
+};
+
+template <class Shape>
+struct WideQueriesShared {
+  char* base;
+
+  __device__ __forceinline__ WideQueriesBarriers<Shape>& barriers() const {
+    return *reinterpret_cast<WideQueriesBarriers<Shape>*>(base);
+  }
+
+  __device__ __forceinline__ char* q() const { return base + Shape::kBarrierBytes; }
+
+  __device__ __forceinline__ char* dout() const { return q() + Shape::kQueryBytes; }
+
+  __device__ __forceinline__ char* k(uint32_t stage) const {
+    return dout() + Shape::kQueryBytes + stage * Shape::kKeyBytes;
+  }
+
+  __device__ __forceinline__ char* v(uint32_t stage) const { return k(Shape::kKeyStages + stage); }
+};
+
 }  // namespace flashloom::sm90
