@@ -39,12 +39,6 @@ struct BandShape {
   static_assert(kBlocks * (kSharedBytes + 1024) <= 228 * 1024);
 };
 
-/// How heads are cut into blocks.
-struct BandRuns {
-  int32_t tiles;   // of a block
-  int32_t blocks;  // a head
-};
-
 struct BandParams {
   Problem problem;
   int32_t columns, value_columns;      // of q and k, of v and dout
@@ -54,17 +48,18 @@ struct BandParams {
   RowTensor dq, dk, dv;
   float scale;
   bool accumulate;
-  bool sends;       // results are of the storage type and not added to: the copy engine stores them
-  BandRuns first;   // of the first heads
-  BandRuns others;  // of those behind them
-  int32_t first_heads;  // how many of the former
+  bool sends;     // results are of the storage type and not added to: the copy engine stores them
+  int32_t run;    // tiles of a block
+  int32_t tiles;  // of a head, of all sequences
 };
 
-/// A block's tiles [first, end), and [low, high) with those beside them.
+/// A block's tiles [first, end) of a sequence, and [low, high) with those beside them.
 struct BandWork {
   int32_t batch, head;
   int32_t tiles;  // of the sequence
   int32_t first, end, low, high;
+  int32_t base;  // a tile is the (tile - base)-th that the block looks at
+  int32_t left;  // of the block's tiles, those of sequences to come
   Sequence sequence;
 
   __device__ __forceinline__ int32_t tensor_batch(const BandParams& params) const {
@@ -72,31 +67,63 @@ struct BandWork {
   }
 };
 
+/// The tiles of block `block` of the first sequence that it has any of. Blocks of the same rows are
+/// neighbours: their heads lie side by side in memory. All lanes of a warp call it together.
 template <class Shape>
 __device__ __forceinline__ BandWork band_work(const BandParams& params, int32_t block) {
   const Problem& problem = params.problem;
   const bool packed = problem.cu_key != nullptr;
-  const int32_t others = block - params.first_heads * params.first.blocks;
-  const BandRuns runs = others < 0 ? params.first : params.others;
-  block = others < 0 ? block : others;
-  const int32_t head = block / runs.blocks + (others < 0 ? 0 : params.first_heads);
-  int32_t run = block % runs.blocks;
-  const int32_t rows = runs.tiles * Shape::kTile;
   BandWork work;
-  work.batch = packed ? sequence_at(problem.cu_key, problem.batch, problem.total_key, rows, run)
-                      : head / problem.heads;
-  work.head = packed ? head : head % problem.heads;
-  work.sequence = sequence_of(problem, work.batch);
-  if (packed) {
-    run -= work.sequence.key_first / rows + work.batch;
+  const int32_t number = block / problem.heads;
+  work.head = block - number * problem.heads;
+  work.batch = 0;
+  if (packed) {  // sequences start runs of their own
+    work.batch = sequence_at(problem.cu_key, problem.batch, problem.total_key,
+                             params.run * Shape::kTile, number);
   }
+  work.sequence = sequence_of(problem, work.batch);
   work.tiles = (work.sequence.key_rows + Shape::kTile - 1) / Shape::kTile;
-  work.first = run * runs.tiles;
-  work.end = min(work.first + runs.tiles, work.tiles);
+  const int32_t begin = number * params.run;
+  int32_t count = params.run;
+  if (packed) {
+    const int32_t before = work.sequence.key_first / (params.run * Shape::kTile) + work.batch;
+    work.first = begin - before * params.run;
+  } else {
+    work.batch = begin / work.tiles;
+    work.first = begin - work.batch * work.tiles;
+    count = min(count, params.tiles - begin);
+  }
+  work.end = min(work.first + count, work.tiles);
+  work.left = packed ? 0 : count - (work.end - work.first);
   work.low = max(work.first - 1, 0);
   work.high = min(work.end + 1, work.tiles);
+  work.base = work.low;
   return work;
 }
+
+/// Goes on to the block's tiles of the next sequence, if it has any; not of a packed batch. Those
+/// that share `work` call it together: sync() waits for them, one of them writes.
+template <class Sync>
+__device__ __forceinline__ bool next_sequence(BandWork& work, bool writes, Sync&& sync) {
+  const int32_t left = work.left;
+  if (left == 0) {
+    return false;
+  }
+  sync();  // all have read
+  if (writes) {
+    ++work.batch;
+    work.base -= work.high;
+    work.low = work.first = 0;
+    work.end = min(left, work.tiles);
+    work.high = min(work.end + 1, work.tiles);
+    work.left = left - work.end;
+  }
+  sync();
+  return true;
+}
+
+enum class BandRole { loads, loads_out, rows, consumes };
+inline constexpr int kBandRoles = 4;
 
 template <class Shape>
 struct BandBarriers {
@@ -114,9 +141,12 @@ struct BandShared {
     return *reinterpret_cast<BandBarriers<Shape>*>(base);
   }
 
-  __device__ __forceinline__ BandWork& work() const {
-    static_assert(sizeof(BandBarriers<Shape>) <= 128 && sizeof(BandWork) <= 256);
-    return *reinterpret_cast<BandWork*>(base + 128);
+  /// Each role has its own: it is where it is.
+  __device__ __forceinline__ BandWork& work(BandRole role) const {
+    constexpr uint32_t kFirst = 128;
+    static_assert(sizeof(BandBarriers<Shape>) <= kFirst &&
+                  kFirst + kBandRoles * sizeof(BandWork) <= Shape::kBarrierBytes);
+    return reinterpret_cast<BandWork*>(base + kFirst)[static_cast<int>(role)];
   }
 
   __device__ __forceinline__ float* lse(uint32_t stage) const {
