@@ -286,7 +286,7 @@ TEST(BackwardSm90Borders, NarrowBandsHoldTheLaw) {
       cases.push_back(c);
     }
   }
-  // 9 tiles a head, 10 a block of 264: blocks go on from head to head, and from sequence to sequence.
+  // 9 tiles a sequence, 10 a block: blocks go on from sequence to sequence.
   ContractCase many = {.name = "many heads",
                        .call = {.batch = 36,
                                 .heads = 8,
