@@ -54,10 +54,8 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
   };
   count.look();
   state.clear();
-  if constexpr (!Shape::kQueriesInShared) {
-    // Before the copies: behind them they would wait for all of them.
-    load_rows<Shape>(params, unit, work, memory, state);
-  }
+  // Before the copies: behind them they would wait for all of them.
+  load_rows<Shape>(params, unit, work, memory, state);
   // The first turns only load: one copy of the code that starts loads is fetched, not three.
 #pragma unroll 1
   for (int32_t n = -params.ahead; n < turns; ++n) {
@@ -81,9 +79,8 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
     }
     cuda::cp_async_commit();
     load_stage = next(load_stage);
-    if (Shape::kQueriesInShared && n == -1) {  // beside the first copies
-      load_rows<Shape>(params, unit, work, memory, state);
-      __syncthreads();
+    if (Shape::kQueriesInShared && n == -1) {
+      __syncthreads();  // the queries are there
     }
     if (n < 0 || (kNamed && n >= tiles)) {
       continue;
