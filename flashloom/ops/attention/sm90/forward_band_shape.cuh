@@ -25,10 +25,7 @@ struct ForwardBandShape {
   static constexpr int kStages = kStages_;
   static_assert(kGroups == 2 || kGroups == 3);
   static constexpr int kTile = 64;
-  // As ForwardConsumer names them, which ends rows and stores them.
-  static constexpr int kRows = kTile;
-  static constexpr int kKeys = kTile;
-  static constexpr bool kGeneral = false;
+  static constexpr int kKeys = kTile;  // as clear_rows() names it
   static constexpr int kPanels = (kDim + 63) / 64;
   static constexpr int kThreads = 128 * (kGroups + 1);
   // What the launch hands out evenly (168 or 128 a thread), moved to where it is needed.

@@ -3,6 +3,7 @@
 #include "flashloom/ops/attention/sm90/forward_pipeline.cuh"
 #include "flashloom/ops/attention/sm90/forward_produce.cuh"
 #include "flashloom/ops/attention/sm90/forward_produce_team.cuh"
+#include "flashloom/ops/attention/sm90/forward_produce_work.cuh"
 
 // Forward attention on Hopper. A producer warpgroup streams tiles of keys and values through shared
 // memory; each consumer warpgroup owns 64 queries. docs/kernels/attention.md has the picture.

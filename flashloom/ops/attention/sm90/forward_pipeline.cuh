@@ -1,8 +1,8 @@
 #pragma once
 
+#include "flashloom/ops/attention/sm90/forward_adjust.cuh"
 #include "flashloom/ops/attention/sm90/forward_consumer.cuh"
 #include "flashloom/ops/attention/sm90/forward_results.cuh"
-#include "flashloom/ops/attention/sm90/forward_rule.cuh"
 #include "flashloom/ops/attention/sm90/forward_walk.cuh"
 
 namespace flashloom::sm90 {
@@ -67,27 +67,23 @@ class ForwardPipeline {
   static constexpr int kEighths = ForwardConsumer<Shape>::kEighths;
   static constexpr int kBefore = Shape::kGeneral ? kEighths : kEighths * Shape::kEarly / 4;
 
-  // At D 256, and where four warpgroups share the registers, there are none for bits beside running
-  // products.
-  static constexpr bool kEarlyBits = Shape::kDim <= 128 && Shape::kBlockGroups < 4;
-
   /// Ends the rows of the tile in `slot`; may run beside the last products.
   __device__ __forceinline__ void finish(uint32_t slot, const float (&maximum)[2],
                                          const float (&sum)[2], float (&inverse)[2]) {
     const ForwardWork& work = walk_.barriers.work[slot];
-    consumer_.finish_rows(params_, work, work.tile.row + walk_.own_row(), walk_.lane, maximum, sum,
-                          inverse);
+    finish_rows<Shape::kGeneral>(params_, work, work.tile.row + walk_.own_row(), walk_.lane,
+                                 maximum, sum, inverse);
   }
 
   /// Results of the tile in `slot`, whose sums are known. prepare_store() ends the last basic block
   /// before them, so that store() can run beside exponentials.
   __device__ __forceinline__ void prepare_store(const float (&inverse)[2]) {
     results_.settle();
-    consumer_.clear_empty(inverse);
+    clear_empty(consumer_.out, inverse);
   }
 
   __device__ __forceinline__ void store(uint32_t slot, const float (&inverse)[2]) {
-    consumer_.rescale(inverse);
+    rescale_rows(consumer_.out, inverse);
     results_.take(walk_, consumer_, slot);
   }
 
@@ -104,69 +100,6 @@ class ForwardPipeline {
   __device__ __forceinline__ void issue_values() {
     consumer_.issue_out(v_tiles_ + walk_.v_place.stage * Shape::kTileBytes, !kPlain && fresh_);
     fresh_ = false;
-  }
-
-  /// What a step needs to know beside its scores; runs while they are computed.
-  __device__ __forceinline__ void prepare() {
-    if constexpr (Shape::kListed) {
-      if (kEarlyBits && walk_.partial >= 0) {
-        ForwardScorer<Shape>::load_bits(params_, walk_.partial, walk_.own_row(), bits_);
-      }
-    }
-    if constexpr (Shape::kGeneral) {
-      if (params_.rule.seed != nullptr) {
-        const ForwardWork& work = walk_.work();
-        ForwardScorer<Shape>::draw(
-            params_, work.tile,
-            static_cast<uint32_t>(work.sequence.query_start + work.tile.row + walk_.own_row()),
-            static_cast<uint32_t>(params_.problem.key_start + walk_.tile * Shape::kKeys),
-            walk_.lane, kept_);
-      }
-    }
-  }
-
-  /// Scores as they enter the softmax.
-  __device__ __forceinline__ void finish_scores() {
-    const ForwardWork& work = walk_.work();
-    const int32_t row = work.tile.row + walk_.own_row();
-    const int32_t tile = walk_.seen();
-    const int32_t key = tile * Shape::kKeys;
-    if constexpr (Shape::kGeneral) {
-      const int32_t distance =
-          key + 2 * static_cast<int32_t>(walk_.lane % 4) - row - work.sequence.offset;
-      if (params_.rule.adjusts) {
-        ForwardScorer<Shape>::adjust(params_, consumer_.scores);
-      }
-      if (params_.rule.slopes != nullptr) {
-        ForwardScorer<Shape>::add_slope(walk_.barriers.slopes[walk_.slot] * params_.rule.slope_unit,
-                                        consumer_.scores, distance);
-      }
-      if (params_.rule.exclude_self) {
-        ForwardScorer<Shape>::exclude_self(consumer_.scores, distance);
-      }
-    }
-    if (tile >= walk_.closed || tile < walk_.open) {
-      consumer_.mask(work.sequence, row, key, walk_.lane, tile < walk_.open);
-    }
-    if constexpr (Shape::kListed) {
-      if (walk_.partial >= 0) {
-        if constexpr (!kEarlyBits) {
-          ForwardScorer<Shape>::load_bits(params_, walk_.partial, walk_.own_row(), bits_);
-        }
-        ForwardScorer<Shape>::apply_bits(bits_, walk_.lane, consumer_.scores);
-      }
-      if (walk_.tile < 0) {
-        consumer_.hide();
-      }
-    }
-  }
-
-  __device__ __forceinline__ void drop() {
-    if constexpr (Shape::kGeneral) {
-      if (params_.rule.seed != nullptr) {
-        ForwardScorer<Shape>::drop(kept_, consumer_.scores);
-      }
-    }
   }
 
   /// A step that is not plain.
@@ -190,11 +123,11 @@ class ForwardPipeline {
     issue_scores();
     walk_.pass_turn();
     walk_.read_step();
-    prepare();
+    adjust_.prepare(params_, walk_);
     cuda::wgmma_wait<0>();
     cuda::wgmma_hold(consumer_.scores);
     walk_.release_keys();
-    finish_scores();
+    adjust_.finish(params_, walk_, consumer_.scores);
     moved_ = consumer_.settle_maximum(params_, factor_);
     // In the parts of step(): what a row's sum is must not depend on which tile a block has before.
     if constexpr (kBefore > 0) {
@@ -204,10 +137,69 @@ class ForwardPipeline {
       consumer_.template exponentials<kBefore, kEighths>(params_);
     }
     cuda::wgmma_hold(consumer_.scores);
-    drop();
+    adjust_.drop(params_, consumer_.scores);
     cuda::wgmma_hold(consumer_.scores);
     consumer_.pack();
     walk_.skip_values();
+  }
+
+  /// The products of a step: scores of this one, values of the one before.
+  template <bool kPlain>
+  __device__ __forceinline__ void issue() {
+    walk_.wait_keys();
+    walk_.take_turn();
+    cuda::wgmma_hold(consumer_.scores);
+    cuda::wgmma_hold(consumer_.weights);
+    cuda::wgmma_hold(consumer_.out);
+    cuda::wgmma_fence();
+    issue_scores();
+    walk_.wait_values();
+    cuda::wgmma_hold(consumer_.out);
+    cuda::wgmma_fence();
+    issue_values<kPlain>();
+    walk_.pass_turn();
+  }
+
+  /// What the exponents of this step are relative to; `first`: it begins a tile of queries.
+  template <bool kBorder>
+  __device__ __forceinline__ void settle(bool first) {
+    if constexpr (kBorder) {
+      consumer_.first_maximum(params_);
+      moved_ = true;
+    } else {
+      if (first) {
+        consumer_.start_rows();
+      }
+      moved_ = consumer_.settle_maximum(params_, factor_);
+    }
+  }
+
+  /// Ends the basic block of the exponentials that come before the wait for the values.
+  __device__ __forceinline__ void end_early_exponentials() {
+    if constexpr (Shape::kLateSums) {
+      cuda::wgmma_hold(consumer_.scores);
+      cuda::block_fence(params_.tiles);
+    } else {
+      if constexpr (kBefore > 0) {
+        cuda::schedule_fence(consumer_.sum[0] + consumer_.sum[1]);
+      }
+      cuda::wgmma_hold(consumer_.scores);
+    }
+  }
+
+  /// Results of the tile whose last values have been summed, beside exponentials of the next one.
+  template <bool kBorder>
+  __device__ __forceinline__ void end_tile(const float (&inverse)[2]) {
+    if constexpr (kBorder) {
+      // Beside exponentials too: maxima have moved for certain.
+      consumer_.set_limits(params_);
+      moved_ = false;
+    } else {
+      prepare_store(inverse);
+    }
+    store(walk_.done_slot(), inverse);
+    walk_.skip_values();
+    fresh_ = true;
   }
 
   /// Values of this step beside scores of the next; false if no tile follows to go on with. A plain
@@ -230,22 +222,11 @@ class ForwardPipeline {
     if constexpr (Shape::kLeads && !kPlain) {
       walk_.skip_behind();
     }
-    walk_.wait_keys();
-    walk_.take_turn();
-    cuda::wgmma_hold(consumer_.scores);
-    cuda::wgmma_hold(consumer_.weights);
-    cuda::wgmma_hold(consumer_.out);
-    cuda::wgmma_fence();
-    issue_scores();
-    walk_.wait_values();
-    cuda::wgmma_hold(consumer_.out);
-    cuda::wgmma_fence();
-    issue_values<kPlain>();
-    walk_.pass_turn();
+    issue<kPlain>();
     // In the shadow of the products.
     walk_.read_step();
     if constexpr (!kPlain) {
-      prepare();
+      adjust_.prepare(params_, walk_);
       results_.deliver(walk_);
     }
     if (moved_) {
@@ -255,39 +236,23 @@ class ForwardPipeline {
     cuda::wgmma_hold(consumer_.scores);
     walk_.release_keys();
     if constexpr (!kPlain) {
-      finish_scores();
+      adjust_.finish(params_, walk_, consumer_.scores);
     }
     const float sum[2] = {consumer_.sum[0], consumer_.sum[1]};
     const float maximum[2] = {consumer_.maximum[0], consumer_.maximum[1]};
-    if constexpr (kBorder) {
-      consumer_.first_maximum(params_);
-      moved_ = true;
-    } else {
-      if (last) {
-        consumer_.start_rows();
-      }
-      moved_ = consumer_.settle_maximum(params_, factor_);
-    }
+    settle<kBorder>(last);
     if constexpr (kBefore > 0) {
       consumer_.template exponentials<0, kBefore>(params_);
     }
     if constexpr (Shape::kGeneral) {
       cuda::wgmma_hold(consumer_.scores);
-      drop();
+      adjust_.drop(params_, consumer_.scores);
     }
     float inverse[2];
     if (last) {
       finish(walk_.done_slot(), maximum, sum, inverse);
     }
-    if constexpr (Shape::kLateSums) {
-      cuda::wgmma_hold(consumer_.scores);
-      cuda::block_fence(params_.tiles);
-    } else {
-      if constexpr (kBefore > 0) {
-        cuda::schedule_fence(consumer_.sum[0] + consumer_.sum[1]);
-      }
-      cuda::wgmma_hold(consumer_.scores);
-    }
+    end_early_exponentials();
     cuda::wgmma_wait<0>();
     cuda::wgmma_hold(consumer_.out);
     cuda::wgmma_hold(consumer_.weights);
@@ -303,18 +268,9 @@ class ForwardPipeline {
       consumer_.pack();
     }
     if (last) {
-      if constexpr (kBorder) {
-        // Beside exponentials too: maxima have moved for certain.
-        consumer_.set_limits(params_);
-        moved_ = false;
-      } else {
-        prepare_store(inverse);
-      }
-      store(walk_.done_slot(), inverse);
-      walk_.skip_values();
-      fresh_ = true;
+      end_tile<kBorder>(inverse);
     } else if (moved_) {
-      consumer_.rescale(factor_);
+      rescale_rows(consumer_.out, factor_);
     }
     if constexpr (kBefore == kEighths) {
       consumer_.pack();
@@ -346,8 +302,7 @@ class ForwardPipeline {
   Walk walk_;
   ForwardResults<Shape> results_;
   ForwardConsumer<Shape> consumer_;
-  typename ForwardScorer<Shape>::Bits bits_;
-  typename ForwardScorer<Shape>::Kept kept_;
+  ForwardAdjust<Shape> adjust_;
   float factor_[2] = {1, 1};
   bool fresh_ = true;   // the next product of values is a tile's first
   bool moved_ = false;  // maxima moved in the last step

@@ -29,7 +29,8 @@ struct ForwardResults {
   __device__ __forceinline__ void take(Walk& walk, ForwardConsumer<Shape>& consumer,
                                        uint32_t slot) {
     if constexpr (kLate) {
-      consumer.template stage<0, Shape::kPanels>(place, Shape::kOutPanelBytes, walk.lane);
+      stage_rows<typename Shape::T, 0, Shape::kPanels>(consumer.out, place, Shape::kOutPanelBytes,
+                                                       walk.lane);
       owed = static_cast<int32_t>(slot);
     } else {
       send_panels<0>(walk, consumer, walk.barriers.work[slot]);
@@ -60,7 +61,8 @@ struct ForwardResults {
       if constexpr (kFirst > 0) {
         settle();
       }
-      consumer.template stage<kFirst, kCount>(place, Shape::kOutPanelBytes, walk.lane);
+      stage_rows<typename Shape::T, kFirst, kCount>(consumer.out, place, Shape::kOutPanelBytes,
+                                                    walk.lane);
       send<kFirst, kCount>(walk, work);
       send_panels<kFirst + kCount>(walk, consumer, work);
     }

@@ -2,7 +2,7 @@
 
 #include "flashloom/cuda/ptx/barrier.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
-#include "flashloom/ops/attention/sm90/forward_consumer.cuh"
+#include "flashloom/ops/attention/sm90/forward_rows.cuh"
 #include "flashloom/ops/attention/sm90/forward_shape.cuh"
 
 namespace flashloom::sm90 {
