@@ -57,9 +57,9 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   const int64_t heads = backward_heads(rows.problem);
   const int64_t work_count = heads * backward_key_tiles(rows.problem, Shape::kKeys);
   const int32_t blocks = multiprocessors(options);
-  // Measured in the fast mode only.
+  // Not measured in kernels for both modes.
   constexpr bool kBeside =
-      (Shape::kExact || Shape::kDim == 96) && Shape::kTurns == BackwardTurns::never;
+      (Shape::kExact || Shape::kDim == 96) && Shape::kTurns != BackwardTurns::maybe;
   const int32_t aside =
       kBeside ? multiprocessors_aside({visible_keys(rows.problem, options), Shape::kDim,
                                        rows.added == nullptr, Shape::kStays, work_count},
@@ -86,7 +86,11 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   params.order = backward_order(rows.problem, params.key_tiles, section, sections.alone);
   // Rows of the heads that the first blocks work on come before, the others beside them.
   int64_t first_heads = (params.staying - 1) / params.key_tiles + 1;
-  first_heads = section > 0 ? (first_heads + section - 1) / section * section : first_heads;
+  // Packed heads that start with late keys are taken in sections all the same.
+  const int64_t alone = rows.problem.cu_key != nullptr ? 0 : sections.alone;
+  if (section > 0 && first_heads > alone) {
+    first_heads = alone + (first_heads - alone + section - 1) / section * section;
+  }
   const bool beside = aside > 0 && first_heads < heads;
   int64_t first_places = place.places;
   if (beside) {
