@@ -23,7 +23,7 @@ void launch(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
                   static_cast<uint32_t>(std::max(params.key_heads, params.heads / group)));
   launch_backward_kernel<Shape>(&attention_backward_kernel_near<Shape>,
                                 "attention_backward_kernel_near", grid, params, inputs,
-                                call.saved.dout, stream);
+                                call.saved.dout, stream, true);
   launch_backward_sinks(rows, kQueryPlace, stream);
 }
 

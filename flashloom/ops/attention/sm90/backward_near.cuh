@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/ops/attention/sm90/backward_near_keys.cuh"
 #include "flashloom/ops/attention/sm90/backward_near_queries.cuh"
 
@@ -25,6 +26,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
   const auto part = static_cast<int32_t>(blockIdx.x);
   const auto tile = static_cast<int32_t>(blockIdx.y);
   const auto head = static_cast<int32_t>(blockIdx.z);
+  const bool last =
+      blockIdx.x == gridDim.x - 1 && blockIdx.y == gridDim.y - 1 && blockIdx.z == gridDim.z - 1;
   if (threadIdx.x == 0) {
     begin_backward_block(maps, [&] {
       mbarrier_init(shared.own_full(), 1);
@@ -32,6 +35,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
         mbarrier_init(shared.full(i), 1);
       }
     });
+  }
+  if (last && threadIdx.x == 0) {
+    wait_for_earlier_kernel();  // so that whoever waits for this kernel has waited for that one
   }
   if (part == 0) {
     if (tile >= params.keys.key_tiles || head >= params.key_heads) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_near_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_near_shape.cuh"
@@ -56,6 +57,7 @@ __device__ __forceinline__ void near_keys(const BackwardParams& params, const Ba
     if (thread == 0) {
       near_load<Shape>(shared.own(), shared.own_full(), &maps.k, &maps.v,
                        {sequence.key_first + work.key, work.head, key_batch}, 0);
+      wait_for_earlier_kernel();  // that of lse and delta
     }
     for (int i = 0; i < Shape::kStages; ++i) {
       load_next();

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_near_shape.cuh"
 
@@ -52,6 +53,7 @@ __device__ __forceinline__ void near_queries(const QueriesParams& params, const 
     for (int i = 0; i < Shape::kStages; ++i) {
       load_next();
     }
+    wait_for_earlier_kernel();  // that of lse and delta
     float lse[2], delta[2];
     const int64_t row = work.first_row(params);
 #pragma unroll
