@@ -27,18 +27,35 @@ __device__ __forceinline__ Joint joint_of_parts(const Params& params, const Part
   return {own.unit, own.part, parts, own.index * parts, own.index * parts + 1, 1};
 }
 
-/// Where blocks share a unit of the line. Only the first of them can have begun it behind another.
-__device__ __forceinline__ Joint joint_of_line(const Line& line, const Unit& unit,
+/// Where stretches share a unit of the line. Only the first of them can have begun it behind
+/// another.
+__device__ __forceinline__ Joint joint_of_line(const Stretch& stretch, const Unit& unit,
                                                const Work& work) {
+  const Line& line = stretch.line;
   const int32_t first = line.owner(unit.start);
   const int32_t count = line.owner(unit.start + work.tiles - 1) - first + 1;
   return {unit,
-          static_cast<int32_t>(blockIdx.x) - first,
+          stretch.number - first,
           count,
           line.slot(first, unit.start),
-          2 * (first + 1),
-          2};
+          2 * (first + 1) * line.lanes + line.lane,
+          2 * line.lanes};
 }
+
+/// The threads that join a unit: those of a block, or of each half of it one of two units.
+struct JoinGroup {
+  int32_t thread, threads;
+  int32_t half;  // -1: all of the block
+
+  __device__ __forceinline__ void sync() const {
+    if (half < 0) {
+      __syncthreads();
+    } else {
+      cuda::named_barrier_sync(static_cast<uint32_t>(half) + 1, static_cast<uint32_t>(threads),
+                               {"half a block", "its joined unit"});
+    }
+  }
+};
 
 /// A block's share of a unit's results: items [first, end), four columns of a row each.
 struct Share {
@@ -159,7 +176,8 @@ __device__ __forceinline__ JoinedRow join_parts(const Params& params, const Join
 /// together; sums wait in shared memory for the short loop that writes results.
 template <class Shape, class Write>
 __device__ __forceinline__ void join_many(const Params& params, const Joint& joint,
-                                          const Share& share, float* memory, Write write) {
+                                          const Share& share, const JoinGroup& group, float* memory,
+                                          Write write) {
   constexpr int kItems = 4;
   constexpr int kOnce = 2;
   const int32_t items = share.end - share.first;
@@ -167,9 +185,8 @@ __device__ __forceinline__ void join_many(const Params& params, const Joint& joi
   auto* stats = reinterpret_cast<RowStats*>(values + items);
   static_assert(Shape::kRows * Shape::kDim / 4 * (sizeof(float4) + sizeof(RowStats)) <=
                 Shape::kBufferBytes);
-  const auto thread = static_cast<int32_t>(threadIdx.x);
 #pragma unroll 1
-  for (int32_t at = thread; at < items; at += kItems * Shape::kThreads) {
+  for (int32_t at = group.thread; at < items; at += kItems * group.threads) {
     JoinedRow joined[kItems];
 #pragma unroll 1
     for (int32_t part = 0; part < joint.parts; part += kOnce) {
@@ -182,7 +199,7 @@ __device__ __forceinline__ void join_many(const Params& params, const Joint& joi
         for (int i = 0; i < kItems; ++i) {
           part_stats[i][p] = {kNothing, 0};
           part_value[i][p] = {0, 0, 0, 0};
-          const int32_t own = at + i * Shape::kThreads;
+          const int32_t own = at + i * group.threads;
           if (own < items && part + p < joint.parts) {
             const int32_t item = share.first + own;
             part_stats[i][p] = __ldcg(slot_stats<Shape>(params, slot) + item / (Shape::kDim / 4));
@@ -202,7 +219,7 @@ __device__ __forceinline__ void join_many(const Params& params, const Joint& joi
     }
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
-      const int32_t own = at + i * Shape::kThreads;
+      const int32_t own = at + i * group.threads;
       if (own < items) {
         values[own] = joined[i].value;
         stats[own] = joined[i].total;
@@ -210,7 +227,7 @@ __device__ __forceinline__ void join_many(const Params& params, const Joint& joi
     }
   }
 #pragma unroll 1
-  for (int32_t at = thread; at < items; at += Shape::kThreads) {
+  for (int32_t at = group.thread; at < items; at += group.threads) {
     JoinedRow joined;
     joined.total = stats[at];
     joined.value = values[at];
@@ -218,53 +235,53 @@ __device__ __forceinline__ void join_many(const Params& params, const Joint& joi
   }
 }
 
-/// Joins a share of a unit's results. Where it has fewer items than the block has threads, groups
-/// of threads take parts in turn, and their sums are joined in shared memory.
+/// Joins a share of a unit's results. Where it has fewer items than threads, sets of threads take
+/// parts in turn, and their sums are joined in shared memory.
 template <class Shape>
 __device__ __forceinline__ void join_share(const Params& params, const Joint& joint,
                                            const SequenceRows& rows, const Share& share,
-                                           float* memory) {
+                                           const JoinGroup& group, float* memory) {
   constexpr int32_t kColumns = Shape::kDim / 4;
-  const auto thread = static_cast<int32_t>(threadIdx.x);
+  const int32_t thread = group.thread;
   const int32_t items = share.end - share.first;
   const int32_t log_width = 32 - __clz(items - 1);  // 0 for one item
-  const int32_t groups = max(min(Shape::kThreads >> log_width, joint.parts), 1);
-  const int32_t group = groups > 1 ? thread >> log_width : 0;
-  const int32_t own_item = groups > 1 ? thread & ((1 << log_width) - 1) : thread;
+  const int32_t sets = max(min(group.threads >> log_width, joint.parts), 1);
+  const int32_t set = sets > 1 ? thread >> log_width : 0;
+  const int32_t own_item = sets > 1 ? thread & ((1 << log_width) - 1) : thread;
   auto* values = reinterpret_cast<float4*>(memory);
-  auto* stats = reinterpret_cast<RowStats*>(values + Shape::kThreads);
+  auto* stats = reinterpret_cast<RowStats*>(values + group.threads);
   const auto write = [&](int32_t at, const JoinedRow& joined) {
     const int32_t item = share.first + at;
     write_result<Shape>(params, joint.unit, rows, item / kColumns, item % kColumns * 4, joined);
   };
-  if (items > Shape::kThreads) {
-    join_many<Shape>(params, joint, share, memory, write);
+  if (items > group.threads) {
+    join_many<Shape>(params, joint, share, group, memory, write);
     return;
   }
 #pragma unroll 1
-  for (int32_t at = own_item; group < groups && at < items; at += Shape::kThreads) {
-    const JoinedRow joined = join_parts<Shape>(params, joint, group, groups, share.first + at);
-    if (groups > 1) {
+  for (int32_t at = own_item; set < sets && at < items; at += group.threads) {
+    const JoinedRow joined = join_parts<Shape>(params, joint, set, sets, share.first + at);
+    if (sets > 1) {
       values[thread] = joined.value;
       stats[thread] = joined.total;
       break;
     }
     write(at, joined);
   }
-  if (groups == 1) {
+  if (sets == 1) {
     return;
   }
-  __syncthreads();
+  group.sync();
   if (thread < items) {
     JoinedRow joined;
     float largest = kNothing;
 #pragma unroll 4
-    for (int32_t other = 0; other < groups; ++other) {
+    for (int32_t other = 0; other < sets; ++other) {
       largest = fmaxf(largest, stats[(other << log_width) + thread].x);
     }
     joined.raise(largest, params.unit);
 #pragma unroll 4
-    for (int32_t other = 0; other < groups; ++other) {
+    for (int32_t other = 0; other < sets; ++other) {
       const int32_t from = (other << log_width) + thread;
       joined.add(stats[from], values[from], params.unit);
     }
@@ -281,18 +298,19 @@ __device__ __forceinline__ int32_t arrive_part(unsigned long long* counter) {
 }
 
 /// Joins the block's share of a unit once all parts are there; `arrived` of them are, as far as
-/// thread 0 knows. Begins with a barrier.
+/// the group's thread 0 knows. Begins with a barrier of the group.
 template <class Shape>
 __device__ __forceinline__ void join_unit(const Params& params, const Joint& joint,
                                           const SequenceRows& rows, int32_t row_count,
                                           unsigned long long* counter, int32_t arrived,
-                                          float* memory) {
-  __shared__ int joins;
+                                          const JoinGroup& group, float* memory) {
+  __shared__ int joined_by[2];
+  int& joins = joined_by[max(group.half, 0)];
   const Share share = share_of<Shape>(params, joint, row_count);
   const bool has_share = share.first < share.end;
   unsigned long long departed = 0;
-  __syncthreads();
-  if (threadIdx.x == 0) {
+  group.sync();
+  if (group.thread == 0) {
     if (params.meets != 0 && has_share) {
       const cuda::HangGuard guard;
       while (arrived < joint.parts) {
@@ -307,14 +325,14 @@ __device__ __forceinline__ void join_unit(const Params& params, const Joint& joi
     }
     joins = has_share && arrived >= joint.parts ? 1 : 0;
   }
-  __syncthreads();
+  group.sync();
   if (joins == 0) {
     return;
   }
-  join_share<Shape>(params, joint, rows, share, memory);
+  join_share<Shape>(params, joint, rows, share, group, memory);
   // The last to leave resets the count: all others have seen it.
   const int32_t leaves = params.meets != 0 ? joint.parts + share.count : 0;
-  if (threadIdx.x == 0 && static_cast<int32_t>(departed & 0xffff) == leaves) {
+  if (group.thread == 0 && static_cast<int32_t>(departed & 0xffff) == leaves) {
     *static_cast<volatile unsigned long long*>(counter) = 0;
   }
 }

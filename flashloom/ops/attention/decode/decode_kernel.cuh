@@ -199,7 +199,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     __syncthreads();
     const int32_t arrived = threadIdx.x == 0 ? arrive_part(counter) : 0;
     join_unit<Shape>(params, joint_of_parts(params, own), own.work.rows, own.work.row_count,
-                     counter, arrived, memory);
+                     counter, arrived, {static_cast<int32_t>(threadIdx.x), Shape::kThreads, -1},
+                     memory);
   }
 }
 
@@ -221,7 +222,6 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     cuda::fence_async_shared();
   }
   __syncthreads();  // the lengths' place becomes the keys'
-  const Line& line = stretch.line;
   if (stretch.begin >= stretch.end) {
     return;
   }
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     if (first_tile < last_tile) {
       report_faults(params, work);
       const bool whole = last_tile - first_tile == work.tiles;
-      const int32_t slot = line.slot(static_cast<int32_t>(blockIdx.x), unit.start);
+      const int32_t slot = stretch.line.slot(stretch.number, unit.start);
       {
         RowState<Shape> state;
         work_on_piece<Shape>(
@@ -269,15 +269,23 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     }
     advance(params, line_length<Shape>(work.tiles), next);
   }
-  // Only now, so that nobody waits for a block that has yet to come to its unit's part.
+  // Only now, so that nobody waits for a block that has yet to come to its unit's part. Two units
+  // are joined side by side, by half the block each.
   __syncthreads();
-#pragma unroll 1
-  for (int32_t i = 0; i < shared_count; ++i) {
-    const Unit unit = shared_units[i];
-    const Work work = resolve<Shape>(params, unit.sequence, unit.row_tile);
-    join_unit<Shape>(params, joint_of_line(line, unit, work), work.rows, work.row_count,
-                     unit_counter(params, unit), 0, memory);
+  JoinGroup group = {static_cast<int32_t>(threadIdx.x), Shape::kThreads, -1};
+  if (shared_count == 2) {
+    group.threads = Shape::kTeamsThreads / 2;
+    group.half = group.thread / group.threads;
+    group.thread -= group.half * group.threads;
   }
+  if (shared_count == 0 || group.half > 1) {
+    return;
+  }
+  const Unit unit = shared_units[max(group.half, 0)];
+  const Work work = resolve<Shape>(params, unit.sequence, unit.row_tile);
+  join_unit<Shape>(params, joint_of_line(stretch, unit, work), work.rows, work.row_count,
+                   unit_counter(params, unit), 0, group,
+                   memory + max(group.half, 0) * (Shape::kBufferBytes / 8));
 }
 
 }  // namespace flashloom::decode

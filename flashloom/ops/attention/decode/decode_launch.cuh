@@ -91,6 +91,16 @@ Plan make_plan(const AttentionInputs& inputs, const AttentionOptions& options) {
   return plan;
 }
 
+/// Key-value heads that lie side by side on the line: as many as leave few blocks without a
+/// stretch.
+inline int64_t line_lanes(int64_t blocks, int64_t key_heads) {
+  int64_t lanes = key_heads;
+  while (key_heads % lanes != 0 || blocks / lanes * lanes * 16 < blocks * 15) {
+    --lanes;  // ends at 1
+  }
+  return lanes;
+}
+
 /// A number that no counter carries yet, but by chance: 48 bits, not 0.
 inline unsigned long long next_nonce() {
   static std::atomic<uint64_t> state =
@@ -305,8 +315,10 @@ void launch_decode(const AttentionOutputs& outputs, const AttentionInputs& input
     if (plan.parts == 0) {
       constexpr auto kKernel = &attention_decode_line_kernel<Shape>;
       const int64_t blocks = std::min(plan.blocks, blocks_at_once<Shape, kKernel>(device));
+      const int64_t lanes = line_lanes(blocks, params.source.key_heads);
+      params.lanes = Divisor(lanes);
       params.meets = 1;
-      launch_kernel<Shape, kKernel>(device, blocks, true, params, stream,
+      launch_kernel<Shape, kKernel>(device, blocks / lanes * lanes, true, params, stream,
                                     "attention_decode_line_kernel");
     }
   }

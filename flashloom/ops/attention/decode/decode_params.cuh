@@ -26,6 +26,7 @@ struct Params {
   int32_t row_tiles;      // tiles of rows a (sequence, key-value head), by the host's bound
   Divisor parts;          // blocks a unit, where each unit has as many
   Divisor row_tile_count, key_heads;  // of a block's number
+  Divisor lanes;        // of the line: key-value heads side by side, a block each; divides them
   int32_t meets;        // all blocks run at once, so that those of a unit may wait for each other
   int32_t tiles_block;  // fewest tiles of keys a stretch
   int32_t ahead;        // tiles a team has under way: 1, or kStages - 1

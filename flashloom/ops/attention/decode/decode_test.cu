@@ -138,6 +138,24 @@ TEST_F(AttentionDecodeGpu, ManySequencesOfAnyLength) {
   }
 }
 
+// Key-value heads side by side on the line: all, some of them, or, of few tiles, none.
+TEST_F(AttentionDecodeGpu, HeadsSideBySide) {
+  for (const int64_t key_heads : {2, 3, 7, 12, 40, 131}) {
+    for (const int64_t queries : {1, 9}) {
+      for (const int32_t longest : {40, 900}) {
+        SCOPED_TRACE(std::to_string(key_heads) + " heads, " + std::to_string(queries) + " queries");
+        check({.batch = 5,
+               .heads = 2 * key_heads,
+               .key_heads = key_heads,
+               .queries = queries,
+               .keys = 900,
+               .dim = key_heads > 12 ? 64 : 128,
+               .used_key = {longest, 0, longest / 3, longest, 17}});
+      }
+    }
+  }
+}
+
 // Blocks share units of 64 rows: each joins more items than it has threads.
 TEST_F(AttentionDecodeGpu, StretchesOfManyRows) {
   for (const int64_t dim : {64, 72, 128, 192, 256}) {

@@ -39,13 +39,20 @@ struct TileChunk {
   }
 };
 
+/// Which keys of a tile lie one behind the other.
+enum class Runs : uint8_t {
+  kTile,  // all: no pages, or pages of whole tiles
+  kStep,  // those of the kRowsOnce rows that a team copies at a time
+  kNone,
+};
+
 /// A team's view of the keys of one (sequence, key-value head).
 struct KeyCopies {
   const char* k;
   const char* v;
   const int32_t* pages;  // of the sequence; null without a page table
   int32_t first, last;   // keys outside are not read; they become zeros
-  bool regular;  // a tile's keys lie one behind the other: no pages, or pages of whole tiles
+  Runs runs;
 };
 
 template <class Shape>
@@ -61,7 +68,10 @@ __device__ __forceinline__ KeyCopies key_copies(const Params& params, const Unit
   copies.pages = paged ? params.pages + unit.sequence * params.pages_sequence : nullptr;
   copies.first = work.first;
   copies.last = work.last;
-  copies.regular = !paged || params.page_size.divisor % Shape::kTileKeys == 0;
+  const auto page_rows = paged ? params.page_size.divisor : 0;
+  copies.runs = page_rows % Shape::kTileKeys == 0   ? Runs::kTile
+                : page_rows % Shape::kRowsOnce == 0 ? Runs::kStep
+                                                    : Runs::kNone;
   return copies;
 }
 
@@ -80,20 +90,26 @@ __device__ __forceinline__ int32_t row_in_page(const Params& params, int32_t key
   return key - params.page_size.quotient(key) * static_cast<int32_t>(params.page_size.divisor);
 }
 
-/// Entries of the page table: of each row that the thread copies of a tile, or one for all of a
-/// tile of regular copies. Fetched a tile ahead of their use, all at once: each is a round trip.
+/// Entries of the page table: of each row that the thread copies of a tile, of the lane's one of
+/// its steps, or of all of the tile. Fetched a tile ahead of their use, all at once: each is a
+/// round trip.
 template <class Shape>
 struct TilePages {
   int32_t entry[Shape::kRowSteps * Shape::kTurns];
+  static_assert(Shape::kRowSteps <= 32);
 
   __device__ __forceinline__ void fetch(const Params& params, const KeyCopies& copies,
                                         int32_t tile_key) {
     if (copies.pages == nullptr) {
       return;
     }
-    if (copies.regular) {
+    if (copies.runs == Runs::kTile) {
       // The first key of a tile may be one that is not read, the last never is.
       entry[0] = copies.pages[params.page_size.quotient(max(tile_key, copies.first))];
+      return;
+    }
+    if (copies.runs == Runs::kStep) {
+      entry[0] = copies.pages[params.page_size.quotient(copied_key(copies, tile_key, lane_step()))];
       return;
     }
 #pragma unroll
@@ -102,6 +118,11 @@ struct TilePages {
       const int32_t key = copied_key(copies, tile_key + row, i / Shape::kTurns);
       entry[i] = copies.pages[params.page_size.quotient(key)];
     }
+  }
+
+  /// The step that a lane looks up for its warp.
+  static __device__ __forceinline__ int lane_step() {
+    return static_cast<int>(threadIdx.x % 32 % Shape::kRowSteps);
   }
 
   /// The key whose row is copied in a step, or the nearest one that may be read.
@@ -132,7 +153,7 @@ __device__ __forceinline__ void load_tile(const Params& params, const KeyCopies&
     copy(target, k + own.chunk * 16, exists && own.chunk < params.k.chunks);
     copy(target + Shape::kTileBytes, v + own.chunk * 16, exists && own.chunk < params.v.chunks);
   };
-  if (copies.regular) {
+  if (copies.runs == Runs::kTile) {
     int32_t row = tile_key;
     int32_t page = 0;
     if (copies.pages != nullptr) {
@@ -152,6 +173,22 @@ __device__ __forceinline__ void load_tile(const Params& params, const KeyCopies&
       }
       k += k_step;
       v += v_step;
+    }
+  } else if (copies.runs == Runs::kStep) {
+    const int32_t row =
+        row_in_page(params, tile_key + TilePages<Shape>::lane_step() * Shape::kRowsOnce);
+    const int32_t page = checked_page(params, pages.entry[0]);
+    const int64_t lane_k = page * params.k.sequence + row * params.k.row;
+    const int64_t lane_v = page * params.v.sequence + row * params.v.row;
+#pragma unroll
+    for (int step = 0; step < Shape::kRowSteps; ++step) {
+      const char* k = copies.k + __shfl_sync(0xffffffffu, lane_k, step);
+      const char* v = copies.v + __shfl_sync(0xffffffffu, lane_v, step);
+#pragma unroll
+      for (int turn = 0; turn < Shape::kTurns; ++turn) {
+        const TileChunk<Shape> own(turn);
+        copy_chunk(own, step, k + own.row * params.k.row, v + own.row * params.v.row);
+      }
     }
   } else {
 #pragma unroll

@@ -7,9 +7,11 @@ namespace flashloom::decode {
 // Units are (sequence, key-value head, tile of rows). Where all have the host's lengths, each is
 // cut into `parts` equal parts, a block each. Where lengths lie on the device, the work of a launch
 // is one line of tiles of keys, units one behind the other, each as long as the tiles that its rows
-// see and a little more (line_length), and block n of N owns the n-th of N equal stretches: blocks
-// end together whatever the lengths are. Either way decode_join.cuh joins a unit of several blocks.
-// Places on the line fit 32 bits; the host refuses longer ones.
+// see and a little more (line_length), and is cut into equal stretches: blocks end together
+// whatever the lengths are. As many key-value heads as `lanes` lie side by side, and each stretch
+// has as many blocks, a head each: they read the same rows of the cache at the same time, which the
+// memory likes better than heads at different places. Either way decode_join.cuh joins a unit of
+// several blocks. Places on the line fit 32 bits; the host refuses longer ones.
 
 /// One unit and its place on the line: where it starts or, of a piece, that of the unit's first
 /// tile.
@@ -76,7 +78,7 @@ __device__ __forceinline__ int32_t line_length(int32_t tiles) {
   return tiles > 0 ? tiles + Shape::kPieceTiles : 0;
 }
 
-/// What all key-value heads of a sequence take of the line.
+/// What all key-value heads of a sequence take of the line, as many side by side as it has lanes.
 template <class Shape>
 __device__ __forceinline__ int32_t sequence_length(const Params& params, int32_t sequence) {
   int32_t sum = 0;
@@ -84,36 +86,37 @@ __device__ __forceinline__ int32_t sequence_length(const Params& params, int32_t
   for (int32_t tile = 0; tile < params.row_tiles; ++tile) {
     sum += line_length<Shape>(resolve<Shape>(params, sequence, tile).tiles);
   }
-  return sum * params.source.key_heads;
+  return sum * params.lanes.quotient(params.source.key_heads);
 }
 
-/// Cuts of the line: block n owns [cut(n), cut(n + 1)), of `each` tiles or, the first `longer`
-/// blocks, one more. The host bounds the line, lengths on the device may make it shorter; then
-/// fewer blocks share it, so that each has something to read.
+/// Cuts of the line: stretch n is [cut(n), cut(n + 1)), of `each` tiles or, the first `longer`
+/// ones, one more. The host bounds the line, lengths on the device may make it shorter; then it has
+/// fewer stretches, so that each has something to read.
 struct Line {
-  int32_t blocks, each, longer;
+  int32_t stretches, each, longer;
+  int32_t lanes, lane;  // the block's own one
 
-  __device__ __forceinline__ int32_t cut(int32_t block) const {
-    return block * each + min(block, longer);
+  __device__ __forceinline__ int32_t cut(int32_t stretch) const {
+    return stretch * each + min(stretch, longer);
   }
 
-  /// The block that owns a place.
+  /// The stretch that has a place.
   __device__ __forceinline__ int32_t owner(int32_t place) const {
     const bool in_longer = place < longer * (each + 1);
     return (place + (in_longer ? 0 : -longer)) / (in_longer ? each + 1 : each);
   }
 
-  /// Where a block leaves its part of the unit that starts at `start`: a block has at most two
-  /// units that it shares, its first and its last.
-  __device__ __forceinline__ int32_t slot(int32_t block, int32_t start) const {
-    return 2 * block + (cut(block) >= start ? 0 : 1);
+  /// Where the block of a stretch and this lane leaves its part of the unit that starts at `start`:
+  /// a block has at most two units that it shares, its first and its last.
+  __device__ __forceinline__ int32_t slot(int32_t stretch, int32_t start) const {
+    return (2 * stretch + (cut(stretch) >= start ? 0 : 1)) * lanes + lane;
   }
 };
 
-/// A block's stretch, and a unit at or before its begin. An idle block has an empty stretch.
+/// A block's stretch, and a unit at or before its begin. An idle block has an empty one.
 struct Stretch {
   Line line;
-  int32_t begin, end;
+  int32_t number, begin, end;
   Unit unit;
 };
 
@@ -167,9 +170,11 @@ __device__ __forceinline__ void keep_lengths(const Params& params, int32_t threa
 template <class Shape>
 __device__ __forceinline__ Stretch find_stretch(const Params& params, const int32_t* lengths) {
   const auto lane = static_cast<int32_t>(threadIdx.x % 32);
-  const auto block = static_cast<int32_t>(blockIdx.x);
   const int32_t count = params.source.sequences;
   Stretch stretch = {};
+  stretch.number = params.lanes.quotient(static_cast<int32_t>(blockIdx.x));
+  stretch.line.lanes = static_cast<int32_t>(params.lanes.divisor);
+  stretch.line.lane = static_cast<int32_t>(blockIdx.x) - stretch.number * stretch.line.lanes;
   // Once for the length of the line, once for the sequence that owns the stretch's begin.
 #pragma unroll 1
   for (int pass = 0; pass < 2; ++pass) {
@@ -201,31 +206,33 @@ __device__ __forceinline__ Stretch find_stretch(const Params& params, const int3
     if (pass == 0) {
       const int32_t most = (sum + params.tiles_block - 1) / params.tiles_block;
       Line& line = stretch.line;
-      line.blocks = min(static_cast<int32_t>(gridDim.x), most);
-      if (block >= line.blocks) {
+      line.stretches = min(params.lanes.quotient(static_cast<int32_t>(gridDim.x)), most);
+      if (stretch.number >= line.stretches) {
         return stretch;
       }
-      line.each = sum / line.blocks;
-      line.longer = sum - line.each * line.blocks;
-      stretch.begin = stretch.line.cut(block);
-      stretch.end = stretch.line.cut(block + 1);
+      line.each = sum / line.stretches;
+      line.longer = sum - line.each * line.stretches;
+      stretch.begin = line.cut(stretch.number);
+      stretch.end = line.cut(stretch.number + 1);
     }
     if (pass == 1) {
-      const int32_t each = sum / params.source.key_heads;
-      stretch.unit.key_head = (stretch.begin - stretch.unit.start) / each;
-      stretch.unit.start += stretch.unit.key_head * each;
+      const int32_t each = sum / params.lanes.quotient(params.source.key_heads);
+      const int32_t heads = (stretch.begin - stretch.unit.start) / each;
+      stretch.unit.key_head = heads * stretch.line.lanes + stretch.line.lane;
+      stretch.unit.start += heads * each;
     }
   }
   return stretch;
 }
 
-/// The unit behind one of this length; it may be empty.
+/// The unit behind one of this length in the same lane; it may be empty.
 __device__ __forceinline__ void advance(const Params& params, int32_t length, Unit& unit) {
   unit.start += length;
   if (++unit.row_tile == params.row_tiles) {
     unit.row_tile = 0;
-    if (++unit.key_head == params.source.key_heads) {
-      unit.key_head = 0;
+    unit.key_head += static_cast<int32_t>(params.lanes.divisor);
+    if (unit.key_head >= params.source.key_heads) {
+      unit.key_head -= params.source.key_heads;
       ++unit.sequence;
     }
   }
