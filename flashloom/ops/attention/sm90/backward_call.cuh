@@ -173,10 +173,10 @@ inline BackwardRowParams backward_rows(const BackwardCall& call, const BackwardW
   return rows;
 }
 
-/// Behind the first `alone` heads, `section` heads are worked on together; 0: tiles of a head are
-/// neighbours.
+/// Behind the first `alone` heads, `section` heads are worked on together, at the end `last` or up
+/// to a section more; 0: tiles of a head are neighbours.
 inline BackwardOrder backward_order(const Problem& problem, int32_t key_tiles, int32_t section,
-                                    int32_t alone = 0) {
+                                    int32_t alone = 0, int32_t last = 1) {
   const int64_t heads = backward_heads(problem) - alone;
   BackwardOrder order = {};
   order.alone = alone;
@@ -184,10 +184,10 @@ inline BackwardOrder backward_order(const Problem& problem, int32_t key_tiles, i
   order.tiles = Divisor(std::max(key_tiles, 1));
   order.heads = Divisor(problem.heads / problem.heads_per_key);
   if (section > 0) {
-    order.sections = static_cast<int32_t>((heads + section - 1) / section);
+    order.sections = 1 + static_cast<int32_t>(std::max<int64_t>(heads - last, 0) / section);
     order.blocks = Divisor(std::max<int64_t>(1, int64_t{section} * key_tiles));
     order.width = Divisor(section);
-    order.last = Divisor(heads - int64_t{order.sections - 1} * section);
+    order.last = Divisor(std::max<int64_t>(1, heads - int64_t{order.sections - 1} * section));
   }
   return order;
 }

@@ -5,6 +5,8 @@
 
 #include "flashloom/cuda/ptx/ldmatrix.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
+#include "flashloom/ops/attention/sm90/backward_finish.cuh"
+#include "flashloom/ops/attention/sm90/backward_hide.cuh"
 #include "flashloom/ops/attention/sm90/backward_pieces.cuh"
 #include "flashloom/ops/attention/sm90/backward_places.cuh"
 #include "flashloom/ops/attention/sm90/backward_produce.cuh"
@@ -119,28 +121,9 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
     const uint32_t dq_ds = Shape::kSplitQueries            ? group * panel_bytes(Shape::kKeys)
                            : Shape::kSwapped && kDim == 64 ? group * Shape::kQueryColumns * 2
                                                            : 0;
-    // Tiles [inner_begin, inner_end) hide nothing from these 64 keys; where `work` is in shared
-    // memory.
-    int32_t inner_begin = 0, inner_end = 0;
-    if constexpr (Shape::kStays && !Shape::kPieces) {
-      const int32_t first_key = work.key + group * 64;
-      const int32_t visible_end = sequence.query_end(first_key);
-      inner_begin = first_key + 64 > sequence.key_length
-                        ? INT32_MAX
-                        : (sequence.query_begin(first_key + 63) + kQueries - 1) / kQueries;
-      inner_end = visible_end < sequence.query_length ? visible_end / kQueries : INT32_MAX;
-    }
-    // Whether a tile hides something from these 64 keys.
-    auto is_border = [&](int32_t t) {
-      if constexpr (Shape::kStays) {
-        return t < inner_begin || t >= inner_end;
-      }
-      const int32_t first_key = work.key + group * 64;
-      const int32_t visible_end = sequence.query_end(first_key);
-      return first_key + 64 > sequence.key_length ||
-             t * kQueries < sequence.query_begin(first_key + 63) ||
-             (visible_end < sequence.query_length && (t + 1) * kQueries > visible_end);
-    };
+    BackwardBorder<Shape> border;
+    border.find(work, group);
+    auto is_border = [&](int32_t t) { return border.holds(work, group, t); };
     // The tile whose last rows are not this sequence's, if any holds something else than zeros.
     const bool others =
         !Shape::kPieces && (problem.cu_query != nullptr || problem.used_query != nullptr);
@@ -283,6 +266,34 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
                  step_at(place.stage).t);
       }
     };
+    if constexpr (Shape::kPassesHidden) {
+      // Of a tile of keys' first step, a causal mask may hide all from the later keys: their dS is
+      // 0, which the other warpgroup's dQ needs, and nothing else comes of it. A vote, so that the
+      // compiler knows the warp to be whole behind it.
+      if (__any_sync(0xffffffffu,
+                     work.end - work.begin > 1 &&
+                         sequence.query_begin(work.key + group * 64) >= (walk.t + 1) * kQueries)) {
+        const uint32_t stage = place.stage;
+        if constexpr (Shape::kSendsInPlace) {
+          mbarrier_wait(&barriers.v_full, parity, {"a consumer", "v_full"});
+        }
+        // So that no later wait takes this turn of the ring for its own.
+        mbarrier_wait(&barriers.q_full[stage], place.parity, {"a consumer", "q_full"});
+        mbarrier_wait(&barriers.dout_full[stage], place.parity, {"a consumer", "dout_full"});
+#pragma unroll
+        for (int i = 0; i < kScores / 2; ++i) {
+          ds[i] = 0;
+        }
+        store_ds();
+        tell_ds();
+        release_values(stage);
+        release_queries(stage);
+        dq_place.advance();
+        place.advance();
+        walk.advance(params, work);
+        given = true;
+      }
+    }
     wait_for(&barriers.q_full[place.stage], shared.q(place.stage), step_at(place.stage).t);
     if constexpr (Shape::kAhead) {
       start_scores();
@@ -311,47 +322,25 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
         wgmma_wait<Shape::kAdjusts ? 0 : 1>();
         wgmma_hold(scores);
       }
-      float factor = scale_log2;
+      const float factor = Shape::kAdjusts ? 1 : scale_log2;
       if constexpr (Shape::kAdjusts) {
-        const BackwardScore& score = params.score;
-        const float alibi = score.slopes != nullptr
-                                ? score.slopes[work.batch * score.slope_batch +
-                                               step_at(stage).head * score.slope_head] *
-                                      kLog2e
-                                : 0;
-        const int32_t query = t * kQueries + 2 * static_cast<int32_t>(lane % 4);
-        const int32_t distance = find_key() - query - sequence.offset;
-        general_scores(scores, slopes, score, params.scale, alibi, distance);
-        factor = 1;
-        if (score.exclude_self) {
-          hide_self(scores, distance);
-        }
+        adjust_scores<Shape>(scores, slopes, params, work, step_at(stage).head, find_key(),
+                             t * kQueries, lane);
       }
       if constexpr (Shape::kPieces) {
         hide_in_pieces(scores, barriers.hidden[2 * place.parity + stage], params.blocks, find_key(),
                        lane);
-      } else if constexpr (Shape::kLists) {
-        if (const int32_t partial = step_at(stage).partial; partial >= 0) {
-          const int32_t query = t * kQueries + 2 * static_cast<int32_t>(lane % 4);
-#pragma unroll
-          for (int part = 0; part < kScores / 32; ++part) {
-            const uint32_t visible =
-                kept_by_block(params.blocks, partial, (query + 64 * part) % params.blocks.queries,
-                              find_key() % params.blocks.keys);
-#pragma unroll
-            for (int i = 0; i < 32; ++i) {
-              float& score = scores[32 * part + i];
-              score = (visible >> i & 1) != 0 ? score : -INFINITY;
-            }
-          }
-        }
-      }
-      if constexpr (Shape::kPieces) {
         if (work.key + Shape::kKeys > sequence.key_length) {
           hide_keys_behind(scores, sequence.key_length - find_key());
         }
-      } else if (is_border(t)) {
-        hide_queries(scores, sequence, find_key(), t * kQueries, lane);
+      } else {
+        if constexpr (Shape::kLists) {
+          hide_by_bits(scores, params.blocks, step_at(stage).partial, find_key(), t * kQueries,
+                       lane);
+        }
+        if (is_border(t)) {
+          hide_queries(scores, sequence, find_key(), t * kQueries, lane);
+        }
       }
       wait_for_turn();
       if constexpr (!Shape::kExpsBehind) {
@@ -359,12 +348,8 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
       }
       if constexpr (Shape::kAdjusts) {
         if (params.score.seed != nullptr) {
-          const auto query = static_cast<uint32_t>(sequence.query_start + t * kQueries +
-                                                   2 * static_cast<int32_t>(lane % 4));
-          kept = kept_by_dropout<kScores>(params.score, static_cast<uint32_t>(work.batch),
-                                          static_cast<uint32_t>(step_at(stage).head), query,
-                                          static_cast<uint32_t>(problem.key_start + find_key()),
-                                          static_cast<uint32_t>(problem.key_start));
+          kept = kept_of_step<kScores>(params, work, step_at(stage).head, find_key(), t * kQueries,
+                                       lane);
         }
         wait_for_values();
         wgmma_hold(dp);  // not before: its registers would not suffice
@@ -448,37 +433,8 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
       wgmma_hold(scores);
     }
     if constexpr (Shape::kSendsInPlace) {
-      // dV leaves through the place of V while the last dQ is computed, then dK while the next K is
-      // on its way.
-      const uint32_t tile_row = group * 64 + warp * 16;
-      const bool packed = problem.cu_key != nullptr;
-      const int32_t first = work.key + static_cast<int32_t>(tile_row);
-      // A vote, so that the compiler knows the warp to be whole behind it.
-      const bool sends =
-          __any_sync(0xffffffffu, params.sends && (!packed || first + 16 <= sequence.key_rows));
-      const int32_t batch = packed ? 0 : work.batch;
-      start_queries();
-      named_barrier_sync(row_barrier, 128, {"a consumer", "its warpgroup's last product"});
-      if (sends) {
-        send_rows<Shape>(dv, 1, &maps.dv, shared.v(), tile_row, sequence.key_first + first,
-                         work.head, batch, lane);
-      } else {
-        store_dv();
-      }
-      wgmma_wait<0>();
-      wgmma_hold(dq);
-      give_place_back(&barriers.ds_empty[dq_place.stage], lane);
-      give_place_back(&barriers.k_empty, lane);
-      take_room_back();
-      if (sends) {
-        send_rows<Shape>(dk, params.scale, &maps.dk, shared.v(), tile_row,
-                         sequence.key_first + first, work.head, batch, lane);
-      } else {
-        store_dk();
-      }
-      give_queries();
-      take_room_back();
-      give_place_back(&barriers.v_empty, lane);
+      finish_in_place<Shape>(params, work, shared, maps, *this, group, dk, dv, dq, start_queries,
+                             give_queries, store_dk, store_dv);
     } else if constexpr (Shape::kLate) {
       if constexpr (Shape::kStays && !Shape::kHoldsValues) {
         give_place_back(&barriers.v_empty, lane);

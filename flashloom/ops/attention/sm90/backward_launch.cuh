@@ -83,13 +83,16 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   params.turns_early = causal;
   const BackwardSections sections = backward_sections<Shape, kBeside>(call, params, blocks);
   const int32_t section = sections.together;
-  params.order = backward_order(rows.problem, params.key_tiles, section, sections.alone);
+  params.order =
+      backward_order(rows.problem, params.key_tiles, section, sections.alone, sections.last);
   // Rows of the heads that the first blocks work on come before, the others beside them.
   int64_t first_heads = (params.staying - 1) / params.key_tiles + 1;
   // Packed heads that start with late keys are taken in sections all the same.
   const int64_t alone = rows.problem.cu_key != nullptr ? 0 : sections.alone;
   if (section > 0 && first_heads > alone) {
-    first_heads = alone + (first_heads - alone + section - 1) / section * section;
+    first_heads = params.order.sections == 1
+                      ? heads
+                      : alone + (first_heads - alone + section - 1) / section * section;
   }
   const bool beside = aside > 0 && first_heads < heads;
   int64_t first_places = place.places;

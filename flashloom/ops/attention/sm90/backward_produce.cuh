@@ -63,6 +63,19 @@ __device__ __forceinline__ void backward_begin_step(
                        params.problem.cu_query != nullptr ? 0 : work.batch);
 }
 
+/// The numbers of a step's rows, lse or delta.
+template <class Shape>
+__device__ __forceinline__ void backward_load_rows(const BackwardParams& params,
+                                                   const BackwardWork& work,
+                                                   const BackwardWalk<Shape>& walk,
+                                                   const float* rows, float* row_tiles,
+                                                   uint64_t* full, uint32_t stage) {
+  const int64_t first = first_place(params.problem, work.sequence, work.batch, walk.head,
+                                    params.query_tiles, Shape::kQueries);
+  cuda::bulk_load(row_tiles + stage * Shape::kQueries, rows + (first + walk.t) * Shape::kQueries,
+                  Shape::kRowBytes, full);
+}
+
 /// Streams the tiles of q (with lse) or of dout (with delta and, if not null, `more_rows`). `walk`
 /// has been started and is at a step if `more`; that step has begun.
 template <class Shape>

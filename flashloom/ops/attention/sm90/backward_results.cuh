@@ -12,8 +12,8 @@
 
 namespace flashloom::sm90 {
 
-/// Sends a warp's 16 rows of `sum` x factor through its rows of a tile of keys in shared memory.
-template <class Shape>
+/// Sends a warp's 16 rows of `sum` x factor through its rows of a tile of kRows in shared memory.
+template <class Shape, int kRows = Shape::kKeys>
 __device__ __forceinline__ void send_rows(const float (&sum)[Shape::kDim / 2], float factor,
                                           const CUtensorMap* map, char* tile, uint32_t tile_row,
                                           int32_t row, int32_t head, int32_t batch, uint32_t lane) {
@@ -29,7 +29,7 @@ __device__ __forceinline__ void send_rows(const float (&sum)[Shape::kDim / 2], f
       words[j] = pack2<T>(sum[8 * i + 2 * j] * factor, sum[8 * i + 2 * j + 1] * factor);
     }
     // Lane l: row l % 16, columns 8 (l / 16).
-    stmatrix_x4(to + swizzled_offset(tile_row + lane % 16, 16 * i + 8 * (lane / 16), Shape::kKeys),
+    stmatrix_x4(to + swizzled_offset(tile_row + lane % 16, 16 * i + 8 * (lane / 16), kRows),
                 words[0], words[1], words[2], words[3]);
   }
   fence_async_shared();
@@ -37,7 +37,7 @@ __device__ __forceinline__ void send_rows(const float (&sum)[Shape::kDim / 2], f
   if (lane == 0) {
 #pragma unroll
     for (uint32_t p = 0; p < Shape::kPanels; ++p) {
-      tma_store_4d(map, to + p * panel_bytes(Shape::kKeys) + tile_row * kPanelRowBytes,
+      tma_store_4d(map, to + p * panel_bytes(kRows) + tile_row * kPanelRowBytes,
                    static_cast<int32_t>(p * kPanelColumns), row, head, batch);
     }
     bulk_commit();

@@ -162,7 +162,7 @@ __device__ __forceinline__ BackwardWork backward_work(const BackwardParams& para
     index -= first_head * params.key_tiles;
   }
   // Early keys, which most queries see under a causal mask, come first, where turns allow it.
-  const int32_t section = order.blocks.quotient(index);
+  const int32_t section = min(order.blocks.quotient(index), order.sections - 1);
   const Divisor& width = section == order.sections - 1 ? order.last : order.width;
   const int32_t rest = index - section * static_cast<int32_t>(order.blocks.divisor);
   const int32_t tile = width.quotient(rest);

@@ -27,6 +27,36 @@ __device__ __forceinline__ void backward_load_keys(const BackwardParams& params,
                        params.problem.cu_key != nullptr ? 0 : work.batch);
 }
 
+/// The first step of a walk, and the keys: of a block's first tile, whose place is free, before the
+/// rows are waited for; of others behind the step, since their place is not free before the
+/// results of the tile before have left. Leaves the walk at its second step.
+template <class Shape, class LoadKeys>
+__device__ __forceinline__ void backward_begin_walk(
+    const BackwardParams& params, const BackwardWork& work, BackwardWalk<Shape>& walk, bool& more,
+    const CUtensorMap* map, const float* rows, char* tiles, float* row_tiles, uint64_t* full,
+    uint64_t* empty, cuda::PipelineState<Shape::kStages>& place, bool first_tile,
+    LoadKeys&& load_keys) {
+  if (more) {
+    cuda::mbarrier_wait(&empty[place.stage], place.parity ^ 1,
+                        {"a producer", "q_empty or dout_empty"});
+    backward_begin_step<Shape>(params, work, walk, map, Shape::kQueryBytes + Shape::kRowBytes,
+                               tiles + place.stage * Shape::kQueryBytes, &full[place.stage],
+                               nullptr);
+  }
+  if (first_tile) {
+    load_keys();
+  }
+  wait_for_rows(params, work);
+  if (more) {
+    backward_load_rows<Shape>(params, work, walk, rows, row_tiles, &full[place.stage], place.stage);
+    place.advance();
+    more = walk.advance(params, work);
+  }
+  if (!first_tile) {
+    load_keys();
+  }
+}
+
 /// The n-th tile of keys that a block takes, once it is known; behind the last one, a negative key.
 template <class Shape>
 __device__ __forceinline__ const BackwardWork& wait_for_work(const BackwardShared<Shape>& shared,
@@ -49,19 +79,19 @@ __device__ __forceinline__ void backward_lead(const BackwardParams& params,
     if (work.key < 0) {
       break;
     }
+    auto load_keys = [&] {
+      backward_load_keys<Shape>(params, work, &maps.k, shared.k(), &barriers.k_full,
+                                &barriers.k_empty, n % 2);
+    };
     BackwardWalk<Shape> walk;
-    const bool more = walk.start(params, work);
-    if (more) {
-      mbarrier_wait(&barriers.q_empty[place.stage], place.parity ^ 1, {"a producer", "q_empty"});
-      backward_begin_step<Shape>(params, work, walk, &maps.q, Shape::kQueryBytes + Shape::kRowBytes,
-                                 shared.q(place.stage), &barriers.q_full[place.stage], nullptr);
-    }
-    backward_load_keys<Shape>(params, work, &maps.k, shared.k(), &barriers.k_full,
-                              &barriers.k_empty, n % 2);
-    wait_for_rows(params, work);
+    bool more = walk.start(params, work);
+    backward_begin_walk<Shape>(params, work, walk, more, &maps.q, params.lse, shared.q(0),
+                               shared.lse(0), barriers.q_full, barriers.q_empty, place, n == 0,
+                               load_keys);
     let_next_kernel_start();
     backward_produce<Shape>(params, work, walk, more, &maps.q, params.lse, nullptr, shared.q(0),
-                            shared.lse(0), barriers.q_full, barriers.q_empty, nullptr, place, true);
+                            shared.lse(0), barriers.q_full, barriers.q_empty, nullptr, place,
+                            false);
     const auto index = atomicAdd(params.next, 1);
     mbarrier_wait(&barriers.work_empty[(n + 1) % 2], (n + 1) / 2 % 2 ^ 1,
                   {"a producer", "work_empty"});
@@ -89,11 +119,15 @@ __device__ __forceinline__ void backward_follow(const BackwardParams& params,
     if (work.key < 0) {
       break;
     }
-    backward_load_keys<Shape>(params, work, &maps.v, shared.v(), &barriers.v_full,
-                              &barriers.v_empty, n % 2);
-    wait_for_rows(params, work);
+    auto load_values = [&] {
+      backward_load_keys<Shape>(params, work, &maps.v, shared.v(), &barriers.v_full,
+                                &barriers.v_empty, n % 2);
+    };
     BackwardWalk<Shape> walk;
-    const bool more = walk.start(params, work);
+    bool more = walk.start(params, work);
+    backward_begin_walk<Shape>(params, work, walk, more, &maps.dout, params.delta, shared.dout(0),
+                               shared.delta(0), barriers.dout_full, barriers.dout_empty, place,
+                               n == 0, load_values);
     backward_produce<Shape>(params, work, walk, more, &maps.dout, params.delta, nullptr,
                             shared.dout(0), shared.delta(0), barriers.dout_full,
                             barriers.dout_empty, nullptr, place, false);
