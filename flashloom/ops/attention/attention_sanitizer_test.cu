@@ -249,7 +249,7 @@ TEST_P(AttentionSanitizerSm90, EveryBackwardKernel) {
     // At 64 columns blocks that walk fewer than 6 tiles of 128 queries have a kernel of their own.
     add("many queries", 64, 800, 600);
     // Rows and sums beside blocks that stay: four heads for two multiprocessors.
-    for (const int64_t dim : {64, 128}) {
+    for (const int64_t dim : {64, 96, 128}) {
       ContractCase& beside = add("few multiprocessors", dim, 300, 530);
       beside.call.heads = beside.call.key_heads = 4;
       beside.call.options.execution.multiprocessor_share = 0.02F;
@@ -270,10 +270,16 @@ TEST_P(AttentionSanitizerSm90, EveryBackwardKernel) {
     }
   }
   for (const int64_t dim : {64, 96, 128}) {
-    ContractCase& packed = cases.add("packed", dtype, dim, 700, 800);
-    packed.call.packed_queries = {0, 1, 1, 100, 700};
-    packed.call.packed_keys = {0, 1, 70, 200, 800};
-    packed.call.options.visibility.right = 0;
+    for (const bool beside : {false, true}) {  // rows and sums, as above
+      ContractCase& packed = cases.add("packed", dtype, dim, 700, 800);
+      packed.call.packed_queries = {0, 1, 1, 100, 700};
+      packed.call.packed_keys = {0, 1, 70, 200, 800};
+      packed.call.options.visibility.right = 0;
+      if (beside) {
+        packed.call.heads = packed.call.key_heads = 4;
+        packed.call.options.execution.multiprocessor_share = 0.02F;
+      }
+    }
   }
   cases.expect(AttentionBackend::sm90);
 }
