@@ -46,15 +46,12 @@ void launch(const BackwardCall& call, cudaStream_t stream) {
     params.dv_map = cuda::make_tile_map(as_batched(gradients.dv), Shape::kTile);
   }
   params.out = cuda::make_tile_map(as_batched(saved.out), Shape::kTile / 2);
-  const bool packed = problem.cu_key != nullptr;
-  const int64_t rows = packed ? problem.total_key : problem.key_length;
-  params.tiles = static_cast<int32_t>(divide_up(rows, Shape::kTile) * (packed ? 1 : problem.batch));
-  params.run =
-      tiles_of_block(params.tiles, problem.heads, device_multiprocessors() * Shape::kBlocks);
-  // Sequences of a packed batch start runs of their own.
-  const int64_t runs = packed ? rows / (int64_t{params.run} * Shape::kTile) + problem.batch
-                              : divide_up(params.tiles, params.run);
-  const int64_t blocks = runs * problem.heads;
+  const int64_t tiles = problem.cu_key != nullptr
+                            ? problem.total_key / Shape::kTile + problem.batch
+                            : divide_up(problem.key_length, Shape::kTile) * problem.batch;
+  params.tiles = static_cast<int32_t>(tiles);
+  params.run = tiles_of_block(tiles, problem.heads, device_multiprocessors() * Shape::kBlocks);
+  const int64_t blocks = divide_up(tiles, params.run) * problem.heads;
   launch_backward_kernel<Shape>(
       &attention_backward_kernel_band<Shape>, "attention_backward_kernel_band",
       dim3(static_cast<uint32_t>(blocks)), params, inputs, saved.dout, stream);

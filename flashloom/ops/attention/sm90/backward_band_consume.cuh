@@ -27,8 +27,6 @@ struct BandConsumer : BandResults<Shape> {
   using Results::shared;
   using Results::store_queries;
   using Results::store_words;
-  using Results::tail;
-  using Results::tail_rows;
   using Results::work;
   using typename Results::T;
   // Where the sums of a step's dQ come from.
@@ -68,8 +66,8 @@ struct BandConsumer : BandResults<Shape> {
   }
 
   __device__ __forceinline__ void zero_tail(char* pair) const {
-    zero_rows<1>(pair, tail_rows, Shape::kTile, 1);
-    zero_rows<1>(pair + Shape::kTileBytes, tail_rows, Shape::kTile, 1);
+    zero_rows<1>(pair, work.tail_rows, Shape::kTile, 1);
+    zero_rows<1>(pair + Shape::kTileBytes, work.tail_rows, Shape::kTile, 1);
   }
 
   /// dQ += dS^T K; then all products of the step are done.
@@ -100,7 +98,7 @@ struct BandConsumer : BandResults<Shape> {
                   {"the consumer", "q_full"});
     mbarrier_wait(&barriers.rows_full[stage], number / Shape::kQueryStages % 2,
                   {"the consumer", "rows_full"});
-    if (tile == tail) {
+    if (tile == work.tail) {
       zero_tail(queries);
     }
     const uint32_t k = shared_address(keys);
@@ -165,7 +163,7 @@ struct BandConsumer : BandResults<Shape> {
       char* keys = shared.keys(key_place.stage);
       mbarrier_wait(&barriers.k_full[key_place.stage], key_place.parity,
                     {"the consumer", "k_full"});
-      if (tile == tail) {
+      if (tile == work.tail) {
         zero_tail(keys);
       }
       const KeysBorders<Shape::kTile> borders(params.problem, sequence, tile * Shape::kTile);
@@ -209,7 +207,7 @@ struct BandConsumer : BandResults<Shape> {
       const auto number = static_cast<uint32_t>(work.high - 1 - work.base);
       release(&barriers.k_empty[key_place.stage ^ 1]);
       release(&barriers.q_empty[number % Shape::kQueryStages]);
-      more = next_sequence(work, threadIdx.x % 128 == 0, [] {
+      more = next_sequence<Shape>(params, work, threadIdx.x % 128 == 0, [] {
         cuda::named_barrier_sync(1, 128, {"the consumer", "the next sequence"});
       });
     }

@@ -41,7 +41,7 @@ __device__ __forceinline__ void band_load(const BandParams& params, const BandSh
            work.sequence.key_first + tile * 64);
       key_place.advance();
     }
-  } while (next_sequence(work, true, [] {}));
+  } while (next_sequence<Shape>(params, work, true, [] {}));
 }
 
 /// One thread streams `out`, half a tile at a time.
@@ -60,7 +60,7 @@ __device__ __forceinline__ void band_load_out(const BandParams& params,
       tma_load_4d(shared.out(), &params.out, &barriers.out_full, 0,
                   work.sequence.query_first + half * 32, work.head, work.tensor_batch(params));
     }
-  } while (next_sequence(work, true, [] {}));
+  } while (next_sequence<Shape>(params, work, true, [] {}));
 }
 
 /// A warp computes lse in powers of two and delta = sum(dout * out) - dlse, a row a lane.
@@ -74,7 +74,6 @@ __device__ __forceinline__ void band_rows(const BandParams& params,
   const uint32_t out = shared_address(shared.out());
   BandBarriers<Shape>& barriers = shared.barriers();
   PipelineState<Shape::kQueryStages> place;
-  uint32_t parity = 0;
   // `half` of a sequence's tiles.
   const auto prepare = [&](int32_t half) {
     const int64_t batch = work.tensor_batch(params);
@@ -89,8 +88,8 @@ __device__ __forceinline__ void band_rows(const BandParams& params,
     if (!second) {
       mbarrier_wait(&barriers.q_full[place.stage], place.parity, {"the warp of rows", "q_full"});
     }
-    mbarrier_wait(&barriers.out_full, parity, {"the warp of rows", "out_full"});
-    parity ^= 1;
+    // Two halves of a tile after the other: the buffer's turns.
+    mbarrier_wait(&barriers.out_full, second ? 1 : 0, {"the warp of rows", "out_full"});
     const uint32_t dout = shared_address(shared.queries(place.stage) + Shape::kTileBytes);
     const auto own = static_cast<uint32_t>(query % Shape::kTile);
 #pragma unroll
@@ -116,7 +115,7 @@ __device__ __forceinline__ void band_rows(const BandParams& params,
     for (int32_t half = 2 * work.low; half < 2 * work.high; ++half) {
       prepare(half);
     }
-  } while (next_sequence(work, lane == 0, [] { __syncwarp(); }));
+  } while (next_sequence<Shape>(params, work, lane == 0, [] { __syncwarp(); }));
 }
 
 }  // namespace flashloom::sm90

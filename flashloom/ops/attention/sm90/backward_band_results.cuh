@@ -24,8 +24,7 @@ struct BandResults {
   const BandShared<Shape>& shared;
   BandBarriers<Shape>& barriers;
   uint32_t lane;
-  int32_t own_row;          // of a tile: this thread's first key, or query of dQ
-  int32_t tail, tail_rows;  // the tile whose last rows are another sequence's, or -1
+  int32_t own_row;  // of a tile: this thread's first key, or query of dQ
   float dk[32], dv[32];
 
   __device__ __forceinline__ BandResults(const BandParams& of, const BandShared<Shape>& memory)
@@ -34,11 +33,7 @@ struct BandResults {
         shared(memory),
         barriers(memory.barriers()),
         lane(threadIdx.x % 32),
-        own_row(static_cast<int32_t>(threadIdx.x % 128 / 32 * 16 + lane / 4)) {
-    tail_rows = work.sequence.key_length % Shape::kTile;
-    const bool packed = of.problem.cu_key != nullptr;
-    tail = packed && tail_rows != 0 ? work.sequence.key_length / Shape::kTile : -1;
-  }
+        own_row(static_cast<int32_t>(threadIdx.x % 128 / 32 * 16 + lane / 4)) {}
 
   /// Gives a buffer back whose products are done, when the copy engine has read what lies there.
   __device__ __forceinline__ void release(uint64_t* empty) const {
@@ -81,7 +76,9 @@ struct BandResults {
   }
 
   /// All of a tile's rows are this sequence's.
-  __device__ __forceinline__ bool sends(int32_t tile) const { return params.sends && tile != tail; }
+  __device__ __forceinline__ bool sends(int32_t tile) const {
+    return params.sends && tile != work.tail;
+  }
 
   __device__ __forceinline__ void store(const float (&sum)[32], const RowTensor& to, float factor,
                                         int32_t first_row, int32_t tile, int32_t rows,

@@ -50,13 +50,14 @@ struct BandParams {
   bool accumulate;
   bool sends;     // results are of the storage type and not added to: the copy engine stores them
   int32_t run;    // tiles of a block
-  int32_t tiles;  // of a head, of all sequences
+  int32_t tiles;  // of a head, of all sequences; of packed ones the most there may be
 };
 
 /// A block's tiles [first, end) of a sequence, and [low, high) with those beside them.
 struct BandWork {
   int32_t batch, head;
-  int32_t tiles;  // of the sequence
+  int32_t tiles;            // of the sequence
+  int32_t tail, tail_rows;  // the one whose last rows are another sequence's, or -1
   int32_t first, end, low, high;
   int32_t base;  // a tile is the (tile - base)-th that the block looks at
   int32_t left;  // of the block's tiles, those of sequences to come
@@ -67,6 +68,44 @@ struct BandWork {
   }
 };
 
+template <class Shape>
+__device__ __forceinline__ int32_t tiles_of(const Sequence& sequence) {
+  return (sequence.key_rows + Shape::kTile - 1) / Shape::kTile;
+}
+
+/// Notes the tiles of the work's sequence, which is none behind the last one.
+template <class Shape>
+__device__ __forceinline__ void begin_sequence(const Problem& problem, BandWork& work) {
+  work.tiles = work.batch < problem.batch ? tiles_of<Shape>(work.sequence) : 0;
+  work.tail_rows = work.sequence.key_length % Shape::kTile;
+  const bool ends = problem.cu_key != nullptr && work.tail_rows != 0;
+  work.tail = ends ? work.sequence.key_length / Shape::kTile : -1;
+}
+
+/// The packed sequence that owns tile `index` of all, and how many come before its own. Behind the
+/// last tile problem.batch. All lanes of a warp call it together.
+template <class Shape>
+__device__ __forceinline__ int2 band_sequence_at(const Problem& problem, int32_t index) {
+  int32_t before = 0;
+  for (int32_t first = 0; first < problem.batch; first += 32) {
+    const int32_t batch = first + static_cast<int32_t>(threadIdx.x % 32);
+    const int32_t own = batch < problem.batch ? tiles_of<Shape>(sequence_of(problem, batch)) : 0;
+    int32_t end = own;  // behind this lane's, among these 32 sequences'
+#pragma unroll
+    for (int32_t step = 1; step < 32; step *= 2) {
+      const int32_t lower = __shfl_up_sync(0xffffffffu, end, step);
+      end += static_cast<int32_t>(threadIdx.x % 32) >= step ? lower : 0;
+    }
+    const uint32_t votes = __ballot_sync(0xffffffffu, before + end > index);
+    if (votes != 0) {
+      const int32_t lane = __ffs(static_cast<int32_t>(votes)) - 1;
+      return {first + lane, before + __shfl_sync(0xffffffffu, end - own, lane)};
+    }
+    before += __shfl_sync(0xffffffffu, end, 31);
+  }
+  return {problem.batch, before};
+}
+
 /// The tiles of block `block` of the first sequence that it has any of. Blocks of the same rows are
 /// neighbours: their heads lie side by side in memory. All lanes of a warp call it together.
 template <class Shape>
@@ -76,35 +115,52 @@ __device__ __forceinline__ BandWork band_work(const BandParams& params, int32_t 
   BandWork work;
   const int32_t number = block / problem.heads;
   work.head = block - number * problem.heads;
-  work.batch = 0;
-  if (packed) {  // sequences start runs of their own
-    work.batch = sequence_at(problem.cu_key, problem.batch, problem.total_key,
-                             params.run * Shape::kTile, number);
-  }
-  work.sequence = sequence_of(problem, work.batch);
-  work.tiles = (work.sequence.key_rows + Shape::kTile - 1) / Shape::kTile;
   const int32_t begin = number * params.run;
-  int32_t count = params.run;
+  const int32_t count = min(params.run, params.tiles - begin);
   if (packed) {
-    const int32_t before = work.sequence.key_first / (params.run * Shape::kTile) + work.batch;
-    work.first = begin - before * params.run;
+    const int2 found = band_sequence_at<Shape>(problem, begin);
+    work.batch = found.x;
+    work.first = begin - found.y;
+    work.first = work.batch < problem.batch ? work.first : 0;
+    work.sequence = sequence_of(problem, min(work.batch, problem.batch - 1));
   } else {
-    work.batch = begin / work.tiles;
-    work.first = begin - work.batch * work.tiles;
-    count = min(count, params.tiles - begin);
+    work.sequence = sequence_of(problem, 0);  // all are alike
+    const int32_t own = tiles_of<Shape>(work.sequence);
+    work.batch = begin / own;
+    work.first = begin - work.batch * own;
   }
+  begin_sequence<Shape>(problem, work);
   work.end = min(work.first + count, work.tiles);
-  work.left = packed ? 0 : count - (work.end - work.first);
+  work.left = count - (work.end - work.first);
   work.low = max(work.first - 1, 0);
   work.high = min(work.end + 1, work.tiles);
   work.base = work.low;
   return work;
 }
 
-/// Goes on to the block's tiles of the next sequence, if it has any; not of a packed batch. Those
-/// that share `work` call it together: sync() waits for them, one of them writes.
-template <class Sync>
-__device__ __forceinline__ bool next_sequence(BandWork& work, bool writes, Sync&& sync) {
+/// Another packed sequence in the place of one: queries and keys have the same rows, all of which
+/// exist. With sequence_of() a producer would spill.
+__device__ __forceinline__ void take_sequence(const Problem& problem, int32_t batch,
+                                              Sequence& sequence) {
+  bool faulty = false;
+  const int32_t first = clamp_length(problem.cu_key[batch], problem.total_key, faulty);
+  const int32_t end = clamp_length(problem.cu_key[batch + 1], problem.total_key, faulty);
+  const int32_t rows = clamp_length(end - first, problem.key_length, faulty);
+  sequence.query_first = sequence.key_first = first;
+  sequence.query_rows = sequence.key_rows = rows;
+  sequence.query_length = sequence.key_length = rows;
+  if (faulty && problem.status != nullptr) {
+    *problem.status = 1;
+  }
+}
+
+/// Goes on to the block's tiles of the next sequence, if it has any. Those that share `work` call
+/// it together: sync() waits for them, one of them writes.
+template <class Shape, class Sync>
+__device__ __forceinline__ bool next_sequence(const BandParams& params, BandWork& work, bool writes,
+                                              Sync&& sync) {
+  const Problem& problem = params.problem;
+  const bool packed = problem.cu_key != nullptr;
   const int32_t left = work.left;
   if (left == 0) {
     return false;
@@ -113,13 +169,23 @@ __device__ __forceinline__ bool next_sequence(BandWork& work, bool writes, Sync&
   if (writes) {
     ++work.batch;
     work.base -= work.high;
+    if (packed) {
+#pragma unroll 1
+      for (work.tiles = 0; work.batch < problem.batch; ++work.batch) {
+        take_sequence(problem, work.batch, work.sequence);
+        begin_sequence<Shape>(problem, work);
+        if (work.tiles > 0) {
+          break;
+        }
+      }
+    }
     work.low = work.first = 0;
     work.end = min(left, work.tiles);
     work.high = min(work.end + 1, work.tiles);
-    work.left = left - work.end;
+    work.left = work.end > 0 ? left - work.end : 0;
   }
   sync();
-  return true;
+  return work.end > 0;
 }
 
 enum class BandRole { loads, loads_out, rows, consumes };
