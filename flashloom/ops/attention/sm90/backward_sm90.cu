@@ -4,26 +4,56 @@
 namespace flashloom::sm90 {
 namespace {
 
-// Keys that a row may see, up to which dQ is not added up in memory: sequences of 512 run 1.01 to
-// 1.3 times as fast so, of 256 1.2 to 1.5 times; of 1024 at 0.86 (full) of the rate.
+// Keys that a row may see, up to which dQ is computed by blocks of its own and not added up in
+// memory. The scores are computed twice then, but no tile of 128 keys is mostly empty.
 constexpr int64_t kNearKeys = 512;
-// The same of 64 columns without a mask: 280 TFLOP/s so and 320 in the other way at 512, 225 and
-// 215 at 256; under a causal mask 202 and 199, 132 and 115.
-constexpr int64_t kNearKeysOf64 = 256;
+// With as many tiles of 128 keys as this, four a multiprocessor of an H100, blocks that stay are
+// busy all along, where there are any; they are the faster ones from fewer keys on. With fewer the
+// small blocks of the near kernel spread better (near2).
+constexpr int64_t kManyTiles = 528;
+// Packed sequences, of which some are longer than kNearKeys, but the typical one is not.
+constexpr int64_t kNearKeysOfMixed = 256;
 constexpr int64_t kMostBlocks = 65535;  // in two of the grid's dimensions
 
+// Keys up to which the near kernel is the faster one beside blocks that stay. Measured, near over
+// the other (near2, 16k tokens): without a mask D 64 1.11 at 320 and 0.88 at 384, D 96 1.03 at 192
+// and 0.97 at 320, D 128 1.05 and 0.95; causal D 64 1.11 at 448 and 0.95 at 512, D 96 1.11 at 320
+// and 0.94 at 384, D 128 1.08 at 512; windows of 385 keys 1.10, 0.93 and 1.11, of 511 0.90, 0.80
+// and 0.99.
+int64_t most_near_keys(const AttentionInputs& inputs, bool masked) {
+  const int64_t width = backward_width(inputs);
+  const bool exact = inputs.q.dim(-1) == inputs.v.dim(-1);
+  if (width > 64 && width <= 96) {
+    return masked ? 352 : 256;
+  }
+  if (width == 64 && exact) {
+    return masked ? 448 : 320;
+  }
+  if (width == 128 && exact) {
+    return masked ? kNearKeys : 320;
+  }
+  return kNearKeys;
+}
+
 bool is_near(const AttentionInputs& inputs, const AttentionOptions& options) {
+  const Problem problem = make_problem(as_batched(inputs.q), as_batched(inputs.k), options);
   const auto& [left, right] = options.visibility;
-  const AttentionSequences& sequences = options.sequences;
-  const int64_t keys = sequences.cu_key ? sequences.max_key : inputs.k.dim(-2);
+  const bool many = backward_heads(problem) * backward_key_tiles(problem, 128) >= kManyTiles;
+  const bool masked = left >= 0 || right >= 0;
+  int64_t most = many ? most_near_keys(inputs, masked) : kNearKeys;
+  auto keys = static_cast<int64_t>(problem.key_length);
+  if (many && problem.cu_key != nullptr) {
+    // Without a mask long ones cost the more.
+    const int64_t mixed = masked ? kNearKeysOfMixed : 0;
+    most = keys > kNearKeys ? std::min(most, mixed) : most;
+    keys = static_cast<int64_t>(sequence_keys(problem));
+  }
+  const bool narrow = left >= 0 && right >= 0 &&
+                      left + right + 1 <= (many ? most_near_keys(inputs, true) : kNearKeys);
   const int64_t rows = std::max(inputs.q.dim(-2), inputs.k.dim(-2));
   const int64_t heads = inputs.q.dim(-3) * (inputs.q.rank == 4 ? inputs.q.dim(0) : 1);
-  const int64_t documents = sequences.cu_query ? sequences.cu_query.dim(0) : 0;
-  const bool unmasked = left < 0 && right < 0 && !sequences.cu_key;
-  const bool is_64 = inputs.q.dim(-1) == 64 && inputs.v.dim(-1) == 64;
-  return (keys <= (unmasked && is_64 ? kNearKeysOf64 : kNearKeys) ||
-          (left >= 0 && right >= 0 && left + right + 1 <= kNearKeys)) &&
-         rows / 64 + documents < kMostBlocks && heads <= kMostBlocks;
+  const int64_t documents = options.sequences.cu_query ? problem.batch : 0;
+  return (keys <= most || narrow) && rows / 64 + documents < kMostBlocks && heads <= kMostBlocks;
 }
 
 // Which kernels a call takes, and the bytes of its workspace.
