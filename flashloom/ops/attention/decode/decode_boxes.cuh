@@ -6,7 +6,7 @@
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/cuda/tile/shared_layout.h"
-#include "flashloom/ops/attention/decode/decode_attend.cuh"
+#include "flashloom/ops/attention/decode/decode_products.cuh"
 
 namespace flashloom::decode {
 

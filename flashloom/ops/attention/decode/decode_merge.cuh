@@ -1,6 +1,6 @@
 #pragma once
 
-#include "flashloom/ops/attention/decode/decode_attend.cuh"
+#include "flashloom/ops/attention/decode/decode_state.cuh"
 #include "flashloom/ops/attention/decode/decode_work.cuh"
 
 namespace flashloom::decode {

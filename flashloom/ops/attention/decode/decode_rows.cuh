@@ -1,7 +1,7 @@
 #pragma once
 
 #include "flashloom/cuda/tile/shared_layout.h"
-#include "flashloom/ops/attention/decode/decode_attend.cuh"
+#include "flashloom/ops/attention/decode/decode_state.cuh"
 #include "flashloom/ops/attention/decode/decode_work.cuh"
 
 namespace flashloom::decode {
