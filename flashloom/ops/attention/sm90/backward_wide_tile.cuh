@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
+#include "flashloom/ops/attention/sm90/backward_hide.cuh"
 #include "flashloom/ops/attention/sm90/backward_products.cuh"
 #include "flashloom/ops/attention/sm90/backward_queries_work.cuh"
 #include "flashloom/ops/attention/sm90/backward_wide_shape.cuh"
@@ -85,34 +86,12 @@ struct WideKeysTile {
     cuda::schedule_fence(__uint_as_float(all & 0x7fffffffu));
   }
 
-  /// Raw products of tile t -> scores in powers of two.
-  __device__ __forceinline__ void adjust(float (&scores)[kScores], uint32_t (&slopes)[kScores / 2],
-                                         const BackwardStep& at) const {
-    const BackwardScore& score = params.score;
-    const float alibi =
-        score.slopes != nullptr
-            ? score.slopes[work.batch * score.slope_batch + at.head * score.slope_head] * kLog2e
-            : 0;
-    const int32_t query = at.t * Shape::kQueries + 2 * static_cast<int32_t>(lane % 4);
-    const int32_t distance = own_row() - query - work.sequence.offset;
-    general_scores(scores, slopes, score, params.scale, alibi, distance);
-    if (score.exclude_self) {
-      hide_self(scores, distance);
-    }
-  }
-
   /// Which elements dropout keeps, for both warpgroups.
   __device__ __forceinline__ uint32_t draw(const BackwardStep& at, uint32_t buffer) const {
-    uint32_t kept = 0xffffffffu;
-    if (params.score.seed != nullptr) {
-      const auto query = static_cast<uint32_t>(work.sequence.query_start + at.t * Shape::kQueries +
-                                               2 * static_cast<int32_t>(lane % 4));
-      const Problem& problem = params.problem;
-      kept = kept_by_dropout<kScores>(params.score, static_cast<uint32_t>(work.batch),
-                                      static_cast<uint32_t>(at.head), query,
-                                      static_cast<uint32_t>(problem.key_start + own_row()),
-                                      static_cast<uint32_t>(problem.key_start));
-    }
+    const uint32_t kept =
+        params.score.seed == nullptr
+            ? 0xffffffffu
+            : kept_of_step<kScores>(params, work, at.head, own_row(), at.t * Shape::kQueries, lane);
     shared.kept(buffer)[thread] = kept;
     return kept;
   }
@@ -128,7 +107,8 @@ struct WideKeysTile {
     wgmma_hold(scores);
     float factor = params.scale * kLog2e;
     if constexpr (Shape::kAdjusts) {
-      adjust(scores, slopes, at);
+      adjust_scores<Shape>(scores, slopes, params, work, at.head, own_row(), at.t * Shape::kQueries,
+                           lane);
       factor = 1;
     }
     if (at.t < borders.open || at.t >= borders.closed) {
