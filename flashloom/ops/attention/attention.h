@@ -132,7 +132,7 @@ struct AttentionDropout {
   ConstTensorView offset = {};  // (1) u64, optional
 };
 
-/// Scales of 8-bit storage: stored value x scale = value. Scalars or one a (sequence, head).
+/// Scales of 8-bit storage (on a GPU slow float64 loops take it): stored value x scale = value.
 struct AttentionFp8 {
   ConstTensorView q_scale = {}, k_scale = {}, v_scale = {},
                   out_scale = {};  // (B or 1, heads or 1) f32

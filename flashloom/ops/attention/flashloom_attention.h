@@ -92,7 +92,7 @@ typedef struct FlashloomAttention {
   FlashloomTensor gate_kept;                /* out, optional */
   FlashloomTensor gate_dropped_mass;        /* out, optional (B, H, S_q) f32 */
   FlashloomTensor status;                   /* optional (1) i32 on the device */
-  FlashloomTensor q_scale, k_scale, v_scale, out_scale; /* of 8-bit storage, f32 */
+  FlashloomTensor q_scale, k_scale, v_scale, out_scale; /* 8-bit storage, f32; GPU: slow loops */
   FlashloomTensor amax_out;                             /* out, optional (1) f32 */
 
   int64_t page_size;
