@@ -193,15 +193,20 @@ struct SharingExecutor : attention_test::DeviceExecutor {
   }
 };
 
+void expect_same_bits(const Case& call, const std::string& name) {
+  SCOPED_TRACE(name);
+  call.run(AttentionBackend::sm90, false, SharingExecutor(), DType::bf16, DType::bf16);
+}
+
 // Tiles are drawn from a counter, so which tile a block has before another depends on time.
 TEST(ForwardSm90Borders, BitsDoNotDependOnWhatABlockDidBefore) {
   FLASHLOOM_NEEDS_GPU();
+  const uint64_t seed = fresh_seed();
   for (const int64_t dim : {64, 96, 128, 192, 256}) {
     for (const int64_t right : {-1, 0}) {
+      const std::string name = "D " + std::to_string(dim) + ", right " + std::to_string(right);
       // Up to 64 columns long rows have a kernel of their own.
       for (const int64_t rows : {700, dim == 64 ? 2600 : 512}) {
-        SCOPED_TRACE("D " + std::to_string(dim) + ", right " + std::to_string(right) + ", " +
-                     std::to_string(rows) + " rows");
         Case call = {.batch = 1,
                      .heads = 4,
                      .key_heads = 2,
@@ -210,10 +215,18 @@ TEST(ForwardSm90Borders, BitsDoNotDependOnWhatABlockDidBefore) {
                      .dim = dim,
                      .value_dim = dim,
                      .dtype = DType::bf16,
-                     .seed = fresh_seed()};
+                     .seed = seed};
         call.options.visibility.right = right;
-        call.run(AttentionBackend::sm90, false, SharingExecutor(), DType::bf16, DType::bf16);
+        expect_same_bits(call, name + ", " + std::to_string(rows) + " rows");
+        if (rows == 700) {
+          const RandomBlocks mask(rows, rows, 128, 128, call.heads, seed);
+          call.options.blocks = mask.blocks;
+          expect_same_bits(call, name + ", a block mask");
+          call.options.score.softcap = 3;
+          expect_same_bits(call, name + ", a block mask and softcap");
+        }
       }
+      expect_same_bits(packed_with_nan_behind(dim, {.right = right}, seed).call, name + ", packed");
     }
   }
 }
