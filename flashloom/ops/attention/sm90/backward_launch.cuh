@@ -60,11 +60,14 @@ void launch_backward(const BackwardCall& call, std::byte* memory, cudaStream_t s
   // Not measured in kernels for both modes.
   constexpr bool kBeside =
       (Shape::kExact || Shape::kDim == 96) && Shape::kTurns != BackwardTurns::maybe;
+  // Of packed heads that take turns without a mask nearly all are worked on side by side.
+  const bool one_section = deterministic && full && rows.problem.cu_key != nullptr;
   const int32_t aside =
-      kBeside ? multiprocessors_aside({visible_keys(rows.problem, options), Shape::kDim,
-                                       rows.added == nullptr, Shape::kStays, work_count},
-                                      blocks)
-              : 0;
+      kBeside && !one_section
+          ? multiprocessors_aside({visible_keys(rows.problem, options), Shape::kDim,
+                                   rows.added == nullptr, Shape::kStays, work_count},
+                                  blocks)
+          : 0;
   if ((full && !Shape::kStays) || masks || (Shape::kStays && aside > 0)) {
     // Blocks are equally long, or end apart as their lists do, so that the last ones leave
     // multiprocessors idle; or blocks that stay leave some free from the start.

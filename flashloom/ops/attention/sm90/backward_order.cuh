@@ -10,26 +10,59 @@
 
 namespace flashloom::sm90 {
 
-/// Heads worked on together where blocks take turns. A block meets a tile of queries a turn after
-/// the one before it, so one head can only start so many blocks a microsecond: with the steps of a
-/// block, that gives the heads that keep all multiprocessors busy.
-inline int32_t heads_that_take_turns(const BackwardCall& call, const Problem& problem,
-                                     int32_t queries) {
-  constexpr int64_t kTurn = 2;  // steps from a block's turn to the next block's
-  const AttentionOptions& options = call.options;
-  int64_t rows = problem.cu_query != nullptr ? problem.total_query / problem.batch
-                                             : int64_t{problem.query_length};
+/// Query rows that a block walks for a head, on average; of packed sequences, of the average one.
+inline int64_t average_rows(const AttentionOptions& options, const Problem& problem) {
+  const int64_t rows = problem.cu_query != nullptr
+                           ? problem.total_query / std::max(problem.batch, 1)
+                           : int64_t{problem.query_length};
+  const auto& [left, right] = options.visibility;
   if (options.blocks.rows) {
     const int64_t columns = options.blocks.column_offsets.shape[2] - 1;
-    rows = options.blocks.rows.shape[2] / columns * options.blocks.block_rows;
-  } else if (options.visibility.right >= 0 && options.visibility.left < 0) {
-    rows /= 2;
-  } else if (options.visibility.left >= 0 && options.visibility.right >= 0) {
-    rows = std::min(rows, options.visibility.left + options.visibility.right + 128);
+    return options.blocks.rows.shape[2] / columns * options.blocks.block_rows;
   }
-  const int64_t steps = std::max<int64_t>(1, rows / queries * problem.heads_per_key);
-  const int64_t heads = (kTurn * device_multiprocessors() + steps - 1) / steps;
-  return heads_side_by_side(backward_heads(problem), 1, 1, heads);
+  if (right >= 0) {
+    return left < 0 ? rows / 2 : std::min(rows, left + right + 128);
+  }
+  return rows;
+}
+
+/// Heads worked on together where blocks take turns and early keys come first. A block meets a tile
+/// of queries a turn after the one before it, so one head can only start so many blocks a
+/// microsecond: with the steps of a block, that gives the heads that keep all multiprocessors busy.
+template <class Shape>
+int32_t heads_that_take_turns(const BackwardCall& call, const Problem& problem, int64_t key_tiles) {
+  constexpr int64_t kTurn = 2;  // steps from a block's turn to the next block's
+  const AttentionOptions& options = call.options;
+  const int64_t all = device_multiprocessors();
+  const int64_t of_call = backward_heads(problem);
+  const int64_t rows = average_rows(options, problem);
+  const int64_t steps = std::max<int64_t>(1, rows / Shape::kQueries * problem.heads_per_key);
+  int64_t heads = (kTurn * all + steps - 1) / steps;
+  const bool causal = options.visibility.right >= 0;
+  const bool plain = problem.cu_query == nullptr && options.visibility.left < 0 && key_tiles > 0 &&
+                     of_call > 0 && !options.blocks.rows;
+  if (plain && !causal) {
+    // At least a round of blocks (128 columns, 32/8 heads 2k 0.905 -> 0.94 of the fast mode, 4k
+    // 0.906 -> 0.92, 8k 0.90 -> 0.917; 64 columns 2k 0.92 -> 0.94), and no more where sums of 128
+    // columns are converted beside (1k 0.915 -> 0.975, 2k 0.925 -> 0.943).
+    const int64_t round = std::max<int64_t>(1, (all + key_tiles / 2) / key_tiles);
+    heads = Shape::kStays && Shape::kDim == 128 ? round : std::max(heads, round);
+  } else if (plain) {
+    // Sections of one size: the last one must not be a head alone (4096 keys of 64 columns, 32/8
+    // heads: 5 of 32 heads 0.87, 4 0.95).
+    int64_t equal = std::min(heads, of_call);
+    while (of_call % equal != 0) {
+      --equal;
+    }
+    if (2 * equal >= heads) {
+      // Not one of just a round: its blocks end as they began, so that the next one's begin all at
+      // once (128 columns, 32/8 heads 8k 0.93 -> 0.97, 64 columns 4k 0.95 -> 0.96).
+      const int64_t blocks = equal * key_tiles;
+      const bool is_round = 20 * blocks >= 19 * all && 20 * blocks <= 21 * all;
+      return static_cast<int32_t>(is_round && of_call % (2 * equal) == 0 ? 2 * equal : equal);
+    }
+  }
+  return heads_side_by_side(of_call, 1, 1, heads);
 }
 
 /// Where turns begin with late keys, which have the fewest queries under a causal mask, a head ends
@@ -66,7 +99,7 @@ BackwardSections backward_sections(const BackwardCall& call, const BackwardParam
     sections.together = packed ? 0 : heads_in_reverse(heads, params.key_tiles);
     sections.alone = static_cast<int32_t>(heads) - sections.together;
   } else if (deterministic) {
-    sections.together = heads_that_take_turns(call, problem, Shape::kQueries);
+    sections.together = heads_that_take_turns<Shape>(call, problem, params.key_tiles);
   } else if (causal && !packed) {
     if constexpr (kBeside) {
       // At 128 columns half a round is best up to 2048 keys without grouped heads, else one; at 64
