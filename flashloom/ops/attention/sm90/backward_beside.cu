@@ -1,6 +1,3 @@
-#include "flashloom/cuda/debug.cuh"
-#include "flashloom/cuda/error.cuh"
-#include "flashloom/cuda/launch.cuh"
 #include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/ptx/stmatrix.cuh"
@@ -10,6 +7,7 @@
 #include "flashloom/ops/attention/sm90/backward_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_row_tile.cuh"
 #include "flashloom/ops/attention/sm90/backward_rows.cuh"
+#include "flashloom/ops/attention/sm90/backward_warps.cuh"
 
 // Rows prepared while the main backward kernel works on the heads before: a few blocks, each with a
 // multiprocessor to itself, stream them from memory.
@@ -229,14 +227,8 @@ void launch_backward_prepare_rest(const BackwardRowParams& rows, const BackwardR
   auto* kernel = rows.half
                      ? &attention_backward_prepare_rest_kernel<__half, kLanes, kQueries>
                      : &attention_backward_prepare_rest_kernel<__nv_bfloat16, kLanes, kQueries>;
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Shape::kSharedBytes),
-              "cudaFuncSetAttribute");
-  cuda::prepare_debug(stream);
-  cuda::launch_overlapping(kernel, "attention_backward_prepare_rest_kernel",
-                           static_cast<uint32_t>(blocks), Shape::kWarps * 32, Shape::kSharedBytes,
-                           stream, rows, maps, static_cast<int32_t>(first),
-                           static_cast<int32_t>(places));
+  launch_warps<Shape>(kernel, "attention_backward_prepare_rest_kernel", blocks, stream, rows, maps,
+                      static_cast<int32_t>(first), static_cast<int32_t>(places));
 }
 
 // Rows of up to 64, 96, 128 columns.

@@ -1,6 +1,3 @@
-#include "flashloom/cuda/debug.cuh"
-#include "flashloom/cuda/error.cuh"
-#include "flashloom/cuda/launch.cuh"
 #include "flashloom/cuda/ptx/barrier.cuh"
 #include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/cuda/ptx/mbarrier.cuh"
@@ -8,8 +5,10 @@
 #include "flashloom/cuda/ptx/tma.cuh"
 #include "flashloom/cuda/tile/fragment.cuh"
 #include "flashloom/ops/attention/sm90/backward_counts.cuh"
+#include "flashloom/ops/attention/sm90/backward_fragments.cuh"
 #include "flashloom/ops/attention/sm90/backward_row_tile.cuh"
 #include "flashloom/ops/attention/sm90/backward_rows.cuh"
+#include "flashloom/ops/attention/sm90/backward_warps.cuh"
 
 // dq from its sums while the main backward kernel still runs: a block a multiprocessor, the first
 // ones where none is needed for that kernel, the others as its blocks end. Heads are taken in their
@@ -162,28 +161,27 @@ __global__ void __launch_bounds__(ConvertShape<kDim, kQueries, kSwapped>::kWarps
     __syncwarp();
   };
   // Sums of 64 queries x 32 columns, 16 queries after the other.
-  auto store_rows = [&](const SumChunk& chunk, int stage) {
+  auto store_half = [&](const SumChunk& chunk, int stage) {
+    RowTensor half = params.dq;
+    half.data = static_cast<T*>(half.data) + chunk.part % 2 * 32;
+    half.wide = false;
     const int32_t first = chunk.part / 2 * 64 + lane / 4;
-    const int32_t column = chunk.part % 2 * 32 + lane % 4 * 8;
     const bool any = chunk.part < 2 ? chunk.any[0] : chunk.any[1];
+    const auto* from = reinterpret_cast<const float4*>(ring + stage * Shape::kStageBytes) + lane;
 #pragma unroll
     for (int w = 0; w < 4; ++w) {
-      uint32_t words[2][4];
+      float sums[16];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const float4 sum = load(stage, any, i * 4 + w);
-        words[0][i] = pack2<T>(sum.x, sum.y);
-        words[1][i] = pack2<T>(sum.z, sum.w);
+        const float4 sum = from[(i * 4 + w) * 32];
+        sums[4 * i] = sum.x;
+        sums[4 * i + 1] = sum.y;
+        sums[4 * i + 2] = sum.z;
+        sums[4 * i + 3] = sum.w;
       }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        quad_transpose(words[half], static_cast<uint32_t>(lane));
-        const int32_t row = first + 16 * w + 8 * half;
-        if (row < chunk.rows) {
-          *reinterpret_cast<uint4*>(row_of(chunk, row) + column) =
-              make_uint4(words[half][0], words[half][1], words[half][2], words[half][3]);
-        }
-      }
+      store_rows<T, 32>(sums, params.scale, half, chunk.batch, chunk.head, chunk.row,
+                        first + 16 * w, any ? chunk.rows : 0, chunk.rows, false, false, 0,
+                        static_cast<uint32_t>(lane));
     }
   };
   SumChunk chunks[Shape::kStages];
@@ -203,7 +201,7 @@ __global__ void __launch_bounds__(ConvertShape<kDim, kQueries, kSwapped>::kWarps
           if constexpr (kSwapped) {
             turn(chunk, s);
           } else {
-            store_rows(chunk, s);
+            store_half(chunk, s);
             __syncwarp();  // all have read
           }
         }
@@ -228,13 +226,8 @@ void launch_backward_convert(const BackwardRowParams& rows, int64_t places, int3
   auto* kernel =
       rows.half ? &attention_backward_convert_kernel<__half, kColumns, kQueries, kSwapped>
                 : &attention_backward_convert_kernel<__nv_bfloat16, kColumns, kQueries, kSwapped>;
-  cuda::check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                   Shape::kSharedBytes),
-              "cudaFuncSetAttribute");
-  cuda::prepare_debug(stream);
-  cuda::launch_overlapping(kernel, "attention_backward_convert_kernel",
-                           static_cast<uint32_t>(blocks), Shape::kWarps * 32, Shape::kSharedBytes,
-                           stream, rows, static_cast<int32_t>(places));
+  launch_warps<Shape>(kernel, "attention_backward_convert_kernel", blocks, stream, rows,
+                      static_cast<int32_t>(places));
 }
 
 template void launch_backward_convert<64, 128, false>(const BackwardRowParams&, int64_t, int32_t,

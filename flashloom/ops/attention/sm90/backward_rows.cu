@@ -147,42 +147,17 @@ __global__ void __launch_bounds__(kThreads)
   prepare_rows<kLanes, kQueries>(params, 2 * missing);
 }
 
-/// dq = scale * sums. They lie in the order of accumulator fragments, one part a warpgroup of the
-/// backward kernel, and take the order of rows in shared memory. A block a place.
-template <int kDim, int kQueries, bool kSwapped>
-__global__ void __launch_bounds__(kThreads)
-    attention_backward_finish_kernel(const __grid_constant__ BackwardRowParams params) {
+/// dq of a place from sums that are half of the columns a warpgroup or transposed: they take the
+/// order of rows in shared memory.
+template <int kDim, int kQueries, bool kSwapped, int kVectors>
+__device__ __forceinline__ void store_turned(const BackwardRowParams& params, const RowTile& tile,
+                                             int64_t batch, const float4 (&sum)[kVectors], bool any,
+                                             int vectors) {
+  const uint32_t group = threadIdx.x / 128;
+  const uint32_t row = threadIdx.x / 32 % 4 * 16 + threadIdx.x % 32 / 4;
+  const uint32_t column = 2 * (threadIdx.x % 4);
   constexpr int kPitch = kDim + 4;  // rows of a column in other banks
   __shared__ float rows[kQueries * kPitch];
-  // The last sums first, which the cache still holds, unless heads are waited for one by one.
-  const auto block = static_cast<int32_t>(blockIdx.x);
-  const int32_t index =
-      params.ended != nullptr ? block : static_cast<int32_t>(gridDim.x) - 1 - block;
-  const RowTile tile = row_tile(params, index, kQueries);
-  wait_for_sums(params, tile);
-  if (tile.first >= tile.sequence.query_rows) {
-    return;
-  }
-  const int64_t batch = params.problem.cu_query != nullptr ? 0 : tile.batch;
-  const uint32_t group = threadIdx.x / 128;
-  const uint32_t lane = threadIdx.x % 32;
-  const uint32_t row = threadIdx.x / 32 % 4 * 16 + lane / 4;
-  const uint32_t column = 2 * (lane % 4);
-  constexpr int kVectors = sum_columns(kDim, kQueries, kSwapped) / 8;
-  static_assert(kDim != 96 || kSwapped);
-  const bool half = kDim == 96 && group == 1;  // 32 rows, of 64 threads
-  const int threads = half ? 64 : 128;
-  const int vectors = half && threadIdx.x % 128 >= 64 ? 0 : kVectors;
-  const auto* sums = reinterpret_cast<const float4*>(params.dq_sum + tile.place * kQueries * kDim) +
-                     group * kVectors * 128 + threadIdx.x % 128;
-  // Whoever comes first stores its part; nobody may have.
-  const bool any = params.added == nullptr || params.added[2 * tile.place + group] != 0;
-  float4 sum[kVectors];
-#pragma unroll
-  for (int i = 0; i < kVectors; ++i) {
-    // Whatever there is, at once: to know whether it counts is a trip to memory too.
-    sum[i] = i < vectors ? __ldcg(sums + threads * i) : make_float4(0, 0, 0, 0);
-  }
 #pragma unroll
   for (int i = 0; i < kVectors; ++i) {
     const float values[4] = {any ? sum[i].x : 0, any ? sum[i].y : 0, any ? sum[i].z : 0,
@@ -192,7 +167,7 @@ __global__ void __launch_bounds__(kThreads)
       const uint32_t r = row + 8 * (e / 2);
       const uint32_t c = column + 8 * i + e % 2;
       const uint32_t shift = group * (kDim == 64 && kSwapped ? kQueries / 2 : 64);
-      const uint32_t query = kSwapped ? c + (kDim == 64 ? shift : 0) : r + (kDim == 64 ? shift : 0);
+      const uint32_t query = (kSwapped ? c : r) + (kDim == 64 ? shift : 0);
       const uint32_t dim = (kSwapped ? r : c) + (kDim > 64 ? shift : 0);
       if (i < vectors) {
         rows[query * kPitch + dim] = values[e] * params.scale;
@@ -230,6 +205,65 @@ __global__ void __launch_bounds__(kThreads)
     }
     *reinterpret_cast<uint4*>(params.dq.at<uint16_t>(batch, tile.head, to) + first) =
         make_uint4(words[0], words[1], words[2], words[3]);
+  }
+}
+
+/// dq = scale * sums. They lie in the order of accumulator fragments, one part a warpgroup of the
+/// backward kernel. A block a place.
+template <int kDim, int kQueries, bool kSwapped>
+__global__ void __launch_bounds__(kThreads)
+    attention_backward_finish_kernel(const __grid_constant__ BackwardRowParams params) {
+  // The last sums first, which the cache still holds, unless heads are waited for one by one.
+  const auto block = static_cast<int32_t>(blockIdx.x);
+  const int32_t index =
+      params.ended != nullptr ? block : static_cast<int32_t>(gridDim.x) - 1 - block;
+  const RowTile tile = row_tile(params, index, kQueries);
+  wait_for_sums(params, tile);
+  if (tile.first >= tile.sequence.query_rows) {
+    return;
+  }
+  const int64_t batch = params.problem.cu_query != nullptr ? 0 : tile.batch;
+  const uint32_t group = threadIdx.x / 128;
+  constexpr int kVectors = sum_columns(kDim, kQueries, kSwapped) / 8;
+  static_assert(kDim != 96 || kSwapped);
+  const bool half = kDim == 96 && group == 1;  // 32 rows, of 64 threads
+  const int threads = half ? 64 : 128;
+  const int vectors = half && threadIdx.x % 128 >= 64 ? 0 : kVectors;
+  const auto* sums = reinterpret_cast<const float4*>(params.dq_sum + tile.place * kQueries * kDim) +
+                     group * kVectors * 128 + threadIdx.x % 128;
+  // Whoever comes first stores its part; nobody may have.
+  const bool any = params.added == nullptr || params.added[2 * tile.place + group] != 0;
+  float4 sum[kVectors];
+#pragma unroll
+  for (int i = 0; i < kVectors; ++i) {
+    // Whatever there is, at once: to know whether it counts is a trip to memory too.
+    sum[i] = i < vectors ? __ldcg(sums + threads * i) : make_float4(0, 0, 0, 0);
+  }
+  if constexpr (!kSwapped && kDim == 64) {
+    // Rows lie as those of dk and dv do.
+    float values[4 * kVectors];
+#pragma unroll
+    for (int i = 0; i < kVectors; ++i) {
+      values[4 * i] = sum[i].x;
+      values[4 * i + 1] = sum[i].y;
+      values[4 * i + 2] = sum[i].z;
+      values[4 * i + 3] = sum[i].w;
+    }
+    const uint32_t lane = threadIdx.x % 32;
+    const int32_t first = tile.first + static_cast<int32_t>(threadIdx.x / 32 * 16 + lane / 4);
+    const int32_t stored = tile.sequence.query_rows;
+    auto store = [&]<class T>(T /*storage*/) {
+      store_rows<T, kDim>(values, params.scale, params.dq, batch, tile.head,
+                          tile.sequence.query_first, first, any ? stored : 0, stored,
+                          params.accumulate, true, params.columns, lane);
+    };
+    if (params.half) {
+      store(__half());
+    } else {
+      store(__nv_bfloat16());
+    }
+  } else {
+    store_turned<kDim, kQueries, kSwapped>(params, tile, batch, sum, any, vectors);
   }
 }
 
