@@ -21,8 +21,8 @@ struct BackwardListParams : BackwardParams {
   int32_t* cleared_jobs;      // by key-value head, zero: those cleared beside the tiles of keys
   int32_t jobs, jobs_a_head;  // in all; of a key-value head
   int32_t jobs_a_tile;
-  int32_t cleared;  // of those in all, by the kernel before
-  int32_t sorted;   // the first tile of keys of those that come by the lengths of their lists
+  int32_t prepared, cleared;  // of those in all, by the kernel before
+  int32_t sorted;  // the first tile of keys of those that come by the lengths of their lists
 };
 
 /// A job's place: a query head among all and a tile of its queries.
@@ -94,8 +94,9 @@ __device__ __forceinline__ void prepare_job(const BackwardListParams& params, in
                            *reinterpret_cast<const uint4*>(
                                rows.dout.at<uint16_t>(job.batch, job.head, query) + column));
     }
+    // In this order backward_beside.cu adds up too: a row's number must not depend on who does it.
 #pragma unroll
-    for (int step = kLanes / 2; step > 0; step /= 2) {
+    for (int step = 1; step < kLanes; step *= 2) {
       sum += __shfl_xor_sync(0xffffffffu, sum, step);
     }
     if (column == 0) {

@@ -103,7 +103,8 @@ __global__ void __launch_bounds__(RestShape<kLanes, kQueries>::kWarps * 32, 1)
     next.head = tile.head;
     next.row = tile.sequence.query_first + tile.first;
     next.length = tile.sequence.query_length - tile.first;
-    next.stored = tile.first < tile.sequence.query_rows;
+    // Of packed documents such a place may be another one's.
+    next.stored = params.problem.cu_query == nullptr || tile.first < tile.sequence.query_rows;
   };
   next.place =
       first + own_warp * static_cast<int32_t>(gridDim.x) + static_cast<int32_t>(blockIdx.x);
@@ -231,11 +232,14 @@ void launch_backward_prepare_rest(const BackwardRowParams& rows, const BackwardR
                       static_cast<int32_t>(first), static_cast<int32_t>(places));
 }
 
-// Rows of up to 64, 96, 128 columns.
+// Rows of up to 64, 96 and 128 columns; of 128 under a block mask.
 template void launch_backward_prepare_rest<8, 128>(const BackwardRowParams&, const BackwardRowMaps&,
                                                    int64_t, int64_t, int32_t, cudaStream_t);
 template void launch_backward_prepare_rest<16, 96>(const BackwardRowParams&, const BackwardRowMaps&,
                                                    int64_t, int64_t, int32_t, cudaStream_t);
+template void launch_backward_prepare_rest<16, 128>(const BackwardRowParams&,
+                                                    const BackwardRowMaps&, int64_t, int64_t,
+                                                    int32_t, cudaStream_t);
 template void launch_backward_prepare_rest<16, 80>(const BackwardRowParams&, const BackwardRowMaps&,
                                                    int64_t, int64_t, int32_t, cudaStream_t);
 

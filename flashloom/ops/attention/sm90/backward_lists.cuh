@@ -23,56 +23,66 @@ __device__ __forceinline__ void wait_for_sums(const BackwardListParams& params, 
   }
 }
 
-/// One thread adds up dQ of both warpgroups.
+/// Begins to add a warpgroup's part of dQ of a step.
+template <class Shape>
+__device__ __forceinline__ void add_pieces(const BackwardListParams& params, int32_t batch,
+                                           const BackwardPieces& pieces, const char* from,
+                                           int32_t group) {
+#pragma unroll 1
+  for (int32_t i = 0; i < 2; ++i) {
+    if (const int32_t count = pieces.count[i]; count > 0) {
+      const auto bytes =
+          Shape::kSumBytes / (Shape::kQueries / kPieceRows) * static_cast<uint32_t>(count);
+      cuda::bulk_reduce_add_f32(
+          params.dq + sums_at<Shape::kDim>(params, batch * params.problem.heads + pieces.head[i],
+                                           pieces.row[i] / kPieceRows, group),
+          from, bytes);
+      from += bytes;
+    }
+  }
+  cuda::bulk_commit();
+}
+
+/// One thread adds up dQ of both warpgroups. A part's buffer is given back when the next part has
+/// come, by when it has been read; those of the last two steps, through which results may leave,
+/// when they have been read.
 template <class Shape>
 __device__ __forceinline__ void list_add(const BackwardListParams& params,
                                          const BackwardShared<Shape>& shared) {
   using namespace cuda;
   static_assert(Shape::kSumStages == 1);
   BackwardBarriers<Shape>& barriers = shared.barriers();
-  wait_for_earlier_kernel();
-  uint32_t place = 0;  // steps in all
+  uint32_t place = 0;  // steps of the tiles before
   for (uint32_t n = 0;; ++n) {
     const BackwardWork& work = wait_for_work(shared, n, "a producer");
     if (work.key < 0) {
       break;
     }
+    wait_for_rows(params, work);
     wait_for_sums(params, head_of_work(params, work));
+    // Read again and again: registers are few.
 #pragma unroll 1
-    for (int32_t step = 0; step < work.end; ++step, ++place) {
-#pragma unroll 1
-      for (int32_t group = 0; group < 2; ++group) {
-        mbarrier_wait(&barriers.sum_full[group][0], place % 2, {"a thread that adds", "sum_full"});
-        const BackwardPieces& pieces = barriers.pieces[place % 8];
-        const char* from = shared.sum(group, 0);
-#pragma unroll 1
-        for (int32_t i = 0; i < 2; ++i) {
-          if (const int32_t count = pieces.count[i]; count > 0) {
-            const auto bytes =
-                Shape::kSumBytes / (Shape::kQueries / kPieceRows) * static_cast<uint32_t>(count);
-            bulk_reduce_add_f32(
-                params.dq + sums_at<Shape::kDim>(params,
-                                                 work.batch * params.problem.heads + pieces.head[i],
-                                                 pieces.row[i] / kPieceRows, group),
-                from, bytes);
-            from += bytes;
-          }
-        }
-        bulk_commit();
-        // One's part is read while the other's comes.
+    for (int32_t part = 0; part < 2 * work.end; ++part) {
+      const int32_t group = part % 2;
+      const uint32_t at = place + static_cast<uint32_t>(part) / 2;
+      mbarrier_wait(&barriers.sum_full[group][0], at % 2, {"a thread that adds", "sum_full"});
+      add_pieces<Shape>(params, work.batch, barriers.pieces[at % 8], shared.sum(group, 0), group);
+      if (part > 0 && part + 3 < 2 * work.end) {
         bulk_wait_read<1>();
-        if (group != 0 || step != 0) {
-          mbarrier_arrive(&barriers.sum_empty[group ^ 1][0]);
-        }
+        mbarrier_arrive(&barriers.sum_empty[group ^ 1][0]);
+      }
+      if (part + 4 >= 2 * work.end) {
+        bulk_wait_read<0>();
+        mbarrier_arrive(&barriers.sum_empty[group][0]);
       }
     }
-    bulk_wait_read<0>();
-    if (work.end != 0) {
-      mbarrier_arrive(&barriers.sum_empty[1][0]);
-    }
+    place += static_cast<uint32_t>(work.end);
     bulk_wait<0>();
     add_release(params.ended + head_of_work(params, work));
     mbarrier_arrive(&barriers.work_empty[n % 2]);
+  }
+  if (waits_for_all(params)) {
+    wait_for_earlier_kernel();
   }
 }
 
@@ -89,13 +99,20 @@ __device__ __forceinline__ void list_aside(const BackwardListParams& params,
       break;
     }
     if (lane_anew() == 0) {
-      backward_load_keys<Shape>(params, work, &maps.v, shared.v(), &barriers.v_full,
-                                &barriers.v_empty, n % 2);
+      // In the order in which they are given back.
+      if constexpr (!Shape::kSendsInPlace) {
+        backward_load_keys<Shape>(params, work, &maps.v, shared.v(), &barriers.v_full,
+                                  &barriers.v_empty, n % 2);
+      }
       backward_load_keys<Shape>(params, work, &maps.k, shared.k(), &barriers.k_full,
                                 &barriers.k_empty, n % 2);
+      if constexpr (Shape::kSendsInPlace) {
+        backward_load_keys<Shape>(params, work, &maps.v, shared.v(), &barriers.v_full,
+                                  &barriers.v_empty, n % 2);
+      }
     }
     __syncwarp();
-    wait_for_earlier_kernel();  // at the first tile
+    wait_for_rows(params, work);
     for (int32_t i = 0; i < params.jobs_a_tile; ++i) {
       const int32_t job = params.cleared + work.first * params.jobs_a_tile + i;
       if (job < params.jobs) {

@@ -15,21 +15,18 @@ struct BackwardListMaps : BackwardMaps {
   CUtensorMap q_pieces[5], dout_pieces[5];
 };
 
-/// The rows of q or dout and the numbers of a step, by a warp whose lanes take a copy each. What is
-/// left behind the last block is nothing: rows behind the end of the tensor, and numbers of a place
-/// that belongs to no head.
+/// The rows of q or dout and the numbers of a step, by a warp whose lanes take a copy each, once
+/// their place is given back. What is left behind the last block is nothing: rows behind the end of
+/// the tensor, and numbers of a place that belongs to no head.
 template <class Shape>
 __device__ __forceinline__ void load_pieces(const BackwardListParams& params, int32_t batch,
                                             const volatile BackwardPieces& pieces,
                                             const CUtensorMap* maps, char* tile, const float* rows,
-                                            float* row_tile, uint64_t* full) {
+                                            float* row_tile, uint64_t* full, uint64_t* empty,
+                                            uint32_t parity) {
   using namespace cuda;
   constexpr int32_t kPieces = Shape::kQueries / kPieceRows;
   const int32_t lane = lane_anew();
-  if (lane == 0) {
-    mbarrier_arrive_expect(full, Shape::kQueryBytes + Shape::kRowBytes);
-  }
-  __syncwarp();
   // The first block's part, the second one's, and nothing; of each the numbers, then the panels.
   const int32_t run = lane % 3;
   const int32_t panel = lane / 3 - 1;
@@ -46,13 +43,19 @@ __device__ __forceinline__ void load_pieces(const BackwardListParams& params, in
                  kPlaceRows +
              static_cast<uint32_t>(row);
   }
-  if (count > 0 && panel < 0) {
-    bulk_load(row_tile + before * kPieceRows, rows + number,
-              static_cast<uint32_t>(count) * (kPieceRows * 4), full);
-  } else if (count > 0 && panel < Shape::kPanels) {
+  // Last: from here on a step's rows are waited for.
+  mbarrier_wait(empty, parity, {"a producer", "q_empty or dout_empty"});
+  if (lane == 0) {
+    mbarrier_arrive_expect(full, Shape::kQueryBytes + Shape::kRowBytes);
+  }
+  __syncwarp();
+  if (count > 0 && panel >= 0 && panel < Shape::kPanels) {
     tma_load_4d(
         tile + panel * panel_bytes(Shape::kQueries) + before * (kPieceRows * kPanelRowBytes),
         maps + (kPieces == 5 ? count - 1 : 0), full, panel * 64, row, head, batch, kEvictLast);
+  } else if (count > 0 && panel < 0) {
+    bulk_load(row_tile + before * kPieceRows, rows + number,
+              static_cast<uint32_t>(count) * (kPieceRows * 4), full);
   }
   __syncwarp();
 }
@@ -74,13 +77,13 @@ __device__ __forceinline__ void list_feed(const BackwardListParams& params,
     own.place = 0;
   }
   __syncwarp();
-  wait_for_earlier_kernel();
-  if constexpr (kLeads) {
-    let_next_kernel_start();
-  }
   while (true) {
     if (wait_for_work(shared, own.tiles, "a producer").key < 0) {
       break;
+    }
+    wait_for_rows(params, shared.work(own.tiles % 2));
+    if constexpr (kLeads) {
+      let_next_kernel_start();
     }
     own.steps = 0;
     __syncwarp();
@@ -101,7 +104,6 @@ __device__ __forceinline__ void list_feed(const BackwardListParams& params,
           const uint32_t place = own.place;
           const uint32_t stage = place % 2;
           const volatile BackwardPieces& pieces = ring[place % kRing];
-          mbarrier_wait(&barriers.q_empty[stage], place / 2 % 2 ^ 1, {"a producer", "q_empty"});
           if (params.blocks.partial.data != nullptr && first()) {
             volatile BackwardHidden& hidden = barriers.hidden[place % 4];
             hidden.count = pieces.count[0];
@@ -112,16 +114,15 @@ __device__ __forceinline__ void list_feed(const BackwardListParams& params,
           }
           load_pieces<Shape>(params, shared.work(own.tiles % 2).batch, pieces, maps.q_pieces,
                              shared.q(stage), params.lse, shared.lse(stage),
-                             &barriers.q_full[stage]);
+                             &barriers.q_full[stage], &barriers.q_empty[stage], place / 2 % 2 ^ 1);
         }
         if constexpr (!kLeads) {
           const uint32_t place = own.place;
           const uint32_t stage = place % 2;
-          mbarrier_wait(&barriers.dout_empty[stage], place / 2 % 2 ^ 1,
-                        {"a producer", "dout_empty"});
           load_pieces<Shape>(params, shared.work(own.tiles % 2).batch, ring[place % kRing],
                              maps.dout_pieces, shared.dout(stage), params.delta,
-                             shared.delta(stage), &barriers.dout_full[stage]);
+                             shared.delta(stage), &barriers.dout_full[stage],
+                             &barriers.dout_empty[stage], place / 2 % 2 ^ 1);
         }
         const uint32_t next = own.place + 1;
         __syncwarp();

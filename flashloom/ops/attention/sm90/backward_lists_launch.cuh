@@ -2,6 +2,7 @@
 
 #include <iterator>
 
+#include "flashloom/ops/attention/sm90/backward_beside.cuh"
 #include "flashloom/ops/attention/sm90/backward_launch.cuh"
 #include "flashloom/ops/attention/sm90/backward_lists.cuh"
 
@@ -13,7 +14,7 @@ inline constexpr int kListThreads = 256;
 inline constexpr int kListWarps = kListThreads / 32;
 inline constexpr int32_t kSortedTiles = 256;
 
-/// Rows, the first sums, all tiles of keys, nothing counted.
+/// Rows and sums of the first heads, all tiles of keys, nothing counted.
 template <class Shape>
 __global__ void __launch_bounds__(kListThreads)
     attention_backward_lists_prepare_kernel(const __grid_constant__ BackwardListParams params) {
@@ -31,6 +32,9 @@ __global__ void __launch_bounds__(kListThreads)
   for (int32_t i = thread; i < params.jobs / params.jobs_a_head; i += threads) {
     params.cleared_jobs[i] = 0;
     params.ended[i] = 0;
+    if (params.rows.ready != nullptr) {
+      params.rows.ready[i] = 0;
+    }
   }
   for (int32_t i = thread; i < params.sorted; i += threads) {
     params.works[i] = work_of_lists<Shape>(params, i);
@@ -57,8 +61,10 @@ __global__ void __launch_bounds__(kListThreads)
   if (job < params.cleared) {
     clear_sums<Shape::kDim>(params, job, static_cast<int32_t>(threadIdx.x), kListThreads);
   }
-  prepare_job<typename Shape::T, Shape::kDim, kListWarps>(params, job,
-                                                          static_cast<int32_t>(threadIdx.x / 32));
+  if (job < params.prepared) {
+    prepare_job<typename Shape::T, Shape::kDim, kListWarps>(params, job,
+                                                            static_cast<int32_t>(threadIdx.x / 32));
+  }
 }
 
 /// dq from its sums. A head's are converted as soon as all its tiles of keys are done, while others
@@ -82,7 +88,7 @@ __global__ void __launch_bounds__(kListThreads)
 }
 
 struct BackwardListWorkspace {
-  int64_t lse, delta, dq, ready, ended, next, works, end;
+  int64_t lse, delta, dq, cleared, ended, ready, next, works, end;
 };
 
 /// Places of a query head: those of whole blocks.
@@ -102,13 +108,19 @@ inline BackwardListWorkspace backward_list_workspace(const AttentionInputs& inpu
   BackwardListWorkspace place = {};
   place.delta = place.lse + (rows + kPlaceRows) * 4;
   place.dq = place.delta + (rows + kPlaceRows) * 4;
-  place.ready = place.dq + rows * dim * 4;
-  place.ended = place.ready + aligned(heads * 4);
-  place.next = place.ended + aligned(heads * 4);
+  place.cleared = place.dq + rows * dim * 4;
+  place.ended = place.cleared + aligned(heads * 4);
+  place.ready = place.ended + aligned(heads * 4);
+  place.next = place.ready + aligned(heads * 4);
   place.works = place.next + 128;
   place.end = place.works + aligned(backward_key_tiles(problem, 128) * heads *
                                     static_cast<int64_t>(sizeof(BackwardWork)));
   return place;
+}
+
+/// Keys that an average query sees.
+inline double listed_keys(const Problem& problem, const BackwardBlocks& blocks) {
+  return static_cast<double>(blocks.entry_count) / blocks.row_count * blocks.keys;
 }
 
 template <class Shape>
@@ -119,32 +131,64 @@ void launch_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stre
   rows.padded_lse = reinterpret_cast<float*>(memory + place.lse);
   rows.delta = reinterpret_cast<float*>(memory + place.delta);
   rows.query_tiles = list_query_tiles(rows.problem, call.options);
+  rows.tiles = Divisor(rows.query_tiles);
   rows.dq_sum = reinterpret_cast<float*>(memory + place.dq);
   rows.ended = reinterpret_cast<int32_t*>(memory + place.ended);
+  const BackwardBlocks blocks = backward_blocks(inputs, call.options, kPieceRows);
   BackwardListParams params = {backward_params(call, rows, Shape::kKeys)};
-  params.rows = rows;
-  params.blocks = backward_blocks(inputs, call.options, kPieceRows);
-  params.cleared_jobs = reinterpret_cast<int32_t*>(memory + place.ready);
-  params.works = reinterpret_cast<BackwardWork*>(memory + place.works);
-  params.next = reinterpret_cast<int32_t*>(memory + place.next);
   const auto heads = static_cast<int32_t>(backward_heads(rows.problem));
-  params.work_count = params.key_tiles * heads;
-  // The kernel behind turns sums of heads that are done into dq on multiprocessors of its own: with
-  // 0, 1, 2, 3 of them 415, 419, 421, 424 TFLOP/s at 128 columns and a tenth of the blocks, 558,
-  // 563, 574, 571 at half; at 64 columns 380, 382, 385, 389 and 467, 464, 460, 456 (lists14).
-  constexpr int32_t kBeside = 3;
   const int32_t all = multiprocessors(call.options);
-  params.staying = std::min(all > 16 * kBeside ? all - kBeside : all, params.work_count);
-  params.sends = true;
-  params.sorted = std::max(params.staying, params.work_count - kSortedTiles);
+  params.work_count = params.key_tiles * heads;
+  // Rows of heads to come are prepared, and sums of heads that are done turned into dq, by a few
+  // multiprocessors that are left to that. Few tiles of keys have their rows before, and three for
+  // the sums: density 0.3 of 2048 keys at 128 columns 274 TFLOP/s beside 270 with none (lists18).
+  constexpr int32_t kForSums = 3;
+  int32_t aside = multiprocessors_aside(
+      {listed_keys(rows.problem, blocks), Shape::kDim, false, true, params.work_count}, all);
+  const bool beside = aside > 0;
+  if (!beside && all > 16 * kForSums) {
+    aside = kForSums;
+  }
+  params.staying = std::min(std::max(all - aside, 1), params.work_count);
   params.jobs_a_head = rows.query_tiles * rows.problem.heads_per_key;
   params.jobs = params.jobs_a_head * heads;
-  params.jobs_a_tile = (params.jobs + params.work_count - 1) / params.work_count;
-  // A head's sums must be cleared when its first tile of keys comes: a head's tiles before it (or
-  // as many as are sorted), and as many as run at a time, so that nobody waits.
-  const int32_t together = std::max(params.key_tiles, params.work_count - params.sorted);
-  params.cleared = std::min(params.jobs, (together + params.staying) * params.jobs_a_tile);
+  // Rows of the heads that the first blocks work on come before, the others beside them.
+  const int32_t first_heads = (params.staying - 1) / params.key_tiles + 1;
+  params.prepared = params.jobs;
+  if (beside && first_heads < heads) {
+    params.prepared = first_heads * params.jobs_a_head;
+    rows.ready = params.ready = reinterpret_cast<int32_t*>(memory + place.ready);
+    params.ready_count = params.jobs_a_head;
+  }
+  params.blocks = blocks;
+  params.cleared_jobs = reinterpret_cast<int32_t*>(memory + place.cleared);
+  params.works = reinterpret_cast<BackwardWork*>(memory + place.works);
+  params.next = reinterpret_cast<int32_t*>(memory + place.next);
+  params.rows = rows;
+  params.sends = true;
+  params.sorted = std::max(params.staying, params.work_count - kSortedTiles);
+  // A head's sums must be cleared when its first tile of keys comes, those of heads whose tiles are
+  // sorted when the first of these does. Tiles clear twice as many as they need, so that the kernel
+  // before has few to clear: those of the first heads and one more, by when each tile is ahead.
+  params.jobs_a_tile = 2 * ((params.jobs + params.work_count - 1) / params.work_count);
+  params.cleared = std::min(
+      params.jobs, std::max((first_heads + 1) * params.jobs_a_head,
+                            params.jobs - params.jobs_a_tile * (params.sorted - params.staying)));
 
+  attention_backward_lists_prepare_kernel<Shape>
+      <<<static_cast<uint32_t>(std::max(params.prepared, params.cleared)), kListThreads, 0,
+         stream>>>(params);
+  cuda::check(cudaGetLastError(), "attention_backward_lists_prepare_kernel");
+  if (params.prepared < params.jobs) {
+    constexpr int kLanes = row_lanes(Shape::kDim);
+    const BackwardRowMaps row_maps = {
+        cuda::make_tile_map(as_batched(call.saved.out), row_chunk(kLanes)),
+        cuda::make_tile_map(as_batched(call.saved.dout), row_chunk(kLanes))};
+    BackwardRowParams rest = rows;
+    rest.dq_sum = nullptr;  // cleared beside the tiles of keys
+    launch_backward_prepare_rest<kLanes, kPlaceRows>(rest, row_maps, params.prepared, params.jobs,
+                                                     aside, stream);
+  }
   BackwardListMaps maps = {backward_maps<Shape>(inputs, call.saved.dout)};
   maps.dk = cuda::make_tile_map(as_batched(call.gradients.dk), 16);
   maps.dv = cuda::make_tile_map(as_batched(call.gradients.dv), 16);
@@ -153,10 +197,6 @@ void launch_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stre
     maps.q_pieces[i] = cuda::make_tile_map(as_batched(inputs.q), rows_of_box);
     maps.dout_pieces[i] = cuda::make_tile_map(as_batched(call.saved.dout), rows_of_box);
   }
-
-  attention_backward_lists_prepare_kernel<Shape>
-      <<<static_cast<uint32_t>(params.jobs), kListThreads, 0, stream>>>(params);
-  cuda::check(cudaGetLastError(), "attention_backward_lists_prepare_kernel");
   launch_backward_kernel<Shape>(&attention_backward_lists_kernel<Shape>,
                                 "attention_backward_lists_kernel",
                                 static_cast<uint32_t>(params.staying), params, maps, true, stream);

@@ -112,7 +112,7 @@ struct BackwardShape {
   static constexpr bool kSends = !(kDim == 128 && (kLate || kAdjusts)) && kDim != 96;
   // Whether they leave through the place of V before the block takes its next keys.
   static constexpr bool kSendsInPlace =
-      kStays && kDim == 128 && !kSends && !kLists && kForm.turns != BackwardTurns::maybe;
+      kStays && kDim == 128 && !kSends && kForm.turns != BackwardTurns::maybe;
   // Whether the next scores are issued before a step's dK is ready.
   static constexpr bool kAhead = kDim == 64 && (kLate || kLists);
   // Whether the next step is found while a step's last products run.
