@@ -9,15 +9,16 @@ namespace {
 // 583 and 594, 8192 (102) 632 and 626. Causal: 8192 (51) the same, 32/8 heads 524 and 556.
 constexpr int64_t kFewSteps = 64;
 // The same where sums take turns. All visible: 2048 (25 steps) 467 and 478, 4096 (51) 547 and 544,
-// 8192 580 and 572. Causal: 4096 (25) 465 and 488, 8192 (51) 548 and 560, 16384 593 and 599, 32/8
-// heads 8192 the same.
+// 8192 580 and 572. Causal: 4096 (25) 465 and 488, 8192 (51) 548 and 560, 16384 593 and 599, but
+// 32/8 heads 8192 551 and 523.
 constexpr int64_t kFewStepsInTurn = 40, kFewHalfStepsInTurn = 160;
 
 /// Whether the blocks of a call for exactly 128 columns stay.
 bool stays(const BackwardCall& call, int64_t queries) {
   const bool half = call.options.visibility.right >= 0;
+  const bool grouped = call.inputs.q.dim(-3) != call.inputs.k.dim(-3);
   const int64_t few = !call.options.execution.deterministic ? kFewSteps
-                      : half                                ? kFewHalfStepsInTurn
+                      : half && !grouped                    ? kFewHalfStepsInTurn
                                                             : kFewStepsInTurn;
   return steps_of_block(call.inputs, call.options, queries) < few;
 }
