@@ -216,7 +216,8 @@ TEST(BackwardSm90Borders, ManyHeadsHoldTheLaw) {
 }
 
 // Block masks and nothing else, exact widths, fast mode: blocks that stay walk the lists, several
-// tiles of keys each where there are two multiprocessors, and prepare what comes.
+// tiles of keys each where there are two multiprocessors, or so many heads (the seventh case of a
+// width) that rows are prepared beside them on all of the device.
 TEST(BackwardSm90Borders, ListsOfBlocksHoldTheLaw) {
   FLASHLOOM_NEEDS_GPU();
   RandomSequence random(fresh_seed(), RandomStream::test);
@@ -225,11 +226,14 @@ TEST(BackwardSm90Borders, ListsOfBlocksHoldTheLaw) {
   for (const int64_t dim : {64, 128}) {
     for (int i = 0; i < 8; ++i) {
       ContractCase c;
-      c.call = {.batch = 2,
-                .heads = 6,
-                .key_heads = i % 3 == 2 ? 2 : 6,
+      const bool many = i == 6;
+      c.call = {.batch = many ? 8 : 2,
+                .heads = many ? 16 : 6,
+                .key_heads = many         ? 16
+                             : i % 3 == 2 ? 2
+                                          : 6,
                 .queries = i == 0 ? 1 : 1 + random.below(600),
-                .keys = i == 1 ? 129 : 1 + random.below(600),
+                .keys = i == 1 ? 129 : (many ? 513 : 1) + random.below(many ? 128 : 600),
                 .dim = dim,
                 .value_dim = dim,
                 .dtype = i % 2 == 0 ? DType::bf16 : DType::f16,
