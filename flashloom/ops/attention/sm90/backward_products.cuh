@@ -88,15 +88,26 @@ __device__ __forceinline__ void issue_columns_by_columns(float (&d)[kN / 2], uin
 
 /// Zeroes rows [first, rows) of a tile of kPanels panels, which hold another sequence's data or
 /// padding: 0 times a NaN would reach the sums. Every warpgroup that reads the tile does it.
-template <int kPanels, class Panels = WidePanels>
+/// `kShort`: in few instructions, since it is seldom run and lies in a loop.
+template <int kPanels, class Panels = WidePanels, bool kShort = false>
 __device__ __forceinline__ void zero_rows(char* tile, int32_t first, int32_t rows,
                                           uint32_t barrier) {
   const int32_t chunks = (rows - first) * static_cast<int32_t>(Panels::kRowBytes / 16);
-  for (int32_t i = static_cast<int32_t>(threadIdx.x % 128); i < chunks; i += 128) {
+  auto zero = [&](int32_t i) {
 #pragma unroll
     for (int p = 0; p < kPanels; ++p) {
       *reinterpret_cast<uint4*>(tile + p * Panels::bytes(rows) + first * Panels::kRowBytes +
                                 i * 16) = make_uint4(0, 0, 0, 0);
+    }
+  };
+  if constexpr (kShort) {
+#pragma unroll 1
+    for (int32_t i = static_cast<int32_t>(threadIdx.x % 128); i < chunks; i += 128) {
+      zero(i);
+    }
+  } else {
+    for (int32_t i = static_cast<int32_t>(threadIdx.x % 128); i < chunks; i += 128) {
+      zero(i);
     }
   }
   cuda::fence_async_shared();
