@@ -3,7 +3,8 @@
 Usage: compare.py LIBRARY [--check] [--dense] [--decode [--fa4-pages]] [--json FILE]
 
 Rates in TFLOP/s of visible pairs: forward 4 D a pair and head, backward 2.5 times that. Peers run
-in the same rounds, in turn; the figure is the median of five rounds.
+in the same rounds, in turn; a rate is the median of five rounds, the ratio to the best peer the
+median of the five rounds' own.
 """
 import argparse
 import importlib
@@ -211,8 +212,8 @@ def check(attention):
     print("checks:", "all passed" if failures == 0 else f"{failures} failed", flush=True)
 
 
-def medians(calls, rounds=5, milliseconds=20):
-    """Milliseconds a call, the calls' rounds in turn."""
+def timed_rounds(calls, rounds=5, milliseconds=20):
+    """Milliseconds a call in each round, the calls in turn."""
     counts, times = {}, {name: [] for name in calls}
 
     def timed(run, count):
@@ -231,7 +232,16 @@ def medians(calls, rounds=5, milliseconds=20):
         for name, run in calls.items():
             run()
             times[name].append(timed(run, counts[name]))
-    return {name: sorted(values)[rounds // 2] for name, values in times.items()}
+    return times
+
+
+def middle(values):
+    return sorted(values)[len(values) // 2]
+
+
+def medians(calls, **options):
+    """Median milliseconds a call, see timed_rounds."""
+    return {name: middle(times) for name, times in timed_rounds(calls, **options).items()}
 
 
 def dense_row(attention, batch, heads, group, seq, dim, causal):
@@ -267,10 +277,13 @@ def dense_row(attention, batch, heads, group, seq, dim, causal):
     flops = 4 * batch * heads * seq * seq * dim * (0.5 if causal else 1)
     rows = []
     for direction, calls, work in (("forward", forward, flops), ("backward", backward, 2.5 * flops)):
-        rates = {name: round(work / t / 1e9) for name, t in medians(calls).items()}
-        peers = {n: r for n, r in rates.items() if not n.startswith("flashloom")}
+        times = timed_rounds(calls)
+        rates = {name: round(work / middle(t) / 1e9) for name, t in times.items()}
+        peers = [n for n in times if not n.startswith("flashloom")]
+        ratio = min(middle([theirs / own for theirs, own in zip(times[n], times["flashloom"])])
+                    for n in peers)
         rows.append(dict(D=dim, causal=causal, S=seq, B=batch, H=heads, G=group, direction=direction,
-                         **rates, ratio=round(rates["flashloom"] / max(peers.values()), 3)))
+                         **rates, ratio=round(ratio, 3)))
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
