@@ -312,7 +312,7 @@ def main():
                 for seq in (512, 1024, 2048, 4096, 8192, 16384):
                     rows += dense_row(attention, 16384 // seq, 2048 // dim, 2048 // dim, seq, dim,
                                       causal)
-        for dim, seq in ((96, 2048), (192, 2048), (256, 4096)):
+        for dim, seq in ((96, 512), (96, 2048), (192, 2048), (192, 8192), (256, 4096)):
             for causal in (False, True):
                 heads = 2048 // dim
                 rows += dense_row(attention, 16384 // seq, heads, heads, seq, dim, causal)
