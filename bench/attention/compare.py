@@ -3,15 +3,17 @@
 Usage: compare.py LIBRARY [--check] [--dense] [--decode [--fa4-pages]] [--json FILE]
 
 Rates in TFLOP/s of visible pairs: forward 4 D a pair and head, backward 2.5 times that. Peers run
-in the same rounds, in turn; a rate is the median of five rounds, the ratio to the best peer the
-median of the five rounds' own.
+in the same rounds, each in another order (`orders`); a rate is the median of six rounds, the ratio
+to the best peer the median of the six rounds' own, `deterministic` that mode's to the fast one.
 """
 import argparse
 import importlib
+import itertools
 import json
 import math
 import os
 import site
+import statistics
 import sys
 import time
 
@@ -212,12 +214,24 @@ def check(attention):
     print("checks:", "all passed" if failures == 0 else f"{failures} failed", flush=True)
 
 
-def timed_rounds(calls, rounds=5, milliseconds=20):
-    """Milliseconds a call in each round, the calls in turn."""
+def orders(names, rounds=6):
+    """Orders of the contestants, one a round. At the power limit a burst is 1 to 3 % slower behind
+    one that draws much, so nobody may always follow the same: the first one begins every round and
+    the others come in all their orders, so that, of up to four, each runs right behind every other
+    equally often, from round to round too."""
+    first, *others = names
+    every = list(itertools.permutations(others))
+    return [(first, *every[i % len(every)]) for i in range(rounds)]
+
+
+def timed_rounds(calls, milliseconds=20):
+    """Milliseconds a call in each round of `orders`. The first contestant's are the mean of the
+    bursts before and behind the others', since it always comes first."""
     counts, times = {}, {name: [] for name in calls}
 
     def timed(run, count):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        run()
         start.record()
         for _ in range(count):
             run()
@@ -226,22 +240,25 @@ def timed_rounds(calls, rounds=5, milliseconds=20):
         return start.elapsed_time(end) / count
 
     for name, run in calls.items():
-        timed(run, 3)
+        timed(run, 2)
         counts[name] = max(3, int(milliseconds / timed(run, 3)))
-    for _ in range(rounds):
-        for name, run in calls.items():
-            run()
-            times[name].append(timed(run, counts[name]))
+    rounds = orders(calls)
+    first, last = rounds[0][0], rounds[-1][-1]
+    timed(calls[last], counts[last])  # as if a round had been before
+    for name in (*itertools.chain.from_iterable(rounds), first):
+        times[name].append(timed(calls[name], counts[name]))
+    times[first] = [(before + behind) / 2 for before, behind in itertools.pairwise(times[first])]
     return times
 
 
-def middle(values):
-    return sorted(values)[len(values) // 2]
-
-
-def medians(calls, **options):
+def medians(calls):
     """Median milliseconds a call, see timed_rounds."""
-    return {name: middle(times) for name, times in timed_rounds(calls, **options).items()}
+    return {name: statistics.median(times) for name, times in timed_rounds(calls).items()}
+
+
+def speed(times, name, base):
+    """How many times as fast as `base` a contestant is: the median of the rounds' own ratios."""
+    return statistics.median(theirs / own for theirs, own in zip(times[base], times[name]))
 
 
 def dense_row(attention, batch, heads, group, seq, dim, causal):
@@ -278,12 +295,13 @@ def dense_row(attention, batch, heads, group, seq, dim, causal):
     rows = []
     for direction, calls, work in (("forward", forward, flops), ("backward", backward, 2.5 * flops)):
         times = timed_rounds(calls)
-        rates = {name: round(work / middle(t) / 1e9) for name, t in times.items()}
+        rates = {name: round(work / statistics.median(t) / 1e9) for name, t in times.items()}
         peers = [n for n in times if not n.startswith("flashloom")]
-        ratio = min(middle([theirs / own for theirs, own in zip(times[n], times["flashloom"])])
-                    for n in peers)
+        ratios = {"ratio": round(min(speed(times, "flashloom", n) for n in peers), 3)}
+        if "flashloom deterministic" in times:
+            ratios["deterministic"] = round(speed(times, "flashloom deterministic", "flashloom"), 3)
         rows.append(dict(D=dim, causal=causal, S=seq, B=batch, H=heads, G=group, direction=direction,
-                         **rates, ratio=round(ratio, 3)))
+                         **rates, **ratios))
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
