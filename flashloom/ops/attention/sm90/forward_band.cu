@@ -61,6 +61,7 @@ void launch(const ForwardCall& call, int32_t shift) {
   params.line = packed ? problem.total_query / Shape::kTile + problem.batch
                        : problem.batch * params.sequences;
   params.shift = shift;
+  params.group = Divisor(problem.heads_per_key);
   const int64_t items = int64_t{params.line} * problem.heads_per_key;
   if (items == 0 || q.size() == 0) {
     return;

@@ -16,18 +16,21 @@ template <int kStages>
 struct ForwardBandRing {
   uint64_t *full, *empty;
   uint32_t lane;
-  uint32_t seen = 0;      // tiles waited for
-  uint32_t returned = 0;  // tiles given back
+  uint32_t seen = 0;                                  // tiles waited for
+  uint32_t returned = 0;                              // tiles given back
+  cuda::PipelineState<kStages> next = {}, held = {};  // where those behind them are
 
-  static __device__ __forceinline__ uint32_t stage(uint32_t tile) {
-    return tile % static_cast<uint32_t>(kStages);
+  /// The place of the `count`th before the next tile to wait for.
+  __device__ __forceinline__ uint32_t stage_before(uint32_t count) const {
+    return next.stage < count ? next.stage + kStages - count : next.stage - count;
   }
 
   /// Waits for the tiles before `end`.
   __device__ __forceinline__ void see(uint32_t end) {
 #pragma unroll 1
     for (; seen < end; ++seen) {
-      cuda::mbarrier_wait(&full[stage(seen)], seen / kStages & 1, {"a consumer", "full"});
+      cuda::mbarrier_wait(&full[next.stage], next.parity, {"a consumer", "full"});
+      next.advance();
     }
   }
 
@@ -36,8 +39,9 @@ struct ForwardBandRing {
 #pragma unroll 1
     for (; returned < end; ++returned) {
       if (lane == 0) {
-        cuda::mbarrier_arrive(&empty[stage(returned)]);
+        cuda::mbarrier_arrive(&empty[held.stage]);
       }
+      held.advance();
     }
   }
 
@@ -59,6 +63,7 @@ struct ForwardBandConsumer {
   ForwardBandBarriers<Shape>& barriers;
   Rows own;
   ForwardBandRing<Shape::kStages> pairs;
+  cuda::PipelineState<Shape::kQStages> q_place = {};
   int32_t owed = -1;  // buffer of queries from which results are being sent
 
   __device__ __forceinline__ ForwardBandConsumer(const ForwardBandParams& of,
@@ -81,29 +86,33 @@ struct ForwardBandConsumer {
     owed = -1;
   }
 
-  /// The item `item` of a segment, the block's `number`th; of its tiles of keys the first is the
-  /// block's `key`th.
+  /// The item `item` of a segment; of its tiles of keys the first is the block's `key`th.
   __device__ __forceinline__ void run_item(const ForwardBandSegment& segment, int32_t item,
-                                           uint32_t number, uint32_t key) {
+                                           uint32_t key) {
     using namespace cuda;
     const int32_t group = params.forward.problem.heads_per_key;
-    const int32_t tile = item / group;
+    const int32_t tile = params.tile_of(item);
     const Sequence& sequence = segment.sequence;
     const int32_t row = tile * Shape::kTile;
     const int32_t own_row = row + own.warp_row + static_cast<int32_t>(own.lane / 4);
     pairs.pass(key);
-    const uint32_t stage = number % static_cast<uint32_t>(Shape::kQStages);
-    mbarrier_wait(&barriers.q_full[stage], number / Shape::kQStages & 1, {"a consumer", "q_full"});
+    const uint32_t stage = q_place.stage;
+    mbarrier_wait(&barriers.q_full[stage], q_place.parity, {"a consumer", "q_full"});
+    q_place.stage += Shape::kGroups;
+    if (q_place.stage >= Shape::kQStages) {
+      q_place.stage -= Shape::kQStages;
+      q_place.parity ^= 1;
+    }
     char* queries = shared.queries(stage);
     uint32_t q[4 * Rows::kSteps];
     own.load_queries(q, queries);
     settle();
     pairs.see(key + kBandReach);
 
-    uint32_t keys[kBandReach];
+    uint32_t keys[kBandReach];  // the last that were waited for
 #pragma unroll
     for (int i = 0; i < kBandReach; ++i) {
-      keys[i] = shared_address(shared.keys(pairs.stage(key + i)));
+      keys[i] = shared_address(shared.keys(pairs.stage_before(kBandReach - i)));
     }
     float scores[Rows::kScores];
     own.find_scores(scores, q, keys);
@@ -132,9 +141,10 @@ struct ForwardBandConsumer {
     __syncwarp();
     // Up to the first tile of the next item's keys; another segment needs none of these.
     const int32_t following = item + Shape::kGroups;
-    pairs.give_back(key + static_cast<uint32_t>(following < segment.end
-                                                    ? min(following / group - tile, kBandReach)
-                                                    : kBandReach));
+    pairs.give_back(key +
+                    static_cast<uint32_t>(following < segment.end
+                                              ? min(params.tile_of(following) - tile, kBandReach)
+                                              : kBandReach));
     clear_empty(out, inverse);
     rescale_rows(out, inverse);
     send(out, work, queries, stage);
@@ -171,7 +181,7 @@ struct ForwardBandConsumer {
   __device__ __forceinline__ void run(uint32_t number) {
     // Shuffles tell the compiler that warps do not diverge on these.
     const auto uniform = [](auto value) { return __shfl_sync(0xffffffffu, value, 0); };
-    const int32_t group = params.forward.problem.heads_per_key;
+    q_place.stage = number;
     for (ForwardBandWalk walk;; walk.slot.advance()) {
       const ForwardBandSegment& segment = walk.wait(barriers, "a consumer");
       const int32_t first = uniform(segment.first);
@@ -182,10 +192,11 @@ struct ForwardBandConsumer {
       }
       // From an item's number among the block's to its own, and from a tile to that of its keys.
       const int32_t to_item = first - static_cast<int32_t>(uniform(segment.number));
-      const uint32_t to_key = uniform(segment.key_number) - static_cast<uint32_t>(first / group);
+      const uint32_t to_key =
+          uniform(segment.key_number) - static_cast<uint32_t>(params.tile_of(first));
       for (int32_t item; (item = static_cast<int32_t>(number) + to_item) < end;
            number += Shape::kGroups) {
-        run_item(segment, item, number, to_key + static_cast<uint32_t>(item / group));
+        run_item(segment, item, to_key + static_cast<uint32_t>(params.tile_of(item)));
       }
       __syncwarp();
       if (own.lane == 0) {

@@ -53,11 +53,18 @@ struct ForwardBandRows {
     return tile + group % kGroups * kGroup * cuda::kPanelRowBytes;
   }
 
-  /// Where chunk `chunk` of eight columns behind column 16 `step` of row `row` of a group lies.
-  __device__ __forceinline__ uint32_t chunk_offset(uint32_t row, int step, uint32_t chunk) const {
-    const auto first = static_cast<uint32_t>(2 * step % 8);
-    return static_cast<uint32_t>(step / 4) * cuda::panel_bytes(Shape::kTile) +
-           row * cuda::kPanelRowBytes + ((first + chunk) ^ lane % 8) * 16;
+  /// Where chunk `chunk` of eight columns behind each 16 columns of row `row` of a group lies.
+  __device__ __forceinline__ void find_offsets(uint32_t (&offsets)[kSteps], uint32_t row,
+                                               uint32_t chunk) const {
+#pragma unroll
+    for (int step = 0; step < kSteps; ++step) {
+      const auto first = static_cast<uint32_t>(2 * step % 8);
+      offsets[step] = static_cast<uint32_t>(step / 4) * cuda::panel_bytes(Shape::kTile) +
+                      row * cuda::kPanelRowBytes + ((first + chunk) ^ lane % 8) * 16;
+      // Kept as they are: a load adds the group's place, which is the same for all lanes, for
+      // nothing; the compiler would compute 72 places instead.
+      asm("" : "+r"(offsets[step]));
+    }
   }
 
   /// c (16 x 8, an accumulator's part) += a b.
@@ -76,8 +83,8 @@ struct ForwardBandRows {
                                               const uint32_t (&q)[4 * kSteps],
                                               const uint32_t (&keys)[kBandReach]) const {
     // ldmatrix: matrices are keys 0-7 and 8-15 by columns 0-7 and 8-15 of a step.
-    const uint32_t row = lane / 16 * 8 + lane % 8;
-    const uint32_t chunk = lane / 8 % 2;
+    uint32_t offsets[kSteps];
+    find_offsets(offsets, lane / 16 * 8 + lane % 8, lane / 8 % 2);
 #pragma unroll
     for (int group = 0; group < kVisible; ++group) {
       const uint32_t place = group_address(keys, group);
@@ -89,7 +96,7 @@ struct ForwardBandRows {
 #pragma unroll
       for (int step = 0; step < kSteps; ++step) {
         uint32_t words[4];
-        cuda::ldmatrix_x4(words, place + chunk_offset(row, step, chunk));
+        cuda::ldmatrix_x4(words, place + offsets[step]);
         const uint32_t a[4] = {q[4 * step], q[4 * step + 1], q[4 * step + 2], q[4 * step + 3]};
         multiply(sums, a, words[0], words[1]);
         multiply(sums + 4, a, words[2], words[3]);
@@ -101,15 +108,13 @@ struct ForwardBandRows {
   /// as those of other tiles.
   __device__ __forceinline__ void add_values(float (&out)[Shape::kDim / 2],
                                              const uint32_t (&weights)[4], int group,
+                                             const uint32_t (&offsets)[kSteps],
                                              const uint32_t (&keys)[kBandReach]) const {
-    // Transposed: matrices are keys 0-7 and 8-15 by columns 0-7, then by columns 8-15.
-    const uint32_t row = lane / 8 % 2 * 8 + lane % 8;
-    const uint32_t chunk = lane / 16;
     const uint32_t place = group_address(keys, group) + Shape::kStages * Shape::kTileBytes;
 #pragma unroll
     for (int step = 0; step < kSteps; ++step) {
       uint32_t words[4];
-      cuda::ldmatrix_x4_transposed(words, place + chunk_offset(row, step, chunk));
+      cuda::ldmatrix_x4_transposed(words, place + offsets[step]);
       multiply(&out[8 * step], weights, words[0], words[1]);
       multiply(&out[8 * step + 4], weights, words[2], words[3]);
     }
@@ -167,18 +172,9 @@ struct ForwardBandRows {
   /// The greatest score of the rows r and r + 8 that the thread holds a part of.
   static __device__ __forceinline__ void find_maximum(const float (&scores)[kScores],
                                                       float (&maximum)[2]) {
-    float highest[4] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};  // two chains a row
-#pragma unroll
-    for (int i = 0; i < kScores; ++i) {
-      float& chain = highest[i / 2 % 2 + 2 * (i % 2)];
-      chain = fmaxf(chain, scores[i]);
-    }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      maximum[half] = fmaxf(highest[half], highest[half + 2]);
-      maximum[half] = fmaxf(maximum[half], __shfl_xor_sync(0xffffffffu, maximum[half], 1));
-      maximum[half] = fmaxf(maximum[half], __shfl_xor_sync(0xffffffffu, maximum[half], 2));
-    }
+    int32_t highest[2];
+    find_highest(scores, highest);
+    find_row_maximum(scores, highest, maximum);
   }
 
   /// Scores become exponentials, relative to `shift`, which are summed and weigh the values.
@@ -186,6 +182,9 @@ struct ForwardBandRows {
                                                const uint32_t (&keys)[kBandReach], float scale,
                                                float (&shift)[2], float (&sum)[2],
                                                float (&out)[Shape::kDim / 2]) const {
+    // Transposed: matrices are keys 0-7 and 8-15 by columns 0-7, then by columns 8-15.
+    uint32_t offsets[kSteps];
+    find_offsets(offsets, lane / 8 % 2 * 8 + lane % 8, lane / 16);
 #pragma unroll
     for (int group = 0; group < kVisible; ++group) {
       uint32_t weights[4];
@@ -197,7 +196,7 @@ struct ForwardBandRows {
         weights[i] = cuda::pack2<T>(even, odd);
         sum[i % 2] += even + odd;
       }
-      add_values(out, weights, group, keys);
+      add_values(out, weights, group, offsets, keys);
       if (group % 3 == 2) {
         // Zero, but ptxas cannot know: else it scales all scores first, and spills.
         shift[0] = fmaf(sum[0], 0.0f, shift[0]);

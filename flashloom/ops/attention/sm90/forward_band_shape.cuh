@@ -4,6 +4,7 @@
 
 #include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/cuda/tile/shared_layout.h"
+#include "flashloom/ops/attention/divisor.h"
 #include "flashloom/ops/attention/sm90/forward_shape.cuh"
 
 // Parameters, work and shared memory of the forward kernel for narrow bands.
@@ -48,6 +49,10 @@ struct ForwardBandParams {
   int32_t line;       // tiles of queries of all sequences, a head behind the other
   int32_t shift;      // the first tile of keys that tile 0 of queries may see
   int32_t columns;    // runs a head
+  Divisor group;      // heads_per_key
+
+  /// The tile of queries of an item.
+  __device__ __forceinline__ int32_t tile_of(int32_t item) const { return group.quotient(item); }
 };
 
 /// Neighbouring items of one sequence and head of keys. An item is a tile of queries of one query

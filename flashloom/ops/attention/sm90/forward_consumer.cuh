@@ -128,22 +128,8 @@ struct ForwardConsumer {
   /// Moves `maximum` to the exact maximum of each row.
   __device__ __forceinline__ void move_maximum(float scale_log2, int32_t (&highest)[2],
                                                float (&factor)[2]) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      highest[half] = max(highest[half], __shfl_xor_sync(0xffffffffu, highest[half], 1));
-      highest[half] = max(highest[half], __shfl_xor_sync(0xffffffffu, highest[half], 2));
-    }
-    float row[2] = {__int_as_float(highest[0]), __int_as_float(highest[1])};
-    if (__any_sync(0xffffffffu, highest[0] < 0 || highest[1] < 0) != 0) {
-      uint32_t lowest[2];
-      find_lowest(scores, lowest);
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        lowest[half] = min(lowest[half], __shfl_xor_sync(0xffffffffu, lowest[half], 1));
-        lowest[half] = min(lowest[half], __shfl_xor_sync(0xffffffffu, lowest[half], 2));
-        row[half] = highest[half] < 0 ? __uint_as_float(lowest[half]) : row[half];
-      }
-    }
+    float row[2];
+    find_row_maximum(scores, highest, row);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       row[half] = fmaxf(row[half], maximum[half]);

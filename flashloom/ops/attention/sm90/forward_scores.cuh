@@ -82,4 +82,26 @@ __device__ __forceinline__ void find_lowest(const float (&scores)[kScores], uint
   }
 }
 
+/// The greatest score of each row, which four lanes share; `highest` is what find_highest() found.
+template <int kScores>
+__device__ __forceinline__ void find_row_maximum(const float (&scores)[kScores],
+                                                 int32_t (&highest)[2], float (&row)[2]) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    highest[half] = max(highest[half], __shfl_xor_sync(0xffffffffu, highest[half], 1));
+    highest[half] = max(highest[half], __shfl_xor_sync(0xffffffffu, highest[half], 2));
+    row[half] = __int_as_float(highest[half]);
+  }
+  if (__any_sync(0xffffffffu, highest[0] < 0 || highest[1] < 0) != 0) {
+    uint32_t lowest[2];
+    find_lowest(scores, lowest);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      lowest[half] = min(lowest[half], __shfl_xor_sync(0xffffffffu, lowest[half], 1));
+      lowest[half] = min(lowest[half], __shfl_xor_sync(0xffffffffu, lowest[half], 2));
+      row[half] = highest[half] < 0 ? __uint_as_float(lowest[half]) : row[half];
+    }
+  }
+}
+
 }  // namespace flashloom::sm90
