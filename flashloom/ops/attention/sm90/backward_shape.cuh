@@ -126,9 +126,9 @@ struct BackwardShape {
   static constexpr bool kExpsBehind = kStays && kDim == 128;
   // Whether the warpgroups take turns with the exponentials, so that they stay half a step apart.
   static constexpr bool kAlternates = kLate && kDim == 64;
-  // Whether a warpgroup passes a first step that hides all from it: of tiles of 80 queries that is
-  // four of five under a causal mask, for the second one.
-  static constexpr bool kPassesHidden = kLate && kDim == 128 && !kLists;
+  // Whether a warpgroup passes a first step that hides all from it: under a causal mask that is
+  // four of five for the second one with tiles of 80 queries, two of three with 96.
+  static constexpr bool kPassesHidden = kLate && kDim > 64 && !kLists;
   // Buffers for dS; tiles of 80 queries leave room for two.
   static constexpr int kScoreBuffers = !kLate ? 2 : kDim == 64 ? 3 : 2;
   static constexpr BackwardTurns kTurns = kForm.turns;
