@@ -12,7 +12,7 @@ namespace flashloom::sm90 {
 
 inline constexpr int kListThreads = 256;
 inline constexpr int kListWarps = kListThreads / 32;
-inline constexpr int32_t kSortedTiles = 256;
+inline constexpr int32_t kMostSortedTiles = 256;
 
 /// Rows and sums of the first heads, all tiles of keys, nothing counted.
 template <class Shape>
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(kListThreads)
   }
   if (blockIdx.x == 0) {
     // The last ones by the lengths of their lists, so that blocks end together.
-    __shared__ int32_t lengths[kSortedTiles];
+    __shared__ int32_t lengths[kMostSortedTiles];
     const int32_t count = params.work_count - params.sorted;
     for (auto i = static_cast<int32_t>(threadIdx.x); i < count; i += kListThreads) {
       lengths[i] = work_of_lists<Shape>(params, params.sorted + i).end;
@@ -123,6 +123,13 @@ inline double listed_keys(const Problem& problem, const BackwardBlocks& blocks) 
   return static_cast<double>(blocks.entry_count) / blocks.row_count * blocks.keys;
 }
 
+/// Tiles of keys that come by their lengths, at the end: some, so that blocks end together, but of
+/// few heads, whose sums are turned into dq last.
+inline int32_t sorted_tiles(int32_t key_tiles) {
+  constexpr int32_t kSome = 96;
+  return std::min(std::max(key_tiles, kSome), kMostSortedTiles);
+}
+
 template <class Shape>
 void launch_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   const AttentionInputs& inputs = call.inputs;
@@ -166,7 +173,7 @@ void launch_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stre
   params.next = reinterpret_cast<int32_t*>(memory + place.next);
   params.rows = rows;
   params.sends = true;
-  params.sorted = std::max(params.staying, params.work_count - kSortedTiles);
+  params.sorted = std::max(params.staying, params.work_count - sorted_tiles(params.key_tiles));
   // A head's sums must be cleared when its first tile of keys comes, those of heads whose tiles are
   // sorted when the first of these does. Tiles clear twice as many as they need, so that the kernel
   // before has few to clear: those of the first heads and one more, by when each tile is ahead.
