@@ -45,7 +45,8 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
   int32_t ahead = key;                               // of the tile that is loaded
   TilePages<Shape> pages;
   if (tiles > 0) {
-    pages.fetch(params, copies, ahead);
+    pages.fetch_single(params, copies, ahead);
+    pages.fetch_rows(params, copies, ahead);
   }
   uint32_t load_stage = buffers;
   uint32_t stage = buffers;
@@ -60,6 +61,7 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
   // The first turns only load: one copy of the code that starts loads is fetched, not three.
 #pragma unroll 1
   for (int32_t n = -params.ahead; n < turns; ++n) {
+    pages.advance(copies);
     if (n >= 0) {
       if (Shape::kStages > 2 && params.ahead > 1) {
         cuda::cp_async_wait<Shape::kStages - 2>();
@@ -72,10 +74,14 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
       team_sync<Shape>(team);  // the tile is there, and the stage of the one before is free
     }
     if (n + params.ahead < tiles) {
+      const bool more = n + params.ahead + 1 < tiles;
+      if (more) {
+        pages.fetch_single(params, copies, ahead + kStep);
+      }
       load_tile<Shape>(params, copies, ahead, pages, load_stage);
       ahead += kStep;
-      if (n + params.ahead + 1 < tiles) {
-        pages.fetch(params, copies, ahead);
+      if (more) {
+        pages.fetch_rows(params, copies, ahead);
       }
     }
     cuda::cp_async_commit();

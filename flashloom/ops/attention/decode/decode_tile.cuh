@@ -91,25 +91,30 @@ __device__ __forceinline__ int32_t row_in_page(const Params& params, int32_t key
 }
 
 /// Entries of the page table: of each row that the thread copies of a tile, of the lane's one of
-/// its steps, or of all of the tile. Fetched a tile ahead of their use, all at once: each is a
-/// round trip.
+/// its steps, or of all of the tile. Each is a round trip, so they are fetched a tile ahead of
+/// their use; a single one before that tile's copies are asked for, behind which it would wait for
+/// them.
 template <class Shape>
 struct TilePages {
   int32_t entry[Shape::kRowSteps * Shape::kTurns];
+  int32_t following = 0;
   static_assert(Shape::kRowSteps <= 32);
 
-  __device__ __forceinline__ void fetch(const Params& params, const KeyCopies& copies,
-                                        int32_t tile_key) {
-    if (copies.pages == nullptr) {
-      return;
-    }
-    if (copies.runs == Runs::kTile) {
+  /// The entry of a tile of which one is needed, before the copies of the tile before it.
+  __device__ __forceinline__ void fetch_single(const Params& params, const KeyCopies& copies,
+                                               int32_t tile_key) {
+    if (copies.pages != nullptr && copies.runs != Runs::kNone) {
       // The first key of a tile may be one that is not read, the last never is.
-      entry[0] = copies.pages[params.page_size.quotient(max(tile_key, copies.first))];
-      return;
+      const int32_t key = copies.runs == Runs::kTile ? max(tile_key, copies.first)
+                                                     : copied_key(copies, tile_key, lane_step());
+      following = copies.pages[params.page_size.quotient(key)];
     }
-    if (copies.runs == Runs::kStep) {
-      entry[0] = copies.pages[params.page_size.quotient(copied_key(copies, tile_key, lane_step()))];
+  }
+
+  /// The entries of a tile of which more are needed, behind the copies of the tile before it.
+  __device__ __forceinline__ void fetch_rows(const Params& params, const KeyCopies& copies,
+                                             int32_t tile_key) {
+    if (copies.pages == nullptr || copies.runs != Runs::kNone) {
       return;
     }
 #pragma unroll
@@ -117,6 +122,13 @@ struct TilePages {
       const int32_t row = TileChunk<Shape>(i % Shape::kTurns).row;
       const int32_t key = copied_key(copies, tile_key + row, i / Shape::kTurns);
       entry[i] = copies.pages[params.page_size.quotient(key)];
+    }
+  }
+
+  /// Waits for what fetch_single() asked for.
+  __device__ __forceinline__ void advance(const KeyCopies& copies) {
+    if (copies.runs != Runs::kNone) {
+      entry[0] = following;
     }
   }
 
