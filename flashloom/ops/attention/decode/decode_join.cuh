@@ -1,6 +1,8 @@
 #pragma once
 
 #include "flashloom/cuda/ptx/barrier.cuh"
+#include "flashloom/cuda/ptx/cp_async.cuh"
+#include "flashloom/cuda/ptx/mbarrier.cuh"
 #include "flashloom/ops/attention/decode/decode_counter.cuh"
 #include "flashloom/ops/attention/decode/decode_slots.cuh"
 
@@ -27,6 +29,10 @@ struct JoinGroup {
   }
 };
 
+/// Whether 32 items of a share, those of a warp, lie in one row, and shares are long enough for it.
+template <class Shape>
+inline constexpr bool kWarpJoins = Shape::kRowWarps == 4 && Shape::kDim % 128 == 0;
+
 /// A block's share of a unit's results: items [first, end), four columns of a row each.
 struct Share {
   int32_t first, end;
@@ -42,7 +48,10 @@ __device__ __forceinline__ Share share_of(const Params& params, const Joint& joi
   if (params.meets == 0) {
     return {0, items, 1};
   }
-  const int32_t each = max((items + joint.parts - 1) / joint.parts, kLeast);
+  int32_t each = max((items + joint.parts - 1) / joint.parts, kLeast);
+  if constexpr (kWarpJoins<Shape>) {
+    each = (each + 31) / 32 * 32;
+  }
   const int32_t first = min(joint.part * each, items);
   return {first, min(first + each, items), (items + each - 1) / each};
 }
@@ -147,6 +156,61 @@ __device__ __forceinline__ void join_many(const Params& params, const Joint& joi
   }
 }
 
+/// Joins a share by warps, 32 items of a row each: a lane finds the weight of a part, and copies of
+/// all parts' sums to shared memory, a place of a thread's own each, are under way together.
+template <class Shape>
+__device__ __forceinline__ void join_by_warps(const Params& params, const Joint& joint,
+                                              const SequenceRows& rows, const Share& share,
+                                              float* memory) {
+  constexpr int32_t kColumns = Shape::kDim / 4;
+  constexpr int32_t kOnce = 32;
+  static_assert(kOnce * Shape::kThreads * 16 <= Shape::kBufferBytes);
+  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
+  float4* const own = reinterpret_cast<float4*>(memory) + threadIdx.x;
+#pragma unroll 1
+  for (int32_t item = share.first + static_cast<int32_t>(threadIdx.x); item < share.end;
+       item += Shape::kThreads) {
+    const int32_t row = item / kColumns;
+    JoinedRow joined;
+#pragma unroll 1
+    for (int32_t part = 0; part < joint.parts; part += kOnce) {
+      const int32_t count = min(joint.parts - part, kOnce);
+      const float* from = slot_sums<Shape>(params, joint.slot(part)) + item * 4;
+      uint32_t place = cuda::shared_address(own);
+#pragma unroll 4
+      for (int32_t i = 0; i < count; ++i) {
+        cuda::cp_async_16(place, from, true);
+        from += params.slot_floats;
+        place += Shape::kThreads * 16;
+      }
+      cuda::cp_async_commit();
+      RowStats stats = {kNothing, 0};
+      if (lane < count) {
+        stats = __ldcg(slot_stats<Shape>(params, joint.slot(part + lane)) + row);
+      }
+      float largest = stats.x;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, step));
+      }
+      joined.raise(largest, params.unit);
+      const float weight = cuda::exp2_fast((stats.x - joined.total.x) * params.unit);
+      float sum = weight * stats.y;
+#pragma unroll
+      for (int step = 1; step < 32; step *= 2) {
+        sum += __shfl_xor_sync(0xffffffffu, sum, step);
+      }
+      joined.total.y += sum;
+      cuda::cp_async_wait<0>();
+#pragma unroll 4
+      for (int32_t i = 0; i < count; ++i) {
+        joined.add(own[i * Shape::kThreads], __shfl_sync(0xffffffffu, weight, i));
+      }
+    }
+    write_result<Shape>(params, joint.unit, rows, row, item % kColumns * 4, joined);
+  }
+}
+
 /// Joins a share of a unit's results. Where it has fewer items than threads, sets of threads take
 /// parts in turn, and their sums are joined in shared memory.
 template <class Shape>
@@ -211,7 +275,7 @@ __device__ __forceinline__ int32_t arrive_part(unsigned long long* counter) {
 
 /// Joins the block's share of a unit once all parts are there; `arrived` of them are, as far as
 /// the group's thread 0 knows. Begins with a barrier of the group.
-template <class Shape>
+template <class Shape, bool kByWarps = false>
 __device__ __forceinline__ void join_unit(const Params& params, const Joint& joint,
                                           const SequenceRows& rows, int32_t row_count,
                                           unsigned long long* counter, int32_t arrived,
@@ -241,7 +305,17 @@ __device__ __forceinline__ void join_unit(const Params& params, const Joint& joi
   if (joins == 0) {
     return;
   }
-  join_share<Shape>(params, joint, rows, share, group, memory);
+  // By warps an item is a trip to the L2 cache, else some parts of it are, of four items at once.
+  bool by_warps = false;
+  if constexpr (kByWarps) {
+    by_warps = share.end - share.first <= 2 * Shape::kThreads;
+    if (by_warps) {
+      join_by_warps<Shape>(params, joint, rows, share, memory);
+    }
+  }
+  if (!by_warps) {
+    join_share<Shape>(params, joint, rows, share, group, memory);
+  }
   // The last to leave resets the count: all others have seen it.
   const int32_t leaves = params.meets != 0 ? joint.parts + share.count : 0;
   if (group.thread == 0 && static_cast<int32_t>(departed & 0xffff) == leaves) {

@@ -82,9 +82,9 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
     unsigned long long* counter = params.counters + own.index;
     __syncthreads();
     const int32_t arrived = threadIdx.x == 0 ? arrive_part(counter) : 0;
-    join_unit<Shape>(params, joint_of_parts(params, own), own.work.rows, own.work.row_count,
-                     counter, arrived, {static_cast<int32_t>(threadIdx.x), Shape::kThreads, -1},
-                     memory);
+    join_unit<Shape, kWarpJoins<Shape>>(
+        params, joint_of_parts(params, own), own.work.rows, own.work.row_count, counter, arrived,
+        {static_cast<int32_t>(threadIdx.x), Shape::kThreads, -1}, memory);
   }
 }
 
