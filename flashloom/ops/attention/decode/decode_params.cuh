@@ -83,16 +83,15 @@ enum Cut : uint8_t { kParts = 1, kLine = 2, kEither = 3 };
 
 /// What a kernel is compiled for. A team of kRowWarps warps, 16 rows each, walks its own tiles of
 /// keys through its own kStages buffers; the kTeams teams of a block take tiles in turn. Teams of
-/// four warps are warpgroups and multiply by wgmma up to 128 columns, all others by mma.sync. Teams
-/// copy their own tiles, or, with kHasProducer, one more warp has the copy engine fetch those of
-/// all.
+/// four warps are warpgroups and multiply by wgmma, all others by mma.sync. Teams copy their own
+/// tiles, or, with kHasProducer, one more warp has the copy engine fetch those of all.
 template <class T, int kDimension, int kRowWarpCount, int kTeamCount, int kKeySteps,
           int kStageCount, int kResidentBlocks, bool kHasProducer = false, Cut kCutsOnly = kEither>
 struct Shape {
   using Type = T;
   static constexpr int kDim = kDimension;
   static constexpr int kRowWarps = kRowWarpCount;
-  static constexpr bool kWarpgroups = kRowWarps == 4 && kDim <= 128;
+  static constexpr bool kWarpgroups = kRowWarps == 4;
   static constexpr int kTeams = kTeamCount;
   static constexpr int kSteps = kKeySteps;  // of 16 keys
   // Steps whose scores are worked on together, to hide the products' latency; registers bound it.
@@ -110,8 +109,8 @@ struct Shape {
   static constexpr int kTileBytes = kTileKeys * kDim * 2;
   static constexpr int kTeamBytes = kStages * 2 * kTileBytes;
   // A piece of a unit takes as long to begin and end as a block takes to read 64 KB, of 64 rows
-  // twice that.
-  static constexpr int kPieceBytes = kRowWarps == 4 ? 128 << 10 : 64 << 10;
+  // four times that.
+  static constexpr int kPieceBytes = kRowWarps == 4 ? 256 << 10 : 64 << 10;
   static constexpr int kPieceTiles = kPieceBytes > 2 * kTileBytes ? kPieceBytes / (2 * kTileBytes)
                                                                   : 1;
   // A team copies a tile a row behind the other, a chunk a thread. One turn of its threads is whole
