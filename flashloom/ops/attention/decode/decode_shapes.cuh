@@ -30,7 +30,7 @@ auto with_shape(const AttentionInputs& inputs, const AttentionOptions& options, 
     return dim <= 64    ? visitor.template operator()<FewRows<T, 64, 8, 2, 3, 1>>()
            : dim <= 96  ? visitor.template operator()<FewRows<T, 96, 8, 1, 2, 1>>()
            : dim <= 128 ? visitor.template operator()<FewRows<T, 128, 4, 1, 3, 2>>()
-           : dim <= 192 ? visitor.template operator()<FewRows<T, 192, 4, 1, 2, 1>>()
+           : dim <= 192 ? visitor.template operator()<FewRows<T, 192, 6, 1, 2, 1>>()
                         : visitor.template operator()<FewRows<T, 256, 4, 1, 2, 1>>();
   }
   if (dim <= 64 && box_rows(inputs, options.sequences, 64) > 0) {
