@@ -21,7 +21,6 @@ struct Barriers {
   uint64_t full[Shape::kTeams][Shape::kStages];   // bytes have come
   uint64_t empty[Shape::kTeams][Shape::kStages];  // each warp has read
   uint64_t cleared[Shape::kTeams];                // hidden values are 0; each thread
-  uint64_t queries;                               // they are in shared memory; each thread
 };
 
 template <class Shape>
@@ -33,13 +32,12 @@ __device__ __forceinline__ void init_barriers(Barriers<Shape>& barriers) {
     }
     cuda::mbarrier_init(&barriers.cleared[team], Shape::kTeamThreads);
   }
-  cuda::mbarrier_init(&barriers.queries, Shape::kTeamsThreads);
   cuda::mbarrier_init_fence();
 }
 
-/// Parities that a thread waits for: of its stages, and of the other two.
+/// Parities that a thread waits for: of its stages, and of cleared values.
 struct Phases {
-  uint32_t stages, cleared, queries;
+  uint32_t stages, cleared;
 };
 
 /// The producer's walk over tiles [first_tile, last_tile) of a unit, those of all teams.
@@ -136,10 +134,6 @@ __device__ __forceinline__ void consume_piece(const MappedParams& params, const 
   const uint32_t team = threadIdx.x / Shape::kTeamThreads;
   state.clear();
   load_queries();
-  if constexpr (Shape::kQueriesInShared) {
-    cuda::fence_async_shared();
-    meet(&barriers.queries, phases.queries, {"a warpgroup", "the queries"});
-  }
   if (work.first >= work.last) {
     return;
   }

@@ -55,6 +55,8 @@ inline Params make_params(const AttentionOutputs& outputs, const AttentionInputs
   params.q_sequence = q.sequence;
   params.q_head = q.head;
   params.q_row = q.row;
+  params.q_chunks =
+      reinterpret_cast<uintptr_t>(params.q) % 16 == 0 && (q.sequence | q.head | q.row) % 8 == 0;
   params.k = key_rows(inputs.k, static_cast<bool>(sequences.cu_key));
   params.v = key_rows(inputs.v, static_cast<bool>(sequences.cu_key));
   if (sequences.page_table) {

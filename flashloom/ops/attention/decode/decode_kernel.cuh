@@ -26,7 +26,7 @@ __device__ __forceinline__ void report_faults(const Params& params, const Work& 
 template <class Shape>
 __device__ __forceinline__ Phases begin_barriers(const typename Shape::KernelParams& params,
                                                  Barriers<Shape>& barriers) {
-  Phases phases = {0, 0, 0};
+  Phases phases = {0, 0};
   if constexpr (Shape::kProducer) {
     if (threadIdx.x == Shape::kTeamsThreads) {
       cuda::prefetch_tensor_map(&params.k_map);
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kResident)
   const Part found = find_part<Shape>(params);
   report_faults(params, found.work);
   // What only the end needs has no registers beside the sums of blocks that fill them.
-  constexpr bool kKept = Shape::kProducer || Shape::kQueriesInShared;
+  constexpr bool kKept = Shape::kProducer || Shape::kDim > 128;
   if (kKept && threadIdx.x == 0) {
     kept = found;
   }

@@ -147,6 +147,42 @@ TEST_F(AttentionDecodeGpu, RowsOfHeadsSideBySide) {
   }
 }
 
+// Warpgroups' threads copy 16 bytes of a query at once, or load four bytes each.
+TEST_F(AttentionDecodeGpu, QueriesAtMultiplesOfFourBytes) {
+  for (const int64_t dim : {72, 128, 192, 256}) {
+    for (const bool ragged : {false, true}) {
+      SCOPED_TRACE(std::to_string(dim) + (ragged ? " ragged" : ""));
+      DecodeCase description = {.queries = 9, .dim = dim};
+      if (ragged) {
+        description.used_key = {300, 20};
+      }
+      DecodeCall call(description);
+      call.run();
+      const Tensor expected = call.out.as(DType::bf16);
+      AttentionInputs inputs = call.inputs();
+      const int64_t rows = call.q.view().size() / dim;
+      const auto row_bytes = static_cast<size_t>(dim) * 2;
+      DeviceMemory moved(rows * (dim + 2) * 2 + 4);
+      char* data = static_cast<char*>(moved.data()) + 4;
+      cuda::check(cudaMemcpy2D(data, row_bytes + 4, inputs.q.data, row_bytes, row_bytes,
+                               static_cast<size_t>(rows), cudaMemcpyDefault),
+                  "cudaMemcpy2D");
+      inputs.q.data = data;
+      inputs.q.strides[2] = dim + 2;
+      inputs.q.strides[1] = 9 * inputs.q.strides[2];
+      inputs.q.strides[0] = 8 * inputs.q.strides[1];
+      DeviceMemory workspace(
+          attention_forward_workspace_bytes(call.outputs(), inputs, call.options()));
+      call.device_out->poison();
+      attention_forward(call.outputs(), inputs, workspace.span(), call.options());
+      call.fetch();
+      for (int64_t i = 0; i < expected.size(); ++i) {
+        ASSERT_EQ(expected.get(i), call.out.get(i)) << i;
+      }
+    }
+  }
+}
+
 // A stride of 0, which the copy engine's maps refuse.
 TEST_F(AttentionDecodeGpu, OneHeadOfKeysForAll) {
   for (const int64_t queries : {1, 9}) {

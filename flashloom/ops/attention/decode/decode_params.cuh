@@ -33,6 +33,7 @@ struct Params {
 
   const void* q;
   int64_t q_sequence, q_head, q_row;  // elements
+  int32_t q_chunks;                   // rows of q start at multiples of 16 bytes
   KeyRows k, v;
   const int32_t* pages;  // null without a page table
   int64_t pages_sequence;
@@ -127,12 +128,13 @@ struct Shape {
   static constexpr int kSumBytes = kTeams * kRows * kSumPitch * 4;
   static constexpr int kBufferBytes =
       kTeams * kTeamBytes > kSumBytes ? kTeams* kTeamBytes : kSumBytes;
-  // Queries as operands, where registers have no room for them beside the sums: 168 a thread of
-  // five or nine warps, two or one block a multiprocessor.
-  static constexpr bool kQueriesInShared = kDim > (kProducer ? 64 : 128);
+  // Queries as operands: copied there for warpgroups, and where registers have no room for them
+  // beside the sums. A producer's warpgroups keep them in registers.
+  static constexpr bool kQueriesInShared = kWarpgroups ? !kProducer : kDim > 128;
   static constexpr int kSharedBytes = kBufferBytes + (kQueriesInShared ? kRows * kDim * 2 : 0);
   using KernelParams = std::conditional_t<kProducer, MappedParams, Params>;
   static_assert(kTileKeys % kRowsOnce == 0 && kTurns * kTeamThreads % kChunks == 0);
+  static_assert(!kProducer || (kWarpgroups && kDim == 64));
   static_assert(!kWarpgroups || (kDim % 64 == 0 && kBufferBytes % 1024 == 0));
 };
 

@@ -56,8 +56,15 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
   };
   count.look();
   state.clear();
-  // Before the copies: behind them they would wait for all of them.
-  load_rows<Shape>(params, unit, work, memory, state);
+  // Queries before the keys' copies: behind them they would wait for all of them.
+  constexpr bool kCopied = Shape::kWarpgroups;
+  if constexpr (kCopied) {
+    if (turns > 0) {
+      copy_queries<Shape>(params, unit, work, memory);
+    }
+  } else {
+    load_rows<Shape>(params, unit, work, memory, state);
+  }
   // The first turns only load: one copy of the code that starts loads is fetched, not three.
 #pragma unroll 1
   for (int32_t n = -params.ahead; n < turns; ++n) {
@@ -71,7 +78,12 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
       if constexpr (Shape::kWarpgroups) {
         cuda::fence_async_shared();  // copies of threads, read by wgmma
       }
-      team_sync<Shape>(team);  // the tile is there, and the stage of the one before is free
+      // The tile is there, and the stage of the one before is free.
+      if (kCopied && n == 0) {
+        __syncthreads();  // and all teams' parts of the queries
+      } else {
+        team_sync<Shape>(team);
+      }
     }
     if (n + params.ahead < tiles) {
       const bool more = n + params.ahead + 1 < tiles;
@@ -86,7 +98,9 @@ __device__ __forceinline__ void attend_piece(const Params& params, const Unit& u
     }
     cuda::cp_async_commit();
     load_stage = next(load_stage);
-    if (Shape::kQueriesInShared && n == -1) {
+    if (kCopied && n == -1) {
+      load_rows<Shape>(params, unit, work, memory, state);
+    } else if (Shape::kQueriesInShared && n == -1) {
       __syncthreads();  // the queries are there
     }
     if (n < 0 || (kNamed && n >= tiles)) {
