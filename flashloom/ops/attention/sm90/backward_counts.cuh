@@ -14,6 +14,21 @@ __device__ __forceinline__ int32_t load_acquire(const int32_t* place) {
   return value;
 }
 
+/// Nobody waits for the answer here. What others wrote before is known behind a fence only.
+__device__ __forceinline__ int32_t load_relaxed(const int32_t* place) {
+  int32_t value;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(place) : "memory");
+  return value;
+}
+
+/// As add_release, and acquires what load_relaxed before has told of.
+__device__ __forceinline__ void add_acquire_release(int32_t* place) {
+  asm volatile(
+      "fence.acq_rel.gpu;\n\t"
+      "red.relaxed.gpu.global.add.s32 [%0], 1;" ::"l"(place)
+      : "memory");
+}
+
 __device__ __forceinline__ void add_release(int32_t* place) {
   asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(place) : "memory");
 }

@@ -100,6 +100,10 @@ BackwardSections backward_sections(const BackwardCall& call, const BackwardParam
     sections.alone = static_cast<int32_t>(heads) - sections.together;
   } else if (deterministic) {
     sections.together = heads_that_take_turns<Shape>(call, problem, params.key_tiles);
+    if (causal && !options.blocks.rows && !packed && params.key_tiles >= 16) {
+      // With fewer at the end, multiprocessors are idle beside its first, long tiles.
+      sections.last = heads_in_reverse(heads, params.key_tiles);
+    }
   } else if (causal && !packed) {
     if constexpr (kBeside) {
       // At 128 columns half a round is best up to 2048 keys without grouped heads, else one; at 64

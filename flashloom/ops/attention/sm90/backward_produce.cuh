@@ -119,10 +119,11 @@ __device__ __forceinline__ void backward_produce(
 /// step ahead, while the one before it is on its way: the claimer's consumers need nothing but that
 /// both threads that add have taken earlier parts, so what waits for what has no circle, and a trip
 /// to memory is spared each time nobody came before. How far the next part's sums are is asked
-/// while this one's are on their way: in turn that takes 1,500 of a step's 3,800 cycles at 128
-/// columns, passing the turn on 1,000 and reading a part 1,250. Where turns usually have come by
-/// then, it is asked at once, else behind the reading. `walk` has been started and is at a step if
-/// `more`.
+/// while this one's are on their way: in turn an answer that is waited for takes 1,500 of a step's
+/// 3,800 cycles at 128 columns, passing the turn on 1,000 and reading a part 1,250. Where turns
+/// usually have come by then, it is asked at once, else behind the reading and not waited for: what
+/// the answer tells of is acquired by the fence that passes the turn on. `walk` has been started
+/// and is at a step if `more`.
 template <class Shape>
 __device__ __forceinline__ void backward_add(const BackwardParams& params, const BackwardWork& work,
                                              BackwardWalk<Shape>& walk, bool more,
@@ -138,13 +139,15 @@ __device__ __forceinline__ void backward_add(const BackwardParams& params, const
   uint32_t part = 0;    // of the sums
   int32_t awaited = 0;  // what its count is to be
   int32_t count = 0;    // what it was
-  auto look_up = [&] {
+  auto find_part = [&] {
     const int64_t first = first_place(params.problem, work.sequence, work.batch, walk.head,
                                       params.query_tiles, Shape::kQueries);
     part = 2 * static_cast<uint32_t>(first + walk.t) + static_cast<uint32_t>(group);
     if (turns) {
       awaited = backward_rank<Shape>(params, work, walk);
     }
+  };
+  auto ask = [&] {
     if (ahead) {
       count = claim(params.added + part, kClaimed);
     } else if (turns || claims) {
@@ -152,7 +155,8 @@ __device__ __forceinline__ void backward_add(const BackwardParams& params, const
     }
   };
   if (more) {
-    look_up();
+    find_part();
+    ask();
   }
   while (more) {
     if (turns && count != awaited) {
@@ -182,6 +186,14 @@ __device__ __forceinline__ void backward_add(const BackwardParams& params, const
                 part % 2 * (Shape::kSumBytes / 4);
     if (first) {  // the sums hold anything
       bulk_store(to, from, Shape::sum_bytes(group));
+    } else if (turns) {
+      // Copies side by side are done sooner; at 96 columns no register is left for them.
+      constexpr uint32_t kCopies = Shape::kHalfRows ? 1 : 4;
+      const uint32_t bytes = Shape::sum_bytes(group) / kCopies;
+#pragma unroll
+      for (uint32_t i = 0; i < kCopies; ++i) {
+        bulk_reduce_add_f32(to + i * (bytes / 4), from + i * bytes, bytes);
+      }
     } else {
       bulk_reduce_add_f32(to, from, Shape::sum_bytes(group));
     }
@@ -190,25 +202,36 @@ __device__ __forceinline__ void backward_add(const BackwardParams& params, const
     auto find_next = [&] {
       more = walk.advance(params, work);
       if (more) {
-        look_up();
+        find_part();
       }
     };
-    const bool asks_at_once = turns && Shape::kAsksEarly && params.turns_early;
-    if (asks_at_once) {
+    const bool finds_early = turns && Shape::kAsksEarly;
+    const bool asks_early = finds_early && params.turns_early;
+    if (finds_early) {
       find_next();
+      if (asks_early && more) {
+        ask();
+      }
     }
     bulk_wait_read<0>();
     mbarrier_arrive(&barriers.sum_empty[group][place.stage]);
     place.advance();
-    if (!asks_at_once) {
+    if (!finds_early) {
       find_next();
+      if (more) {
+        ask();
+      }
+    } else if (!asks_early && more) {
+      count = load_relaxed(params.added + part);
     }
     if (turns || first) {
       bulk_wait<0>();
-      if (turns) {
-        add_release(params.added + before);
-      } else {
+      if (!turns) {
         store_release(params.added + before, kStored);
+      } else if (finds_early && !asks_early) {
+        add_acquire_release(params.added + before);
+      } else {
+        add_release(params.added + before);
       }
     }
   }
