@@ -13,15 +13,25 @@
 
 namespace flashloom::sm90 {
 
+/// In turn the sums of dQ have so many copies, to which tiles of keys add one after the other (the
+/// n-th that adds to a row to the n-th), so that fewer wait for each other.
+inline constexpr int32_t kSumCopies = 2;
+
 /// For the kernel that walks lists with blocks that stay. A job is a tile of 128 queries of a
 /// query head; the sums of those of heads to come are cleared beside the tiles of keys, so many a
-/// tile. `ended` takes 1 for each tile of keys that is done.
+/// tile. `ended` takes 1 for each tile of keys that is done, in turn 2.
 struct BackwardListParams : BackwardParams {
   BackwardRowParams rows;
   int32_t* cleared_jobs;      // by key-value head, zero: those cleared beside the tiles of keys
   int32_t jobs, jobs_a_head;  // in all; of a key-value head
   int32_t jobs_a_tile;
   int32_t prepared, cleared;  // of those in all, by the kernel before
+  // In turn: `added` holds a number a piece (at 64 columns a warpgroup's part) and copy of the
+  // sums, in their order.
+  int32_t counts_a_copy;
+  int4* turns;  // by list and entry: row, rank and entry, as tiles of keys walk the list
+  int32_t lists, lists_a_batch;  // lists that have an order of their own
+  int32_t* room;                 // a number a row and list
   int32_t sorted;  // the first tile of keys of those that come by the lengths of their lists
 };
 
@@ -115,7 +125,7 @@ __device__ __forceinline__ void prepare_job(const BackwardListParams& params, in
 }
 
 /// Warp `part` of `kParts`: a job's dq = scale x sums.
-template <class T, int kDim, int kParts>
+template <class T, int kDim, int kParts, bool kInTurn>
 __device__ __forceinline__ void finish_job(const BackwardListParams& params, int32_t number,
                                            int32_t part) {
   using namespace cuda;
@@ -136,9 +146,42 @@ __device__ __forceinline__ void finish_job(const BackwardListParams& params, int
             params.dq + sums_at<kDim>(params, job.index, job.tile * kPlacePieces, group)) +
         (kDim == 64 ? unit / 2 * 32 + unit % 2 * (4 * 128) : unit * 128) + lane;
     uint32_t words[2][4];
+    float4 four[4];
+    auto load = [&](int64_t behind) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        four[e] = __ldcg(sums + behind + (kDim == 64 ? 128 : 32) * e);
+      }
+    };
+    if constexpr (kInTurn) {
+      // Nothing was cleared: what nobody added to holds anything.
+      constexpr int64_t kVectors = kDim == 64 ? 1024 : 256;  // of a count
+      const int32_t place = kDim == 64 ? 2 * number + group
+                                       : (2 * job.index + group) * head_pieces(params) +
+                                             job.tile * kPlacePieces + unit / 2;
+      float4 total[4] = {};
+#pragma unroll
+      for (int copy = 0; copy < kSumCopies; ++copy) {
+        const int64_t behind = int64_t{copy} * params.counts_a_copy;
+        if (__ldcg(params.added + behind + place) != 0) {
+          load(behind * kVectors);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            total[e] = make_float4(total[e].x + four[e].x, total[e].y + four[e].y,
+                                   total[e].z + four[e].z, total[e].w + four[e].w);
+          }
+        }
+      }
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        four[e] = total[e];
+      }
+    } else {
+      load(0);
+    }
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
-      const float4 sum = __ldcg(sums + (kDim == 64 ? 128 : 32) * e);
+      const float4 sum = four[e];
       const uint32_t first = pack2<T>(sum.x * params.scale, sum.y * params.scale);
       const uint32_t second = pack2<T>(sum.z * params.scale, sum.w * params.scale);
       if constexpr (kDim == 64) {

@@ -226,7 +226,7 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
       wgmma_hold(dp);
       if constexpr (Shape::kExpsBehind) {
         // 0, but only dP tells: else the assembler moves half of the exponentials before the wait.
-        const int32_t none = Shape::kLists ? params.order.section : params.blocks.partial_count;
+        const int32_t none = Shape::kLists ? params.order.alone : params.blocks.partial_count;
         const auto nothing = __float_as_uint(dp[0]) & static_cast<uint32_t>(none);
         exponentials_in_place(scores, __uint_as_float(__float_as_uint(factor) | nothing),
                               shared.lse(stage) + 2 * (lane % 4));

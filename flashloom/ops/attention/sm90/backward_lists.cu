@@ -4,7 +4,7 @@
 namespace flashloom::sm90 {
 namespace {
 
-template <class T>
+template <class T, BackwardTurns kTurns>
 using Lists128 = BackwardShape<T, BackwardForm{.dim = 128,
                                                .queries = 80,
                                                .swapped = true,
@@ -12,9 +12,9 @@ using Lists128 = BackwardShape<T, BackwardForm{.dim = 128,
                                                .lists = true,
                                                .adjusts = false,
                                                .exact = true,
-                                               .turns = BackwardTurns::never,
+                                               .turns = kTurns,
                                                .stays = true}>;
-template <class T>
+template <class T, BackwardTurns kTurns>
 using Lists64 = BackwardShape<T, BackwardForm{.dim = 64,
                                               .queries = 128,
                                               .swapped = false,
@@ -22,15 +22,27 @@ using Lists64 = BackwardShape<T, BackwardForm{.dim = 64,
                                               .lists = true,
                                               .adjusts = false,
                                               .exact = true,
-                                              .turns = BackwardTurns::never,
+                                              .turns = kTurns,
                                               .stays = true}>;
+
+/// By the kernel for the mode of a call.
+template <class Fast, class InTurn>
+void launch_mode(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
+  if (call.options.execution.deterministic) {
+    launch_lists<InTurn>(call, memory, stream);
+  } else {
+    launch_lists<Fast>(call, memory, stream);
+  }
+}
 
 /// In whichever mode, since the workspace must do for both.
 bool suits(const AttentionInputs& inputs, const AttentionOptions& options) {
   const AttentionSequences& sequences = options.sequences;
-  return (is_exact<Lists128<__half>>(inputs) || is_exact<Lists64<__half>>(inputs)) &&
-         options.visibility.left < 0 && options.visibility.right < 0 && !sequences.cu_query &&
-         !sequences.cu_key && !sequences.used_query && !sequences.used_key;
+  return (is_exact<Lists128<__half, BackwardTurns::never>>(inputs) ||
+          is_exact<Lists64<__half, BackwardTurns::never>>(inputs)) &&
+         options.blocks.block_rows % kPlaceRows == 0 && options.visibility.left < 0 &&
+         options.visibility.right < 0 && !sequences.cu_query && !sequences.cu_key &&
+         !sequences.used_query && !sequences.used_key;
 }
 
 }  // namespace
@@ -38,8 +50,12 @@ bool suits(const AttentionInputs& inputs, const AttentionOptions& options) {
 bool is_for_lists(const BackwardCall& call) {
   const AttentionGradients& gradients = call.gradients;
   const DType storage = call.inputs.q.dtype;
-  return suits(call.inputs, call.options) && !call.options.execution.deterministic &&
-         !gradients.accumulate && gradients.dq.dtype == storage && gradients.dk.dtype == storage &&
+  // In turn at 64 columns.
+  if (call.options.execution.deterministic && backward_width(call.inputs) > 64) {
+    return false;
+  }
+  return suits(call.inputs, call.options) && !gradients.accumulate &&
+         gradients.dq.dtype == storage && gradients.dk.dtype == storage &&
          gradients.dv.dtype == storage;
 }
 
@@ -52,10 +68,11 @@ int64_t backward_lists_bytes(const AttentionInputs& inputs, const AttentionOptio
 void launch_backward_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   with_storage(call.inputs.q.dtype, [&](auto storage) {
     using T = decltype(storage);
+    constexpr BackwardTurns kNever = BackwardTurns::never, kAlways = BackwardTurns::always;
     if (backward_width(call.inputs) > 64) {
-      launch_lists<Lists128<T>>(call, memory, stream);
+      launch_lists<Lists128<T, kNever>>(call, memory, stream);
     } else {
-      launch_lists<Lists64<T>>(call, memory, stream);
+      launch_mode<Lists64<T, kNever>, Lists64<T, kAlways>>(call, memory, stream);
     }
   });
 }

@@ -4,11 +4,13 @@
 
 #include "flashloom/ops/attention/sm90/backward_aside.cuh"
 #include "flashloom/ops/attention/sm90/backward_lists_feed.cuh"
+#include "flashloom/ops/attention/sm90/backward_lists_turn.cuh"
 #include "flashloom/ops/attention/sm90/backward_stay.cuh"
 
 // The kernel of backward_stay.cuh for the lists of a block mask. Two warps walk the lists and fetch
 // queries' tiles, one thread adds up dQ, and one warp fetches keys and clears the sums of heads to
-// come, all in the shade of the tensor cores.
+// come, all in the shade of the tensor cores. In turn (backward_lists_turn.cuh) the latter two add
+// up dQ, and keys are fetched by those that walk.
 
 namespace flashloom::sm90 {
 
@@ -153,6 +155,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
       list_feed<Shape, true>(params, maps, shared);
     } else if (warp == 1) {
       list_feed<Shape, false>(params, maps, shared);
+    } else if constexpr (Shape::kTurns == BackwardTurns::always) {
+      list_add_in_turn<Shape>(params, shared, warp - 2);
     } else if (warp == 3) {
       list_aside<Shape>(params, maps, shared);
     } else if (threadIdx.x == 64) {

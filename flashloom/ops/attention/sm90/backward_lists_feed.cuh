@@ -130,6 +130,28 @@ __device__ __forceinline__ void list_feed(const BackwardListParams& params,
       }
       const int32_t next = own.steps + 1;
       __syncwarp();
+      if constexpr (Shape::kTurns == BackwardTurns::always) {  // no warp is left aside
+        if (next == 1) {
+          const uint32_t n = own.tiles;
+          const BackwardWork& work = shared.work(n % 2);
+          uint64_t* full = kLeads ? &barriers.k_full : &barriers.v_full;
+          const int32_t panel = lane_anew();
+          // 0; else ptxas keeps the address of the maps all along, and spills.
+          const int32_t nothing = Shape::kPanels > 1 ? own.steps : 0;
+          mbarrier_wait(kLeads ? &barriers.k_empty : &barriers.v_empty, n % 2 ^ 1,
+                        {"a producer", "k_empty or v_empty"});
+          if (first()) {
+            mbarrier_arrive_expect(full, Shape::kKeyBytes);
+          }
+          __syncwarp();
+          if (panel < Shape::kPanels) {
+            tma_load_4d((kLeads ? shared.k() : shared.v()) + panel * panel_bytes(Shape::kKeys),
+                        (kLeads ? &maps.k : &maps.v) + nothing, full, panel * 64, work.key,
+                        work.head, work.batch, kEvictLast);
+          }
+        }
+        __syncwarp();
+      }
       own.steps = next;
       __syncwarp();
     } while (own.steps < shared.work(own.tiles % 2).end);

@@ -5,6 +5,7 @@
 #include "flashloom/ops/attention/sm90/backward_beside.cuh"
 #include "flashloom/ops/attention/sm90/backward_launch.cuh"
 #include "flashloom/ops/attention/sm90/backward_lists.cuh"
+#include "flashloom/ops/attention/sm90/backward_lists_order.cuh"
 
 // The launch of the kernel for lists, and the kernels before and after it.
 
@@ -36,10 +37,13 @@ __global__ void __launch_bounds__(kListThreads)
       params.rows.ready[i] = 0;
     }
   }
+  for (int32_t i = thread; i < params.counts_a_copy * kSumCopies; i += threads) {
+    params.added[i] = 0;
+  }
   for (int32_t i = thread; i < params.sorted; i += threads) {
     params.works[i] = work_of_lists<Shape>(params, i);
   }
-  if (blockIdx.x == 0) {
+  if (blockIdx.x == 0 && params.lists == 0) {
     // The last ones by the lengths of their lists, so that blocks end together.
     __shared__ int32_t lengths[kMostSortedTiles];
     const int32_t count = params.work_count - params.sorted;
@@ -61,6 +65,11 @@ __global__ void __launch_bounds__(kListThreads)
   if (job < params.cleared) {
     clear_sums<Shape::kDim>(params, job, static_cast<int32_t>(threadIdx.x), kListThreads);
   }
+  if constexpr (Shape::kTurns == BackwardTurns::always) {
+    if (job >= params.prepared && threadIdx.x < 32) {
+      order_entries<Shape>(params, job - params.prepared);
+    }
+  }
   if (job < params.prepared) {
     prepare_job<typename Shape::T, Shape::kDim, kListWarps>(params, job,
                                                             static_cast<int32_t>(threadIdx.x / 32));
@@ -78,23 +87,29 @@ __global__ void __launch_bounds__(kListThreads)
     cuda::wait_for_earlier_kernel();
   } else {
     if (threadIdx.x == 0) {
-      wait_for_count(params.ended + job / params.jobs_a_head, params.key_tiles,
+      wait_for_count(params.ended + job / params.jobs_a_head, params.rows.ends,
                      params.problem.status);
     }
     __syncthreads();
   }
-  finish_job<typename Shape::T, Shape::kDim, kListWarps>(params, job,
-                                                         static_cast<int32_t>(threadIdx.x / 32));
+  finish_job<typename Shape::T, Shape::kDim, kListWarps, Shape::kTurns == BackwardTurns::always>(
+      params, job, static_cast<int32_t>(threadIdx.x / 32));
 }
 
 struct BackwardListWorkspace {
-  int64_t lse, delta, dq, cleared, ended, ready, next, works, end;
+  int64_t lse, delta, dq, cleared, ended, ready, next, works, added, turns, room, end;
 };
 
 /// Places of a query head: those of whole blocks.
 inline int32_t list_query_tiles(const Problem& problem, const AttentionOptions& options) {
   const auto block = static_cast<int32_t>(options.blocks.block_rows);
   return (problem.query_length - 1) / block * (block / kPlaceRows) + block / kPlaceRows;
+}
+
+/// Numbers that say whose turn it is: one a piece and warpgroup, at 64 columns a tile and
+/// warpgroup.
+inline int64_t list_turns(const Problem& problem, int64_t query_tiles, int64_t dim) {
+  return int64_t{problem.batch} * problem.heads * query_tiles * 2 * (dim > 64 ? kPlacePieces : 1);
 }
 
 /// For heads of `dim` columns.
@@ -108,13 +123,20 @@ inline BackwardListWorkspace backward_list_workspace(const AttentionInputs& inpu
   BackwardListWorkspace place = {};
   place.delta = place.lse + (rows + kPlaceRows) * 4;
   place.dq = place.delta + (rows + kPlaceRows) * 4;
-  place.cleared = place.dq + rows * dim * 4;
+  place.cleared = place.dq + rows * dim * 4 * kSumCopies;
   place.ended = place.cleared + aligned(heads * 4);
   place.ready = place.ended + aligned(heads * 4);
   place.next = place.ready + aligned(heads * 4);
   place.works = place.next + 128;
-  place.end = place.works + aligned(backward_key_tiles(problem, 128) * heads *
-                                    static_cast<int64_t>(sizeof(BackwardWork)));
+  place.added = place.works + aligned(backward_key_tiles(problem, 128) * heads *
+                                      static_cast<int64_t>(sizeof(BackwardWork)));
+  place.turns = place.added + aligned(list_turns(problem, tiles, dim) * 4 * kSumCopies);
+  const RankLists lists = rank_lists(options.blocks);
+  const int64_t count = int64_t{lists.batch} * lists.heads;
+  const int64_t block_rows = (problem.query_length - 1) / options.blocks.block_rows + 1;
+  place.room = place.turns +
+               aligned(count * options.blocks.rows.shape[2] * static_cast<int64_t>(sizeof(int4)));
+  place.end = place.room + aligned(count * block_rows * 4);
   return place;
 }
 
@@ -130,6 +152,15 @@ inline int32_t sorted_tiles(int32_t key_tiles) {
   return std::min(std::max(key_tiles, kSome), kMostSortedTiles);
 }
 
+/// Key-value heads that are worked on side by side in turn: the more, the less blocks wait for each
+/// other, but what they work on must stay in the L2 cache. The bits depend on it.
+inline int32_t list_section(const Problem& problem, int64_t dim) {
+  constexpr int64_t kElements = 1 << 21;  // of dQ
+  const int64_t head = int64_t{problem.query_length} * dim * problem.heads_per_key;
+  return static_cast<int32_t>(
+      std::clamp<int64_t>(kElements / std::max<int64_t>(head, 1), 1, backward_heads(problem)));
+}
+
 template <class Shape>
 void launch_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stream) {
   const AttentionInputs& inputs = call.inputs;
@@ -141,9 +172,11 @@ void launch_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stre
   rows.tiles = Divisor(rows.query_tiles);
   rows.dq_sum = reinterpret_cast<float*>(memory + place.dq);
   rows.ended = reinterpret_cast<int32_t*>(memory + place.ended);
+  constexpr bool kInTurn = Shape::kTurns == BackwardTurns::always;
   const BackwardBlocks blocks = backward_blocks(inputs, call.options, kPieceRows);
   BackwardListParams params = {backward_params(call, rows, Shape::kKeys)};
   const auto heads = static_cast<int32_t>(backward_heads(rows.problem));
+  rows.ends = (kInTurn ? 2 : 1) * params.key_tiles;
   const int32_t all = multiprocessors(call.options);
   params.work_count = params.key_tiles * heads;
   // Rows of heads to come are prepared, and sums of heads that are done turned into dq, by a few
@@ -160,7 +193,21 @@ void launch_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stre
   params.jobs_a_head = rows.query_tiles * rows.problem.heads_per_key;
   params.jobs = params.jobs_a_head * heads;
   // Rows of the heads that the first blocks work on come before, the others beside them.
-  const int32_t first_heads = (params.staying - 1) / params.key_tiles + 1;
+  int32_t first_heads = (params.staying - 1) / params.key_tiles + 1;
+  const int32_t section = list_section(rows.problem, Shape::kDim);
+  if constexpr (kInTurn) {
+    params.order = backward_order(rows.problem, params.key_tiles, section);
+    first_heads =
+        params.order.sections == 1 ? heads : (first_heads + section - 1) / section * section;
+    const RankLists lists = rank_lists(call.options.blocks);
+    params.turns = reinterpret_cast<int4*>(memory + place.turns);
+    params.room = reinterpret_cast<int32_t*>(memory + place.room);
+    params.added = reinterpret_cast<int32_t*>(memory + place.added);
+    params.counts_a_copy =
+        static_cast<int32_t>(list_turns(rows.problem, rows.query_tiles, Shape::kDim));
+    params.lists = lists.batch * lists.heads;
+    params.lists_a_batch = lists.heads;
+  }
   params.prepared = params.jobs;
   if (beside && first_heads < heads) {
     params.prepared = first_heads * params.jobs_a_head;
@@ -173,17 +220,32 @@ void launch_lists(const BackwardCall& call, std::byte* memory, cudaStream_t stre
   params.next = reinterpret_cast<int32_t*>(memory + place.next);
   params.rows = rows;
   params.sends = true;
-  params.sorted = std::max(params.staying, params.work_count - sorted_tiles(params.key_tiles));
-  // A head's sums must be cleared when its first tile of keys comes, those of heads whose tiles are
-  // sorted when the first of these does. Tiles clear twice as many as they need, so that the kernel
-  // before has few to clear: those of the first heads and one more, by when each tile is ahead.
-  params.jobs_a_tile = 2 * ((params.jobs + params.work_count - 1) / params.work_count);
-  params.cleared = std::min(
-      params.jobs, std::max((first_heads + 1) * params.jobs_a_head,
-                            params.jobs - params.jobs_a_tile * (params.sorted - params.staying)));
+  if constexpr (kInTurn) {
+    // Where a head has a list of its own and its tiles are that list's columns. Blocks find their
+    // first tiles themselves.
+    constexpr int32_t kBlocks = 132;  // whatever the device: another order has other bits
+    const int32_t last = (params.order.sections - 1) * section * params.key_tiles;
+    const bool sorts = rows.problem.heads_per_key == 1 && params.lists == heads &&
+                       blocks.keys == Shape::kKeys && is_ordered(blocks, params.key_tiles) &&
+                       last >= kBlocks;
+    params.staying = sorts ? std::min(params.staying, last) : params.staying;
+    params.sorted = sorts ? last : params.work_count;
+  } else {
+    params.sorted = std::max(params.staying, params.work_count - sorted_tiles(params.key_tiles));
+    // A head's sums must be cleared when its first tile of keys comes, those of heads whose tiles
+    // are sorted when the first of these does. Tiles clear twice as many as they need, so that the
+    // kernel before has few to clear: those of the first heads and one more, by when each tile is
+    // ahead.
+    params.jobs_a_tile = 2 * ((params.jobs + params.work_count - 1) / params.work_count);
+    params.cleared = std::min(
+        params.jobs, std::max((first_heads + 1) * params.jobs_a_head,
+                              params.jobs - params.jobs_a_tile * (params.sorted - params.staying)));
+  }
+  const int32_t prepare_blocks =
+      kInTurn ? params.prepared + params.lists : std::max(params.prepared, params.cleared);
 
   attention_backward_lists_prepare_kernel<Shape>
-      <<<static_cast<uint32_t>(std::max(params.prepared, params.cleared)), kListThreads, 0,
+      <<<static_cast<uint32_t>(prepare_blocks), kListThreads, kInTurn ? sizeof(ListOrder) : 0,
          stream>>>(params);
   cuda::check(cudaGetLastError(), "attention_backward_lists_prepare_kernel");
   if (params.prepared < params.jobs) {

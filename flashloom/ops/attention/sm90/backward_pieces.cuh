@@ -35,10 +35,19 @@ __device__ __forceinline__ BackwardWork work_of_lists(const BackwardParams& para
   const int32_t group = params.problem.heads_per_key;
   BackwardWork work;
   work.first = index;
-  const int32_t head = params.order.tiles.quotient(index);
-  work.batch = params.order.heads.quotient(head);
-  work.head = head - work.batch * static_cast<int32_t>(params.order.heads.divisor);
-  work.key = (index - head * params.key_tiles) * Shape::kKeys;
+  const BackwardOrder& order = params.order;
+  int32_t head = order.tiles.quotient(index);
+  int32_t tile = index - head * params.key_tiles;
+  if (order.section > 0) {  // several heads side by side
+    const int32_t section = min(order.blocks.quotient(index), order.sections - 1);
+    const Divisor& width = section == order.sections - 1 ? order.last : order.width;
+    const int32_t rest = index - section * static_cast<int32_t>(order.blocks.divisor);
+    tile = width.quotient(rest);
+    head = section * order.section + rest - tile * static_cast<int32_t>(width.divisor);
+  }
+  work.batch = order.heads.quotient(head);
+  work.head = head - work.batch * static_cast<int32_t>(order.heads.divisor);
+  work.key = tile * Shape::kKeys;
   work.sequence = sequence_of(params.problem, work.batch);
   int32_t entries = 0;
   for (int32_t h = work.head * group; h < (work.head + 1) * group; ++h) {
@@ -53,8 +62,8 @@ __device__ __forceinline__ BackwardWork work_of_lists(const BackwardParams& para
 
 /// Step `step` of a tile of keys. By any thread: blocks have all the same number of pieces, so that
 /// nothing before needs to be known but how long the lists are.
-template <class Shape>
-__device__ __forceinline__ void find_pieces(const BackwardParams& params, const BackwardWork& work,
+template <class Shape, class Params>
+__device__ __forceinline__ void find_pieces(const Params& params, const BackwardWork& work,
                                             int32_t step, BackwardPieces& pieces) {
   constexpr int32_t kPieces = Shape::kQueries / kPieceRows;
   const BackwardBlocks& blocks = params.blocks;
@@ -76,10 +85,20 @@ __device__ __forceinline__ void find_pieces(const BackwardParams& params, const 
     int32_t row = 0;
     int32_t partial = -1;
     if (any) {
-      const int32_t found = blocks.rows.at(work.batch, head)[own.x + entry];
+      int32_t at = own.x + entry;
+      int32_t found;
+      if constexpr (Shape::kTurns == BackwardTurns::always) {
+        const int64_t list = work.batch * blocks.rank_batch + head * blocks.rank_head;
+        const int4* turn = params.turns + list * blocks.entry_count + at;
+        found = turn->x;
+        pieces.rank[i] = turn->y + work.key % blocks.keys / Shape::kKeys;
+        at = turn->z;
+      } else {
+        found = blocks.rows.at(work.batch, head)[at];
+      }
       row = (min(max(found, 0), blocks.row_count - 1) * whole + before) * kPieceRows;
       if (blocks.partial.data != nullptr) {
-        partial = min(blocks.partial.at(work.batch, head)[own.x + entry], blocks.partial_count - 1);
+        partial = min(blocks.partial.at(work.batch, head)[at], blocks.partial_count - 1);
       }
     }
     pieces.count[i] = count;

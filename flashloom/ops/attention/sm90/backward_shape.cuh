@@ -201,6 +201,7 @@ struct BackwardPieces {
   int32_t head[2];     // query head
   int32_t row[2];      // first query
   int32_t partial[2];  // block of bits to look at, or -1
+  int32_t rank[2];     // in turn: how many tiles of keys add before
 };
 
 /// What of it hides something from consumers.
@@ -230,7 +231,7 @@ struct BackwardBarriers {
   BackwardPieces pieces[Shape::kPieces ? 8 : 1];
   BackwardPieces dout_pieces[Shape::kPieces ? 4 : 1];  // the same, of dout
   BackwardHidden hidden[Shape::kPieces ? 4 : 1];
-  BackwardLead lead[2];
+  BackwardLead lead[Shape::kPieces ? 4 : 2];  // a warp each
 };
 
 template <class Shape>

@@ -215,31 +215,39 @@ TEST(BackwardSm90Borders, ManyHeadsHoldTheLaw) {
   EXPECT_EQ(expect_sm90_law(cases, true), static_cast<int>(cases.size()));
 }
 
-// Block masks and nothing else, exact widths, fast mode: blocks that stay walk the lists, several
-// tiles of keys each where there are two multiprocessors, or so many heads (the seventh case of a
-// width) that rows are prepared beside them on all of the device.
+// Block masks and nothing else, exact widths: blocks that stay walk the lists, several tiles of
+// keys each where there are two multiprocessors, or so many heads (the seventh case of a width)
+// that rows are prepared beside them on all of the device. In turn, the last heads of a sequence of
+// so many start with long columns.
 TEST(BackwardSm90Borders, ListsOfBlocksHoldTheLaw) {
   FLASHLOOM_NEEDS_GPU();
   RandomSequence random(fresh_seed(), RandomStream::test);
   std::vector<ContractCase> cases;
   std::vector<std::unique_ptr<RandomBlocks>> masks;
   for (const int64_t dim : {64, 128}) {
-    for (int i = 0; i < 8; ++i) {
+    for (int n = 0; n < 16; ++n) {
+      const int i = n % 8;
       ContractCase c;
       const bool many = i == 6;
-      c.call = {.batch = many ? 8 : 2,
-                .heads = many ? 16 : 6,
-                .key_heads = many         ? 16
+      const bool own_lists = many && n >= 8;
+      c.call = {.batch = own_lists ? 1
+                         : many    ? 8
+                                   : 2,
+                .heads = own_lists ? 96
+                         : many    ? 16
+                                   : 6,
+                .key_heads = own_lists    ? 96
+                             : many       ? 16
                              : i % 3 == 2 ? 2
                                           : 6,
-                .queries = i == 0 ? 1 : 1 + random.below(600),
+                .queries = i == 0 ? 1 : (own_lists ? 400 : 1) + random.below(own_lists ? 200 : 600),
                 .keys = i == 1 ? 129 : (many ? 513 : 1) + random.below(many ? 128 : 600),
                 .dim = dim,
                 .value_dim = dim,
                 .dtype = i % 2 == 0 ? DType::bf16 : DType::f16,
                 .seed = random.below(1u << 30)};
       const int64_t rows = i < 4 ? 128 : 256;
-      const int64_t keys = i % 4 < 2 ? 128 : 256;
+      const int64_t keys = own_lists || i % 4 < 2 ? 128 : 256;
       masks.push_back(std::make_unique<RandomBlocks>(c.call.queries, c.call.keys, rows, keys,
                                                      c.call.heads, c.call.seed));
       c.call.options.blocks = masks.back()->blocks;
@@ -247,6 +255,10 @@ TEST(BackwardSm90Borders, ListsOfBlocksHoldTheLaw) {
       c.call.options.execution.multiprocessor_share = i < 6 ? 0.02F : 1;
       c.name = std::to_string(c.call.queries) + " x " + std::to_string(c.call.keys) +
                ", blocks of " + std::to_string(rows) + " x " + std::to_string(keys);
+      if (n >= 8) {
+        c.call.options.execution.deterministic = true;
+        c.name += ", in turn";
+      }
       cases.push_back(c);
     }
   }
@@ -412,6 +424,27 @@ TEST_P(BackwardSm90Determinism, RepeatedRunsGiveTheSameBits) {
         call.run(AttentionBackend::sm90, true, RepeatingExecutor(), DType::bf16, DType::bf16);
       }
     }
+  }
+  // Lists of a block mask, one or two heads or many side by side, the last ones' long columns
+  // first.
+  for (const int64_t key_heads : {2, 32}) {
+    if (dim > 128) {
+      break;
+    }
+    const bool few = key_heads == 2;
+    Case call = {.batch = few ? 2 : 1,
+                 .heads = few ? 8 : 32,
+                 .key_heads = key_heads,
+                 .queries = few ? 4900 : 1900,
+                 .keys = 2100,
+                 .dim = dim,
+                 .value_dim = dim,
+                 .dtype = DType::bf16,
+                 .seed = seed};
+    const RandomBlocks mask(call.queries, call.keys, 128, 128, call.heads, seed);
+    call.options.blocks = mask.blocks;
+    call.options.execution.deterministic = true;
+    call.run(AttentionBackend::sm90, true, RepeatingExecutor(), DType::bf16, DType::bf16);
   }
   if (dim == 128) {  // so many steps that blocks do not stay; the first head starts with late keys
     Case call = {.batch = 1,
