@@ -187,8 +187,9 @@ __device__ __forceinline__ void backward_add(const BackwardParams& params, const
     if (first) {  // the sums hold anything
       bulk_store(to, from, Shape::sum_bytes(group));
     } else if (turns) {
-      // Copies side by side are done sooner; at 96 columns no register is left for them.
-      constexpr uint32_t kCopies = Shape::kHalfRows ? 1 : 4;
+      // Copies side by side are done sooner; at 96 columns no register is left for them, and under
+      // block masks one was better.
+      constexpr uint32_t kCopies = Shape::kHalfRows || Shape::kLists ? 1 : 4;
       const uint32_t bytes = Shape::sum_bytes(group) / kCopies;
 #pragma unroll
       for (uint32_t i = 0; i < kCopies; ++i) {
