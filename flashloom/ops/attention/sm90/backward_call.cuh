@@ -32,7 +32,8 @@ inline RankLists rank_lists(const AttentionBlocks& mask) {
 }
 
 struct BackwardWorkspace {
-  int64_t lse, delta, dentropy, dq, added, ended, ready, next, works, ranks, counts, end;
+  int64_t lse, delta, dentropy, dq, added, ended, ready, next, works, ranks, counts;
+  int64_t part_sums, part_counts, end;
   int64_t query_tiles;  // a head
   int64_t places;
 };
@@ -49,11 +50,14 @@ inline int64_t backward_heads(const Problem& problem) {
          (problem.heads / problem.heads_per_key);
 }
 
-/// `sums`: columns of the sums of dQ, 0 without them; `keys`: of a tile, where blocks stay.
+/// `sums`: columns of the sums of dQ, 0 without them; `keys`: of a tile, where blocks stay; `split`
+/// has sums of tiles of `split_bytes`.
 inline BackwardWorkspace backward_workspace(const AttentionInputs& inputs,
                                             const AttentionSaved& saved,
                                             const AttentionOptions& options, int64_t queries,
-                                            int64_t sums, int64_t keys = 0) {
+                                            int64_t sums, int64_t keys = 0,
+                                            const BackwardSplit& split = {},
+                                            int64_t split_bytes = 0) {
   const ConstTensorView q = as_batched(inputs.q);
   const Problem problem = make_problem(q, as_batched(inputs.k), options);
   const bool packed = options.sequences.cu_query.rank > 0;
@@ -80,10 +84,12 @@ inline BackwardWorkspace backward_workspace(const AttentionInputs& inputs,
     const int64_t lists = int64_t{batch} * heads;
     const int64_t row_count = (problem.query_length - 1) / mask.block_rows + 1;
     workspace.counts += aligned(lists * mask.rows.shape[2] * 4);
-    workspace.end = workspace.counts + aligned(lists * row_count * 4);
+    workspace.part_sums = workspace.counts + aligned(lists * row_count * 4);
   } else {
-    workspace.end = workspace.counts;
+    workspace.part_sums = workspace.counts;
   }
+  workspace.part_counts = workspace.part_sums + int64_t{split.tiles} * split.parts * split_bytes;
+  workspace.end = workspace.part_counts + aligned(int64_t{split.tiles} * 8);
   return workspace;
 }
 
@@ -167,6 +173,7 @@ inline BackwardRowParams backward_rows(const BackwardCall& call, const BackwardW
   rows.scale = score_scale(options, inputs.q.dim(-1));
   rows.accumulate = gradients.accumulate;
   rows.half = storage == DType::f16;
+  rows.split.parts = 1;
   rows.query_tiles = static_cast<int32_t>(place.query_tiles);
   rows.tiles = Divisor(std::max<int64_t>(place.query_tiles, 1));
   rows.heads = Divisor(rows.problem.heads);

@@ -8,6 +8,7 @@
 #include "flashloom/ops/attention/sm90/backward_follow.cuh"
 #include "flashloom/ops/attention/sm90/backward_hide.cuh"
 #include "flashloom/ops/attention/sm90/backward_issue.cuh"
+#include "flashloom/ops/attention/sm90/backward_parts.cuh"
 #include "flashloom/ops/attention/sm90/backward_pieces.cuh"
 #include "flashloom/ops/attention/sm90/backward_places.cuh"
 #include "flashloom/ops/attention/sm90/backward_produce.cuh"
@@ -302,7 +303,7 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
         give_place_back(&barriers.v_empty, lane);
       }
       own.start_queries();
-      if constexpr (!Shape::kSends && !Shape::kStays) {
+      if constexpr (!Shape::kSends && !Shape::kStays && !Shape::kParts) {
         store_sums();
       }
       wgmma_wait<0>();
@@ -314,6 +315,11 @@ struct BackwardConsumer : BackwardTile<Shape>, BackwardPlaces<Shape> {
       own.give_queries();
       if constexpr (!Shape::kSends && Shape::kStays) {
         store_sums();  // while the next keys are on their way
+      }
+      if constexpr (Shape::kParts) {
+        if (join_parts<Shape>(params, shared, group, dk, dv)) {
+          store_sums();
+        }
       }
     } else if constexpr (!Shape::kSends) {
       store_sums();

@@ -33,6 +33,16 @@ __device__ __forceinline__ void add_release(int32_t* place) {
   asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(place) : "memory");
 }
 
+/// What `place` held before one was added.
+__device__ __forceinline__ int32_t count_acquire_release(int32_t* place) {
+  int32_t found;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], 1;"
+               : "=r"(found)
+               : "l"(place)
+               : "memory");
+  return found;
+}
+
 __device__ __forceinline__ void store_release(int32_t* place, int32_t value) {
   asm volatile("st.release.gpu.global.s32 [%0], %1;" ::"l"(place), "r"(value) : "memory");
 }

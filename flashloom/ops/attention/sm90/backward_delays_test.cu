@@ -63,6 +63,9 @@ class DelayCases {
     add("wide window", {.left = 600, .right = 30});
     if (dim == 128) {
       add("many steps, so that blocks do not stay", {}).queries = 5200;
+      Case& parts = add("many steps, parts of tiles", {});
+      parts.queries = 5200;
+      parts.options.execution.multiprocessor_share = 0.02F;
     }
     add("packed", {.right = 0}, {0, 1, 130, 700});
     // Blocks that stay take several tiles of keys each.

@@ -4,6 +4,7 @@
 
 #include "flashloom/cuda/ptx/grid.cuh"
 #include "flashloom/ops/attention/sm90/backward_consume.cuh"
+#include "flashloom/ops/attention/sm90/backward_parts.cuh"
 #include "flashloom/ops/attention/sm90/backward_produce.cuh"
 #include "flashloom/ops/attention/sm90/backward_results.cuh"
 #include "flashloom/ops/attention/sm90/backward_start.cuh"
@@ -26,7 +27,8 @@ __global__ void __launch_bounds__(Shape::kThreads, 1)
   if (threadIdx.x == 0) {
     begin_backward_block(maps, [&] { init_barriers(barriers); });
   }
-  const BackwardWork found = backward_work<Shape>(params, static_cast<int32_t>(blockIdx.x));
+  const BackwardWork found =
+      backward_work_of_block<Shape>(params, static_cast<int32_t>(blockIdx.x));
   if (found.key >= found.sequence.key_rows) {
     if (waits_for_all(params)) {
       wait_for_earlier_kernel();

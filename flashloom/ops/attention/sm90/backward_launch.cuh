@@ -8,6 +8,7 @@
 #include "flashloom/ops/attention/sm90/backward_call.cuh"
 #include "flashloom/ops/attention/sm90/backward_kernel.cuh"
 #include "flashloom/ops/attention/sm90/backward_order.cuh"
+#include "flashloom/ops/attention/sm90/backward_parts.cuh"
 #include "flashloom/ops/attention/sm90/backward_rows.cuh"
 #include "flashloom/ops/attention/sm90/backward_stay.cuh"
 #include "flashloom/ops/attention/sm90/problem.cuh"
@@ -28,6 +29,21 @@ inline BackwardBlocks launch_backward_blocks(const BackwardCall& call, std::byte
                           lists.heads, reinterpret_cast<int32_t*>(memory + place.counts), stream);
   }
   return blocks;
+}
+
+/// Launches `blocks` blocks that walk parts of the last tiles of keys of 128 columns.
+template <class T>
+void launch_backward_parts(const BackwardParams& params, const BackwardMaps& maps, int32_t blocks,
+                           cudaStream_t stream);
+
+/// The workspace of a kernel.
+template <class Shape>
+BackwardWorkspace backward_workspace(const AttentionInputs& inputs, const AttentionSaved& saved,
+                                     const AttentionOptions& options) {
+  const Problem problem = make_problem(as_batched(inputs.q), as_batched(inputs.k), options);
+  return backward_workspace(
+      inputs, saved, options, Shape::kQueries, Shape::kDim, Shape::kStays ? Shape::kKeys : 0,
+      backward_split<Shape>(problem, options), int64_t{Shape::kKeys} * 2 * Shape::kDim * 4);
 }
 
 /// A call to a kernel of sums in memory: what is decided before, then the kernels in their order.
@@ -56,8 +72,7 @@ struct BackwardLaunch {
   BackwardLaunch(const BackwardCall& own_call, std::byte* own_memory)
       : call(own_call),
         memory(own_memory),
-        place(backward_workspace(call.inputs, call.saved, call.options, Shape::kQueries,
-                                 Shape::kDim, Shape::kStays ? Shape::kKeys : 0)),
+        place(backward_workspace<Shape>(call.inputs, call.saved, call.options)),
         rows(backward_rows(call, place, memory)),
         deterministic(call.options.execution.deterministic),
         masks(Shape::kLists && call.options.blocks.rows),
@@ -69,6 +84,7 @@ struct BackwardLaunch {
     find_aside();
     find_params();
     order_tiles();
+    split_last_tiles();
   }
 
   void run(cudaStream_t stream) {
@@ -154,6 +170,18 @@ struct BackwardLaunch {
     }
   }
 
+  /// Parts wait for the rows of their head alone, not for the kernel before, so there are none
+  /// where rows are not prepared beside.
+  void split_last_tiles() {
+    rows.split = rows.ready != nullptr ? backward_split<Shape>(rows.problem, call.options)
+                                       : BackwardSplit{params.work_count, 1, 0};
+    rows.key_tiles = params.key_tiles;
+    rows.part_counts = params.part_counts = numbers(place.part_counts);
+    params.part_sums = reinterpret_cast<float*>(memory + place.part_sums);
+    params.whole = rows.split.whole;
+    params.parts = Divisor(rows.split.parts);
+  }
+
   void prepare(cudaStream_t stream) const {
     const bool beside = rows.ready != nullptr;
     const int64_t first_places =
@@ -174,7 +202,7 @@ struct BackwardLaunch {
     }
   }
 
-  /// The main kernel: dK, dV and the sums of dQ.
+  /// The main kernels: dK, dV and the sums of dQ.
   void add_up(cudaStream_t stream) {
     BackwardMaps maps = backward_maps<Shape>(call.inputs, call.saved.dout, Shape::Panels::kColumns);
     params.sends = !params.dk.wide && !params.dv.wide;
@@ -186,10 +214,16 @@ struct BackwardLaunch {
       launch_backward_kernel<Shape>(
           &attention_backward_staying_kernel<Shape>, "attention_backward_staying_kernel",
           static_cast<uint32_t>(params.staying), params, maps, true, stream);
-    } else {
+    } else if (params.whole > 0) {
       launch_backward_kernel<Shape>(&attention_backward_kernel<Shape>, "attention_backward_kernel",
-                                    static_cast<uint32_t>(params.key_tiles * heads), params, maps,
-                                    true, stream);
+                                    static_cast<uint32_t>(params.whole), params, maps, true,
+                                    stream);
+    }
+    if constexpr (Shape::kSplits) {
+      const int32_t parts = rows.split.parts * rows.split.tiles;
+      if (parts > 0) {
+        launch_backward_parts<typename Shape::T>(params, maps, parts, stream);
+      }
     }
   }
 

@@ -45,11 +45,18 @@ __device__ __forceinline__ void prepare_rows(const BackwardRowParams& params, in
     for (auto i = static_cast<int32_t>(blockIdx.x); i < key_value_heads(params.problem);
          i += static_cast<int32_t>(gridDim.x)) {
       if (params.ended != nullptr) {
-        params.ended[i] = ended;
+        // A split tile has more adders.
+        const int32_t split =
+            (i + 1) * params.key_tiles - max(i * params.key_tiles, params.split.whole);
+        params.ended[i] = ended - 2 * (params.split.parts - 1) * max(split, 0);
       }
       if (params.ready != nullptr) {
         params.ready[i] = 0;
       }
+    }
+    for (auto i = static_cast<int32_t>(blockIdx.x); i < 2 * params.split.tiles;
+         i += static_cast<int32_t>(gridDim.x)) {
+      params.part_counts[i] = 0;
     }
   }
   const RowTile tile = row_tile(params, static_cast<int32_t>(blockIdx.x), kQueries);

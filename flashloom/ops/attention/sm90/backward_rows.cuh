@@ -27,8 +27,11 @@ struct BackwardRowParams {
   int32_t* added;          // two a place, or null
   int32_t* ended;          // a key-value head of a sequence, or null
   int32_t ends;            // what `ended` comes to
-  int32_t* drawn;          // where blocks stay, zero: places that are being converted
-  int32_t* ready;          // a key-value head: places whose rows are prepared; or null
+  BackwardSplit split;     // of the last tiles of keys, of `key_tiles` a head
+  int32_t key_tiles;
+  int32_t* part_counts;  // two a tile that is split
+  int32_t* drawn;        // where blocks stay, zero: places that are being converted
+  int32_t* ready;        // a key-value head: places whose rows are prepared; or null
   const float* sinks;
   float* dsinks;
   int64_t sinks_stride, dsinks_stride;

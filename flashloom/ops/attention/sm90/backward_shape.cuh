@@ -38,6 +38,11 @@ struct BackwardOrder {
 
 struct BackwardWork;
 
+/// How the last tiles of keys are split: behind `whole` ones, `tiles` of `parts` blocks each.
+struct BackwardSplit {
+  int32_t whole, parts, tiles;
+};
+
 struct BackwardParams {
   Problem problem;
   int32_t columns, value_columns;  // of q and k, of v and dout; a kernel's may be more
@@ -53,6 +58,10 @@ struct BackwardParams {
   BackwardWork* works;    // where blocks stay: of all tiles of keys, in their order
   int32_t* next;          // and the first that no block has taken yet, and rows.drawn
   int32_t work_count, staying;  // tiles of keys; blocks
+  int32_t whole;                // tiles of keys that are a block's
+  Divisor parts;                // blocks of one of those behind
+  float* part_sums;             // their dk and dv
+  int32_t* part_counts;         // two a tile, zero: how many parts are there
   float scale;
   bool accumulate;      // add to dk, dv (f32)
   bool sends;           // dk and dv leave through the copy engine
@@ -82,6 +91,7 @@ struct BackwardForm {
   bool exact;    // tensors have just these columns
   BackwardTurns turns;
   bool stays = false;  // blocks stay, one a multiprocessor, and take tiles of keys as they come
+  bool parts = false;  // several blocks walk a tile of keys
 };
 
 template <class T_, BackwardForm kForm>
@@ -122,8 +132,20 @@ struct BackwardShape {
   static constexpr bool kTellsBehind = kLate && kDim > 64;
   // Whether threads that add may ask early whose turn is next; at 96 columns they would spill.
   static constexpr bool kAsksEarly = kDim != 96;
+  // Whether a block walks a part of the queries of its tile of keys. The kernel for the others is
+  // as it were without: its loop would be compiled otherwise (0.98).
+  static constexpr bool kParts = kForm.parts;
+  static constexpr bool kSplits =
+      kLate && kDim == 128 && !kStays && !kParts && kForm.turns == BackwardTurns::never;
+
+  static constexpr BackwardForm parts_form() {
+    BackwardForm form = kForm;
+    form.parts = true;
+    return form;
+  }
+
   // Whether exponentials wait for dP.
-  static constexpr bool kExpsBehind = kStays && kDim == 128;
+  static constexpr bool kExpsBehind = kDim == 128 && (kStays || kParts);
   // Whether the warpgroups take turns with the exponentials, so that they stay half a step apart.
   static constexpr bool kAlternates = kLate && kDim == 64;
   // Whether a warpgroup passes a first step that hides all from it: under a causal mask that is
@@ -232,6 +254,7 @@ struct BackwardBarriers {
   BackwardPieces dout_pieces[Shape::kPieces ? 4 : 1];  // the same, of dout
   BackwardHidden hidden[Shape::kPieces ? 4 : 1];
   BackwardLead lead[Shape::kPieces ? 4 : 2];  // a warp each
+  int32_t parts_before[2];  // of a tile's parts, by warpgroup
 };
 
 template <class Shape>

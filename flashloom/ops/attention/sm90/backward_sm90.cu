@@ -90,9 +90,11 @@ Choice choose(const AttentionInputs& inputs, const AttentionSaved& saved,
   }
   if (width > 96) {
     return {launch_backward_128,
-            std::max(workspace_of<Backward128<__half>>(inputs, saved, options),
-                     workspace_of<Backward128Exact<__half, BackwardTurns::never, true>>(
-                         inputs, saved, options))};
+            std::max({workspace_of<Backward128<__half>>(inputs, saved, options),
+                      workspace_of<Backward128Exact<__half, BackwardTurns::never, false>>(
+                          inputs, saved, options),
+                      workspace_of<Backward128Exact<__half, BackwardTurns::never, true>>(
+                          inputs, saved, options)})};
   }
   if (width > 64) {
     return {launch_backward_96,

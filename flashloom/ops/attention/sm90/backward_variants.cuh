@@ -102,9 +102,7 @@ inline int64_t backward_width(const AttentionInputs& inputs) {
 template <class Shape>
 int64_t workspace_of(const AttentionInputs& inputs, const AttentionSaved& saved,
                      const AttentionOptions& options) {
-  return backward_workspace(inputs, saved, options, Shape::kQueries, Shape::kDim,
-                            Shape::kStays ? Shape::kKeys : 0)
-      .end;
+  return backward_workspace<Shape>(inputs, saved, options).end;
 }
 
 /// Calls launch(T()) with the storage type.
