@@ -50,10 +50,6 @@ bool suits(const AttentionInputs& inputs, const AttentionOptions& options) {
 bool is_for_lists(const BackwardCall& call) {
   const AttentionGradients& gradients = call.gradients;
   const DType storage = call.inputs.q.dtype;
-  // In turn at 64 columns.
-  if (call.options.execution.deterministic && backward_width(call.inputs) > 64) {
-    return false;
-  }
   return suits(call.inputs, call.options) && !gradients.accumulate &&
          gradients.dq.dtype == storage && gradients.dk.dtype == storage &&
          gradients.dv.dtype == storage;
@@ -70,7 +66,7 @@ void launch_backward_lists(const BackwardCall& call, std::byte* memory, cudaStre
     using T = decltype(storage);
     constexpr BackwardTurns kNever = BackwardTurns::never, kAlways = BackwardTurns::always;
     if (backward_width(call.inputs) > 64) {
-      launch_lists<Lists128<T, kNever>>(call, memory, stream);
+      launch_mode<Lists128<T, kNever>, Lists128<T, kAlways>>(call, memory, stream);
     } else {
       launch_mode<Lists64<T, kNever>, Lists64<T, kAlways>>(call, memory, stream);
     }
