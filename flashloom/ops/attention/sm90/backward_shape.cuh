@@ -254,7 +254,7 @@ struct BackwardBarriers {
   BackwardPieces dout_pieces[Shape::kPieces ? 4 : 1];  // the same, of dout
   BackwardHidden hidden[Shape::kPieces ? 4 : 1];
   BackwardLead lead[Shape::kPieces ? 4 : 2];  // a warp each
-  int32_t parts_before[2];  // of a tile's parts, by warpgroup
+  int32_t parts_before[2];                    // of a tile's parts, by warpgroup
 };
 
 template <class Shape>
