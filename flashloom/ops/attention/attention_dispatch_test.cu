@@ -206,5 +206,23 @@ TEST(AttentionDispatch, WorkspaceServesEveryBackendThatMayBeTaken) {
   }
 }
 
+// Callers may ask once and then choose.
+TEST(AttentionDispatch, WorkspaceServesBothModes) {
+  for (const int64_t length : {300, 6000}) {
+    for (const int64_t dim : {64, 96, 128, 256}) {
+      for (const int64_t right : {-1, 0}) {
+        Call call(DType::bf16, dim, length);
+        call.options.visibility.right = right;
+        const auto bytes = [&](bool deterministic) {
+          call.options.execution.deterministic = deterministic;
+          return attention_backward_workspace_bytes(call.gradients, call.inputs, call.saved,
+                                                    call.options);
+        };
+        EXPECT_EQ(bytes(true), bytes(false)) << length << ", D " << dim << ", right " << right;
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace flashloom

@@ -17,7 +17,7 @@ inline TensorView gpu_tensor(DType dtype, std::initializer_list<int64_t> shape,
   return TensorView(reinterpret_cast<void*>(address), dtype, shape, kGpu);
 }
 
-/// Two sequences, 8 heads over 2, 300 queries and keys.
+/// Two sequences, 8 heads over 2, as many queries as keys.
 struct GpuCall {
   AttentionInputs inputs;
   AttentionOutputs outputs;
@@ -25,15 +25,15 @@ struct GpuCall {
   AttentionGradients gradients;
   AttentionOptions options;
 
-  explicit GpuCall(DType dtype = DType::bf16, int64_t dim = 128) {
-    inputs = {gpu_tensor(dtype, {2, 8, 300, dim}), gpu_tensor(dtype, {2, 2, 300, dim}),
-              gpu_tensor(dtype, {2, 2, 300, dim})};
-    outputs.out = gpu_tensor(dtype, {2, 8, 300, dim});
-    outputs.lse = gpu_tensor(DType::f32, {2, 8, 300});
+  explicit GpuCall(DType dtype = DType::bf16, int64_t dim = 128, int64_t length = 300) {
+    inputs = {gpu_tensor(dtype, {2, 8, length, dim}), gpu_tensor(dtype, {2, 2, length, dim}),
+              gpu_tensor(dtype, {2, 2, length, dim})};
+    outputs.out = gpu_tensor(dtype, {2, 8, length, dim});
+    outputs.lse = gpu_tensor(DType::f32, {2, 8, length});
     saved = {.out = outputs.out, .lse = outputs.lse, .dout = outputs.out};
-    gradients.dq = gpu_tensor(dtype, {2, 8, 300, dim});
-    gradients.dk = gpu_tensor(dtype, {2, 2, 300, dim});
-    gradients.dv = gpu_tensor(dtype, {2, 2, 300, dim});
+    gradients.dq = gpu_tensor(dtype, {2, 8, length, dim});
+    gradients.dk = gpu_tensor(dtype, {2, 2, length, dim});
+    gradients.dv = gpu_tensor(dtype, {2, 2, length, dim});
   }
 };
 

@@ -35,7 +35,8 @@ inline BackwardSplit split_tiles(int64_t tiles, int32_t all) {
 }
 
 /// That of a call; where all is visible tiles have as many queries each. For an H100; another GPU
-/// takes the same, so that dk and dv are the same bits, and the workspace does not depend on it.
+/// takes the same, so that dk and dv are the same bits, and the workspace does not depend on it,
+/// nor on the mode: kernels in turn do not split.
 template <class Shape>
 BackwardSplit backward_split(const Problem& problem, const AttentionOptions& options) {
   constexpr int32_t kBlocks = 132;
@@ -43,8 +44,7 @@ BackwardSplit backward_split(const Problem& problem, const AttentionOptions& opt
   const int64_t tiles = backward_heads(problem) * backward_key_tiles(problem, Shape::kKeys);
   const bool full = options.visibility.left < 0 && options.visibility.right < 0;
   const bool plain = problem.cu_key == nullptr && problem.cu_query == nullptr &&
-                     problem.used_key == nullptr && problem.used_query == nullptr &&
-                     !options.execution.deterministic;
+                     problem.used_key == nullptr && problem.used_query == nullptr;
   const bool many = problem.query_length / Shape::kQueries >= kSteps;
   return Shape::kSplits && full && plain && many ? split_tiles(tiles, kBlocks)
                                                  : BackwardSplit{static_cast<int32_t>(tiles), 1, 0};
