@@ -76,8 +76,7 @@ def reference(q, k, v, dout, right, left, dtype, rounded):
             p = weights / safe
             dv[b, g] += to(p).T @ doh
             delta = (doh * to(out[b, h])).sum(1, keepdim=True)
-            # At D 64 the kernel takes dS from the P that it rounded for dV.
-            ds = to((to(p) if dim == 64 else p) * (doh @ vh.T - delta))
+            ds = to(p * (doh @ vh.T - delta))
             dq[b, h] = ds @ kh * scale
             dk[b, g] += ds.T @ qh * scale
     return out, lse, dq, dk, dv
